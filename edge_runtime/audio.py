@@ -1,0 +1,166 @@
+"""Audio files to mono 16 kHz samples, and the refusal of files that hold no usable speech."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from esrt.errors import AudioError
+from esrt.frontend import HOP, N_FFT, SAMPLE_RATE
+from esrt.manifest import FrontEnd
+
+Array = npt.NDArray[np.float32]
+
+# Silence is a peak below -60 dBFS. The peak and not the mean power, so that one quiet word in a
+# long pause still counts as speech; measured around the mean, so that a constant offset does not.
+SILENCE_DBFS = -60.0
+# Float files may pass full scale a little; one that reaches +20 dBFS holds another unit, integers
+# written as floats for example, and its log-mel would be far from anything a model has heard.
+MAX_PEAK = 10.0
+MIN_RATE, MAX_RATE = 4_000, 384_000
+_PCM_BYTES_PER_SAMPLE = 2
+
+
+@dataclass(frozen=True, eq=False)  # a generated == would ask an array for one truth value
+class Audio:
+    """Speech. ``samples``: mono, 16 kHz, float32, nominally in [-1, 1], shape (samples,)."""
+
+    samples: Array
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return len(self.samples) / SAMPLE_RATE
+
+    @property
+    def pcm_bytes(self) -> int:
+        """Bytes of the same audio as 16-bit 16 kHz PCM: what a packet saves is measured by it."""
+        return len(self.samples) * _PCM_BYTES_PER_SAMPLE
+
+
+def read_audio(path: Path, front_end: FrontEnd | None = None) -> Audio:
+    """Read speech from any file that libsndfile reads, at any rate; channels are averaged.
+
+    Args:
+        path: the file.
+        front_end: of the model that the audio is for; with it the length is checked as well, and
+            no more is read of a file that is too long.
+
+    Raises:
+        AudioError: missing, not audio, empty, silent, not finite, far beyond full scale, or
+            shorter or longer than the model takes.
+    """
+    try:
+        with path.open("rb") as stream:
+            _check_stream(stream, path)
+            samples = _read(stream, path, None if front_end is None else front_end.max_seconds)
+    except OSError as error:
+        raise AudioError(
+            f"{path} cannot be read: {error.strerror}.", "Name an existing audio file."
+        ) from error
+    _check_level(samples, path)
+    if front_end is not None:
+        samples = _fit(samples, front_end, path)
+    return Audio(samples)
+
+
+def shortest_samples(front_end: FrontEnd) -> int:
+    """The fewest 16 kHz samples that give a model one full window and one full token."""
+    return max(N_FFT, front_end.frame_multiple * HOP)
+
+
+def _check_stream(stream: BinaryIO, path: Path) -> None:
+    if not stream.seekable():
+        raise AudioError(f"{path} is a pipe.", "Write the audio to a file first.")
+    if not stream.read(1):
+        raise AudioError(f"{path} is empty.", "Record or export the audio again.")
+    stream.seek(0)
+
+
+def _read(stream: BinaryIO, path: Path, max_seconds: float | None) -> Array:
+    """All samples as mono 16 kHz, read second by second: a header's sample count proves nothing."""
+    try:
+        with soundfile.SoundFile(stream) as file:
+            rate: int = file.samplerate
+            if not MIN_RATE <= rate <= MAX_RATE:
+                raise AudioError(
+                    f"{path} has a sample rate of {rate} Hz, not {MIN_RATE} to {MAX_RATE}.",
+                    "Convert it to 16000 Hz.",
+                )
+            blocks: list[Array] = []
+            count = 0
+            while len(block := file.read(rate, dtype="float32", always_2d=True)):
+                with np.errstate(all="ignore"):  # what is not finite is reported below
+                    blocks.append(block.mean(axis=1, dtype=np.float32))
+                count += len(block)
+                if max_seconds is not None and count > (max_seconds + HOP / SAMPLE_RATE) * rate:
+                    raise _too_long(path, max_seconds)
+    # A TypeError is soundfile's answer to a name in .raw, whose samples have no header.
+    except (soundfile.SoundFileError, TypeError) as error:
+        raise AudioError(
+            f"{path} is not audio that can be read: {_reason(error)}.",
+            "Convert it to WAV or FLAC.",
+        ) from error
+    if not blocks:
+        raise AudioError(f"{path} holds no samples.", "Record or export the audio again.")
+    samples = np.concatenate(blocks)
+    _check_finite(samples, path)  # before resampling, which would spread one bad sample over many
+    if rate != SAMPLE_RATE:
+        samples = soxr.resample(samples, rate, SAMPLE_RATE)
+    return samples
+
+
+def _reason(error: Exception) -> str:
+    """The words of libsndfile, without the Python object that soundfile names before them."""
+    return str(getattr(error, "error_string", error)).rstrip(".")
+
+
+def _check_finite(samples: Array, path: Path) -> None:
+    bad = ~np.isfinite(samples)
+    if bad.any():
+        raise AudioError(
+            f"{path} has {int(bad.sum())} samples that are not finite numbers"
+            f" (the first is number {int(bad.argmax())}).",
+            "Export the audio again, as 16-bit integers.",
+        )
+    peak = float(np.abs(samples).max())
+    if peak > MAX_PEAK:
+        raise AudioError(
+            f"{path} reaches {peak:.4g} where full scale is 1.",
+            "Scale the samples to [-1, 1], or export them as integers.",
+        )
+
+
+def _check_level(samples: Array, path: Path) -> None:
+    peak = float(np.abs(samples - samples.mean()).max()) if len(samples) else 0.0
+    if peak < 10 ** (SILENCE_DBFS / 20):
+        raise AudioError(
+            f"{path} is silent: its peak is below {SILENCE_DBFS:g} dBFS.",
+            "Check the microphone, or name a file with speech.",
+        )
+
+
+def _fit(samples: Array, front_end: FrontEnd, path: Path) -> Array:
+    shortest = shortest_samples(front_end)
+    if len(samples) < shortest:
+        raise AudioError(
+            f"{path} lasts {1000 * len(samples) / SAMPLE_RATE:.0f} ms; this model needs at least"
+            f" {1000 * shortest / SAMPLE_RATE:.0f} ms.",
+            "Record a whole word or sentence.",
+        )
+    longest = round(front_end.max_seconds * SAMPLE_RATE)
+    if len(samples) > longest + HOP:
+        raise _too_long(path, front_end.max_seconds)
+    # Up to one hop beyond the limit is rounding, by a recorder or by the resampler.
+    return samples[:longest]
+
+
+def _too_long(path: Path, max_seconds: float) -> AudioError:
+    return AudioError(
+        f"{path} lasts longer than the {max_seconds:g} s that this model takes in one packet.",
+        "Cut it into shorter pieces, at pauses.",
+    )

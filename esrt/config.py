@@ -1,0 +1,151 @@
+"""Shapes of the model's parts, the three named configurations, and their JSON form. No torch."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from esrt.errors import CheckpointError
+from esrt.languages import LANGUAGES
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """A Whisper encoder: width, layers, attention heads, inner width, mel bins, longest output."""
+
+    width: int
+    layers: int
+    heads: int
+    inner_width: int
+    mel_bins: int = 128
+    max_positions: int = 1500
+
+
+@dataclass(frozen=True)
+class QFormerConfig:
+    """A Q-Former over the encoder's states.
+
+    Without ``stride``, ``queries`` learned queries each read all encoder states: the form of the
+    released models, with a fixed number of tokens. With ``stride``, there is one token for every
+    ``stride`` encoder states (20 ms each), which reads those and ``overlap`` more on either side:
+    the token count follows the length of the speech, and a token's place is its time (the
+    window-level Q-Former of SALMONN, arXiv 2310.13289). Its queries are ``queries`` = 1 learned
+    vector plus the sinusoid of the position.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    inner_width: int
+    queries: int
+    stride: int | None = None
+    overlap: int = 0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The whole model. ``max_seconds`` bounds the speech that one packet holds.
+
+    ``padded`` models were trained on audio padded or trimmed to ``max_seconds`` and get that;
+    the others encode only what was spoken. ``languages`` are those that the model was trained
+    for, in every direction.
+    """
+
+    name: str
+    encoder: EncoderConfig
+    q_former: QFormerConfig
+    decoder_width: int
+    projector_width: int
+    padded: bool
+    max_seconds: float
+    languages: tuple[str, ...]
+
+    @property
+    def frame_multiple(self) -> int:
+        """Mel frames (10 ms each) come in multiples of this; the encoder halves them."""
+        return 2 * (self.q_former.stride or 1)
+
+    @property
+    def max_frames(self) -> int:
+        """The most mel frames that the model takes."""
+        return round(self.max_seconds * 100) // self.frame_multiple * self.frame_multiple
+
+    @property
+    def max_tokens(self) -> int:
+        """The most feature tokens that a packet of this model holds."""
+        return self.tokens(self.max_frames)
+
+    def tokens(self, frames: int) -> int:
+        """Feature tokens made from that many mel frames."""
+        stride = self.q_former.stride
+        return self.q_former.queries if stride is None else frames // (2 * stride)
+
+    def feature_width(self, split: str) -> int:
+        """Width of the features at a split point, ``qformer`` or ``adapter``."""
+        return self.q_former.width if split == "qformer" else self.decoder_width
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "ModelConfig":
+        """Read the JSON form.
+
+        Raises:
+            CheckpointError: a key is missing or unknown.
+        """
+        try:
+            return cls(
+                **{
+                    **data,
+                    "encoder": EncoderConfig(**data["encoder"]),
+                    "q_former": QFormerConfig(**data["q_former"]),
+                    "languages": tuple(data["languages"]),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"The model configuration is not understood: {error}.",
+                f"Compare its keys with those of {cls.__name__} in esrt/config.py.",
+            ) from error
+
+
+# The encoder of whisper-large-v3; the projector's inner width follows the published sibling code:
+# 1536 up to a decoder of 3072, else 2560.
+_LARGE_V3 = EncoderConfig(width=1280, layers=32, heads=20, inner_width=5120)
+_ALL = tuple(LANGUAGES)
+_LARGE_Q_FORMER = QFormerConfig(width=768, layers=8, heads=12, inner_width=3072, queries=80)
+
+CONFIGS: dict[str, ModelConfig] = {
+    config.name: config
+    for config in (
+        ModelConfig(
+            name="esrt-nano",
+            encoder=EncoderConfig(width=192, layers=4, heads=4, inner_width=768, max_positions=600),
+            q_former=QFormerConfig(
+                width=192, layers=2, heads=4, inner_width=768, queries=1, stride=4, overlap=4
+            ),
+            decoder_width=192,
+            projector_width=384,
+            padded=False,
+            max_seconds=12.0,
+            languages=("eng", "deu", "spa", "fra"),
+        ),
+        ModelConfig("esrt-4b", _LARGE_V3, _LARGE_Q_FORMER, 2560, 1536, True, 30.0, _ALL),
+        ModelConfig("esrt-12b", _LARGE_V3, _LARGE_Q_FORMER, 3840, 2560, True, 30.0, _ALL),
+    )
+}
+
+
+def named_config(name: str) -> ModelConfig:
+    """A configuration by name.
+
+    Raises:
+        CheckpointError: there is none of that name.
+    """
+    try:
+        return CONFIGS[name]
+    except KeyError:
+        raise CheckpointError(
+            f"There is no configuration {name!r}.", f"Use one of: {', '.join(CONFIGS)}."
+        ) from None

@@ -1,0 +1,246 @@
+"""The edge model in torch: Whisper encoder, Q-Former adapter and projector.
+
+Built on transformers' modules, so that released weights load by name. Batches may mix lengths:
+states beyond an utterance's end are masked so that each row comes out as it would alone.
+"""
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import Blip2QFormerConfig, Blip2QFormerModel, Gemma3ForCausalLM, WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from esrt.config import EncoderConfig, ModelConfig, QFormerConfig
+
+
+class SpeechEncoder(WhisperEncoder):  # type: ignore[misc]
+    """transformers' Whisper encoder, for any length up to ``max_positions``."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(
+            WhisperConfig(
+                d_model=config.width,
+                encoder_layers=config.layers,
+                encoder_attention_heads=config.heads,
+                encoder_ffn_dim=config.inner_width,
+                num_mel_bins=config.mel_bins,
+                max_source_positions=config.max_positions,
+                dropout=0.0,
+                attn_implementation="sdpa",
+            )
+        )
+        self.embed_positions.weight.data.copy_(_sinusoids(config.max_positions, config.width))
+
+    def forward(self, mel: Tensor, frames: Tensor | None = None) -> Tensor:
+        """Encode.
+
+        Args:
+            mel: (batch, mel_bins, frames), an even number of frames.
+            frames: (batch,) valid frames of each row, even; ``None`` when all are.
+
+        Returns:
+            (batch, frames / 2, width).
+        """
+        if frames is None:
+            valid = attention_mask = None
+        else:
+            valid = _valid(frames, mel.shape[-1])
+            mel = mel * valid[:, None]
+            attention_mask = _additive(valid[:, None, None, ::2])
+        states = nn.functional.gelu(self.conv1(mel))
+        if valid is not None:
+            states = states * valid[:, None]
+        states = nn.functional.gelu(self.conv2(states)).transpose(1, 2)
+        states = states + self.embed_positions.weight[: states.shape[1]]
+        for layer in self.layers:
+            states = layer(states, attention_mask)
+        normed: Tensor = self.layer_norm(states)
+        return normed
+
+
+class QFormerAdapter(nn.Module):
+    """Learned queries that read the encoder's states through a BLIP-2 Q-Former."""
+
+    def __init__(self, config: QFormerConfig, encoder_width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.query = nn.Parameter(torch.randn(1, config.queries, config.width) * 0.02)
+        self.qformer = Blip2QFormerModel(
+            Blip2QFormerConfig(
+                hidden_size=config.width,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                intermediate_size=config.inner_width,
+                encoder_hidden_size=encoder_width,
+                cross_attention_frequency=1,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+                attn_implementation="sdpa",
+            )
+        )
+
+    def forward(self, states: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Adapt.
+
+        Args:
+            states: (batch, positions, encoder width).
+            positions: (batch,) valid states of each row; ``None`` when all are.
+
+        Returns:
+            (batch, tokens, width).
+        """
+        length, stride = states.shape[1], self.config.stride
+        readable = None if positions is None else _valid(positions, length)[:, None]
+        valid = None
+        if stride is None:
+            queries: Tensor = self.query
+        else:
+            tokens = length // stride
+            queries = self.query + _sinusoids(tokens, self.config.width).to(states)
+            window = self._window(length, tokens, stride, states.device)
+            readable = window[None] if readable is None else window & readable
+            if positions is not None:
+                valid = _valid(positions // stride, tokens)
+                # A row of the mask with nothing to attend to would be NaN.
+                readable = readable | ~valid[:, :, None]
+        adapted: Tensor = self.qformer.encoder(
+            self.qformer.layernorm(queries.expand(states.shape[0], -1, -1)),
+            attention_mask=None if valid is None else _additive(valid[:, None, None]),
+            encoder_hidden_states=states,
+            encoder_attention_mask=None if readable is None else _additive(readable[:, None]),
+            query_length=queries.shape[1],
+        ).last_hidden_state
+        return adapted
+
+    def _window(self, length: int, tokens: int, stride: int, device: torch.device) -> Tensor:
+        """(tokens, length): which encoder states each token reads."""
+        start = stride * torch.arange(tokens, device=device)[:, None]
+        offset = torch.arange(length, device=device) - start
+        return (offset >= -self.config.overlap) & (offset < stride + self.config.overlap)
+
+
+class Projector(nn.Module):
+    """From the Q-Former's width to the decoder's: linear, ReLU, linear, layer norm."""
+
+    def __init__(self, width: int, inner_width: int, decoder_width: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(width, inner_width)
+        self.relu = nn.ReLU()
+        self.linear2 = nn.Linear(inner_width, decoder_width)
+        self.norm = nn.LayerNorm(decoder_width, eps=1e-5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., width) to (..., decoder width)."""
+        projected: Tensor = self.norm(self.linear2(self.relu(self.linear1(features))))
+        return projected
+
+
+class EdgeModel(nn.Module):
+    """Encoder, Q-Former and projector, named as in the published sibling code."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = SpeechEncoder(config.encoder)
+        self.q_former = QFormerAdapter(config.q_former, config.encoder.width)
+        self.mlp = Projector(config.q_former.width, config.projector_width, config.decoder_width)
+
+    def features(self, mel: Tensor, frames: Tensor | None = None) -> Tensor:
+        """Log-mel (batch, mel_bins, frames) to Q-Former output (batch, tokens, width)."""
+        states = self.encoder(mel, frames)
+        adapted: Tensor = self.q_former(states, None if frames is None else frames // 2)
+        return adapted
+
+    def forward(self, mel: Tensor, frames: Tensor | None = None) -> Tensor:
+        """Log-mel (batch, mel_bins, frames) to embeddings (batch, tokens, decoder width)."""
+        embeddings: Tensor = self.mlp(self.features(mel, frames))
+        return embeddings
+
+
+class Tokenizer(Protocol):
+    """The part of a transformers tokenizer that decoding needs."""
+
+    eos_token_id: int
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Any:
+        """Tokenize."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        """Detokenize."""
+
+
+def join(embeddings: Tensor, tokens: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """The decoder's input: each row's features, then its text, with the padding in front.
+
+    Args:
+        embeddings: (batch, features, width), rows padded at the end.
+        tokens: (batch,) valid features of each row.
+        text: (batch, length, width).
+
+    Returns:
+        (batch, features + length, width), and the (batch, features + length) mask of what is
+        not padding.
+    """
+    sequence = torch.cat([embeddings, text.to(embeddings)], dim=1)
+    shift = (embeddings.shape[1] - tokens)[:, None]
+    place = torch.arange(sequence.shape[1], device=tokens.device)[None] - shift
+    order = torch.where(place < tokens[:, None], place, place + shift).clamp(min=0)
+    return sequence.gather(1, order[..., None].expand_as(sequence)), place >= 0
+
+
+@torch.inference_mode()
+def generate_greedy(
+    decoder: Gemma3ForCausalLM,
+    tokenizer: Tokenizer,
+    embeddings: Tensor,
+    tokens: Tensor,
+    prompts: list[str],
+    max_new_tokens: int,
+) -> list[str]:
+    """Greedy decoding of a batch, special tokens kept: the reference for every engine.
+
+    Args:
+        decoder: the language model.
+        tokenizer: its tokenizer.
+        embeddings: (batch, tokens, decoder width), rows padded at the end.
+        tokens: (batch,) valid tokens of each row.
+        prompts: the text after the features, one per row, all of one token length.
+        max_new_tokens: where to stop at the latest.
+    """
+    ids = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
+    text = decoder.get_input_embeddings()(torch.tensor(ids, device=embeddings.device))
+    sequence, mask = join(embeddings, tokens, text)
+    written = decoder.generate(
+        inputs_embeds=sequence,
+        attention_mask=mask.long(),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    ).tolist()
+    return [
+        tokenizer.decode(
+            row[: row.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in row else row,
+            skip_special_tokens=False,
+        )
+        for row in written
+    ]
+
+
+def _valid(lengths: Tensor, total: int) -> Tensor:
+    """(batch,) lengths to a (batch, total) mask that is true within them."""
+    return torch.arange(total, device=lengths.device)[None] < lengths[:, None]
+
+
+def _additive(mask: Tensor) -> Tensor:
+    """A mask that is true where attention may look, as the number added to its scores."""
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -1e9)
+
+
+def _sinusoids(positions: int, width: int) -> Tensor:
+    """Sine and cosine of positions, as in Whisper's encoder: shape (positions, width)."""
+    scale = math.log(10_000) / (width // 2 - 1)
+    angles = torch.arange(positions)[:, None] * torch.exp(-scale * torch.arange(width // 2))
+    return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -1,0 +1,37 @@
+"""Fixtures of the edge runtime's tests."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.edge_runtime import kit
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny encoder; not to be changed."""
+    folder = tmp_path_factory.mktemp("artifact")
+    kit.tiny_graph(folder / "encoder.onnx")
+    kit.describe(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def utterance(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second of speech in a file."""
+    return kit.write_wav(tmp_path_factory.mktemp("audio") / "speech.wav", kit.speech(1.0))
+
+
+@pytest.fixture
+def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[kit.Gateway]:
+    """A running gateway that translates well unless the test sets its `answer`."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    gateway = kit.Gateway()
+    with gateway.server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield gateway
+        server.shutdown()
+        thread.join()

@@ -1,0 +1,238 @@
+"""The commands as people run them: in a process, with exit codes and one-line errors."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pytest
+
+from esrt import wire
+from tests.edge_runtime.kit import (
+    DONE,
+    EVENTS,
+    FINGERPRINT,
+    MISMATCH,
+    NOT_READY,
+    PROBLEM,
+    REPOSITORY,
+    WIDTH,
+    Exchange,
+    Gateway,
+    describe,
+    run,
+    speech,
+    tiny_graph,
+    write_wav,
+)
+
+PACKET_BYTES = 32 + 13 * (2 + WIDTH)  # header; 13 tokens, each a scale and its values
+ENG_DEU = ("--from", "eng", "--to", "deu")
+
+
+def refused(result: CompletedProcess[str], code: int, *words: str) -> None:
+    """One line on stderr that starts with ``error:``, nothing like a traceback, that code."""
+    assert result.returncode == code, result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ")
+    assert all(word in result.stderr for word in words), result.stderr
+
+
+def test_translate(gateway: Gateway, artifact: Path, utterance: Path) -> None:
+    result = run(
+        *("translate", utterance, *ENG_DEU, "--server", gateway.url, "--artifact", artifact)
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert lines[0].split(maxsplit=1) == ["transcript:", DONE["transcript"]]
+    assert lines[1].split(maxsplit=1) == ["translation:", DONE["translation"]]
+    table = dict(line.split("  ", 1) for line in lines[2:])
+    stages = ["log-mel", "encode", "pack", "network", "first token", "done"]
+    assert list(table) == ["audio", "packet", *stages]
+    assert "32,000 bytes" in table["audio"]
+    assert f"{PACKET_BYTES} bytes" in table["packet"]
+    assert f"{32_000 / PACKET_BYTES:.1f} times smaller" in table["packet"]
+    assert all(table[stage].endswith(" ms") for stage in stages)
+    assert "\x1b" not in result.stdout
+    packet = wire.decode(gateway.exchanges[0].body)
+    assert packet.fingerprint == FINGERPRINT
+    assert packet.duration_ms == 1000
+
+
+@pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
+def test_translate_json(gateway: Gateway, artifact: Path, utterance: Path, stream: str) -> None:
+    result = run(
+        *("translate", utterance, *ENG_DEU, "--server", gateway.url, "--artifact", artifact),
+        *("--codec", "fp16", stream, "--json"),
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    answer = json.loads(result.stdout)
+    assert (answer["source"], answer["target"]) == ("eng", "deu")
+    assert answer["transcript"] == DONE["transcript"]
+    assert answer["translation"] == DONE["translation"]
+    assert answer["tokens"] == DONE["tokens"]
+    assert answer["server_ms"] == DONE["timings_ms"]
+    assert answer["audio"] == {"seconds": 1.0, "pcm_bytes": 32_000}
+    size = len(gateway.exchanges[0].body)
+    assert answer["packet"] == {
+        "bytes": size,
+        "codec": "fp16",
+        "tokens": 13,
+        "width": WIDTH,
+        "times_smaller": 32_000 / size,
+    }
+    assert set(answer["ms"]) == {"log_mel", "encode", "pack", "network", "first_token", "done"}
+    assert (answer["ms"]["first_token"] is None) == (stream == "--no-stream")
+
+
+def test_translate_without_streaming(gateway: Gateway, artifact: Path, utterance: Path) -> None:
+    result = run(
+        *("translate", utterance, *ENG_DEU, "--server", gateway.url, "--artifact", artifact),
+        "--no-stream",
+    )
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[1].endswith(DONE["translation"])
+
+
+def test_encode(artifact: Path, utterance: Path, tmp_path: Path) -> None:
+    out = tmp_path / "packet.bin"
+    out.write_bytes(b"an older packet")
+    result = run("encode", utterance, "--out", out, "--artifact", artifact)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert wire.decode(out.read_bytes()).fingerprint == FINGERPRINT
+    assert f"{PACKET_BYTES} bytes" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["packet.bin"]
+
+
+@pytest.mark.parametrize("out", ["missing/packet.bin", ".", "x" * 250])
+def test_encode_cannot_write(artifact: Path, utterance: Path, tmp_path: Path, out: str) -> None:
+    refused(run("encode", utterance, "--out", tmp_path / out, "--artifact", artifact), 2, out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def bad_files(folder: Path) -> dict[str, Path]:
+    """A file for each way of not being usable speech."""
+    (folder / "empty.wav").touch()
+    (folder / "text.wav").write_text("not audio " * 100)
+    broken = speech(1.0)
+    broken[100] = np.nan
+    return {
+        "No such file": folder / "gone.wav",
+        "directory": folder,
+        "is empty": folder / "empty.wav",
+        "not audio": folder / "text.wav",
+        "no samples": write_wav(folder / "none.wav", speech(0)),
+        "silent": write_wav(folder / "silent.wav", 0 * speech(1.0)),
+        "not finite": write_wav(folder / "nan.wav", broken, subtype="FLOAT"),
+        "at least": write_wav(folder / "short.wav", speech(0.05)),
+        "longer than the 4 s": write_wav(folder / "long\nname.wav", speech(5.0)),
+    }
+
+
+@pytest.mark.parametrize("command", ["translate", "encode"])
+def test_bad_audio(gateway: Gateway, artifact: Path, tmp_path: Path, command: str) -> None:
+    for words, path in bad_files(tmp_path).items():
+        options = ("--out", tmp_path / "packet.bin")
+        if command == "translate":
+            options = (*ENG_DEU, "--server", gateway.url)  # type: ignore[assignment]
+        refused(run(command, path, *options, "--artifact", artifact), 2, words)
+    assert gateway.exchanges == []
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "words"),
+    [
+        ("eng", "eng", "both 'eng'"),
+        ("en", "deu", "'en'"),
+        ("eng", "xxx", "'xxx'"),
+        ("eng", "jpn", "Japanese"),
+    ],
+)
+def test_bad_languages(
+    artifact: Path, utterance: Path, source: str, target: str, words: str
+) -> None:
+    result = run(
+        *("translate", utterance, "--from", source, "--to", target, "--artifact", artifact)
+    )
+    refused(result, 2, words)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["translat"],
+        ["translate"],
+        ["translate", "a.wav", "--from", "eng"],
+        ["translate", "a.wav", *ENG_DEU, "--codec", "int4"],
+        ["translate", "a.wav", *ENG_DEU, "--threads", "0"],
+        ["encode", "a.wav", "--output", "b"],
+    ],
+    ids=" ".join,
+)
+def test_bad_usage(arguments: list[str]) -> None:
+    refused(run(*arguments), 2, "--help")
+
+
+def test_help() -> None:
+    result = run("translate", "--help")
+    assert result.returncode == 0
+    assert "--from" in result.stdout
+
+
+def test_bad_artifacts(utterance: Path, tmp_path: Path) -> None:
+    refused(
+        run("translate", utterance, *ENG_DEU, "--artifact", tmp_path / "gone"), 2, "No artifact"
+    )
+    tiny_graph(tmp_path / "encoder.onnx")
+    describe(tmp_path, kind="coreml")
+    refused(run("translate", utterance, *ENG_DEU, "--artifact", tmp_path), 2, "coreml")
+    (tmp_path / "encoder.onnx").write_bytes(b"not a graph")
+    describe(tmp_path)
+    refused(run("translate", utterance, *ENG_DEU, "--artifact", tmp_path), 2, "cannot load")
+
+
+def test_server_errors(gateway: Gateway, artifact: Path, utterance: Path) -> None:
+    def translated(server: str = gateway.url) -> CompletedProcess[str]:
+        return run(*("translate", utterance, *ENG_DEU, "--server", server, "--artifact", artifact))
+
+    refused(translated("127.0.0.1:8080"), 2, "http://")
+    refused(translated("http://127.0.0.1:1"), 3, "python -m cloud_vllm")
+    gateway.answer = lambda exchange: exchange.send(409, MISMATCH, PROBLEM)
+    refused(translated(), 2, FINGERPRINT, "fedcba9876543210")
+    gateway.answer = lambda exchange: exchange.send(503, NOT_READY, PROBLEM)
+    refused(translated(), 3, "still loading")
+    gateway.answer = lambda exchange: exchange.stream(EVENTS[:3], ended=False)
+    broken = translated()
+    refused(broken, 3, "broke off")
+    assert broken.stdout.splitlines()[1].endswith("Guten Morgen, ")
+    gateway.answer = lambda exchange: exchange.stream([*EVENTS[:1], ("error", NOT_READY)])
+    refused(translated(), 3, "still loading")
+
+
+def test_an_interrupt_ends_quietly(gateway: Gateway, artifact: Path, utterance: Path) -> None:
+    waiting = threading.Event()
+    release = threading.Event()
+
+    def answer(exchange: Exchange) -> None:
+        waiting.set()
+        release.wait(60)
+
+    gateway.answer = answer
+    command = [sys.executable, "-m", "edge_runtime", "translate", str(utterance), *ENG_DEU]
+    with subprocess.Popen(
+        [*command, "--server", gateway.url, "--artifact", str(artifact)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert waiting.wait(60)
+        process.send_signal(signal.SIGINT)
+        _, complaints = process.communicate(timeout=60)
+        release.set()
+    assert process.returncode == 130
+    assert b"Traceback" not in complaints

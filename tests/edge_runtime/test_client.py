@@ -1,0 +1,284 @@
+"""The client against a real server on the loopback."""
+
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from edge_runtime.client import Client, Done
+from esrt.errors import (
+    EsrtError,
+    FingerprintMismatch,
+    LanguageError,
+    PacketTooLarge,
+    RequestError,
+    ServerError,
+)
+from esrt.languages import language
+from esrt.prompt import TextDelta
+from esrt.wire import MEDIA_TYPE
+from tests.edge_runtime.kit import (
+    DONE,
+    EVENTS,
+    FINGERPRINT,
+    MISMATCH,
+    NOT_READY,
+    PROBLEM,
+    Exchange,
+    Gateway,
+)
+
+PACKET = b"ESRT, as far as the client cares"
+Call = Callable[[Client], Done]
+
+
+def translate(client: Client) -> Done:
+    return client.translate(PACKET, language("eng"), language("deu"))
+
+
+def stream(client: Client) -> Done:
+    *_, done = client.stream(PACKET, language("eng"), language("deu"))
+    assert isinstance(done, Done)
+    return done
+
+
+both = pytest.mark.parametrize("call", [translate, stream])
+
+
+def failure(url: str, call: Call, **options: Any) -> EsrtError:
+    with Client(url, **options) as client, pytest.raises(EsrtError) as caught:
+        call(client)
+    assert caught.value.cause
+    assert caught.value.remedy
+    return caught.value
+
+
+def closed_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+@both
+def test_the_request(gateway: Gateway, call: Call) -> None:
+    with Client(gateway.url + "/") as client:
+        call(client)
+    (exchange,) = gateway.exchanges
+    assert exchange.path == "/v1/translate"
+    assert exchange.query == {"src": "eng", "tgt": "deu"}
+    assert exchange.headers["content-type"] == MEDIA_TYPE
+    wanted = "text/event-stream" if call is stream else "application/json"
+    assert exchange.headers["accept"] == wanted
+    assert exchange.body == PACKET
+
+
+@both
+def test_the_answer(gateway: Gateway, call: Call) -> None:
+    with Client(gateway.url) as client:
+        done = call(client)
+    assert (done.source, done.target) == ("eng", "deu")
+    assert (done.transcript, done.translation) == (DONE["transcript"], DONE["translation"])
+    assert (done.model, done.fingerprint, done.finish) == ("tiny", FINGERPRINT, "stop")
+    assert done.tokens == DONE["tokens"]
+    assert done.server_ms == DONE["timings_ms"]
+
+
+def test_events_are_typed(gateway: Gateway) -> None:
+    with Client(gateway.url) as client:
+        *deltas, done = client.stream(PACKET, language("eng"), language("deu"))
+    assert isinstance(done, Done)
+    assert deltas == [TextDelta(part, data["text"]) for part, data in EVENTS[:-1]]  # type: ignore[arg-type]
+
+
+def test_unknown_events_and_fields_are_passed_over(gateway: Gateway) -> None:
+    added = ("done", DONE | {"quality": 0.9, "timings_ms": DONE["timings_ms"] | {"queue": None}})
+    gateway.answer = lambda exchange: exchange.stream(
+        [("progress", {"of": 9}), *EVENTS[:-1], added]
+    )
+    with Client(gateway.url) as client:
+        assert stream(client).translation == DONE["translation"]
+
+
+def test_times(gateway: Gateway) -> None:
+    def slowly(exchange: Exchange) -> None:
+        def events() -> Any:
+            time.sleep(0.1)
+            yield EVENTS[0]
+            time.sleep(0.1)
+            yield "done", DONE | {"timings_ms": {"first_token": 40, "total": 150}}
+
+        exchange.stream(events())
+
+    gateway.answer = slowly
+    with Client(gateway.url) as client:
+        times = stream(client).client_ms
+    assert times.first_token is not None
+    assert times.network is not None
+    assert 90 < times.first_token < times.done - 90
+    assert times.network == pytest.approx(times.first_token - 40)
+
+
+def test_times_without_streaming(gateway: Gateway) -> None:
+    with Client(gateway.url) as client:
+        times = translate(client).client_ms
+    assert times.first_token is None
+    assert times.network == pytest.approx(times.done - DONE["timings_ms"]["total"])
+
+
+def test_times_that_the_server_does_not_tell(gateway: Gateway) -> None:
+    gateway.answer = lambda exchange: exchange.stream([("done", DONE | {"timings_ms": {}})])
+    with Client(gateway.url) as client:
+        assert stream(client).client_ms.network is None
+
+
+@both
+def test_another_model_s_packet(gateway: Gateway, call: Call) -> None:
+    gateway.answer = lambda exchange: exchange.send(409, MISMATCH, PROBLEM)
+    error = failure(gateway.url, call)
+    assert isinstance(error, FingerprintMismatch)
+    assert error.exit_code == 2
+    assert FINGERPRINT in error.cause
+    assert "fedcba9876543210" in error.cause
+    assert error.remedy == MISMATCH["remedy"]
+
+
+@both
+@pytest.mark.parametrize(
+    ("status", "name", "kind"),
+    [
+        (422, "urn:esrt:problem:language", LanguageError),
+        (413, "https://example.org/problems/packet-too-large", PacketTooLarge),
+        (422, "about:blank", RequestError),
+        (400, None, RequestError),
+        (429, "rate-limit", ServerError),
+        (500, "internal", ServerError),
+        (503, "urn:esrt:problem:engine-failed", ServerError),
+    ],
+)
+def test_problems(
+    gateway: Gateway, call: Call, status: int, name: str, kind: type[EsrtError]
+) -> None:
+    problem = {"type": name, "status": status, "detail": "This is wrong.", "remedy": "Do that."}
+    gateway.answer = lambda exchange: exchange.send(status, problem, PROBLEM)
+    error = failure(gateway.url, call)
+    assert type(error) is kind
+    assert (error.cause, error.remedy) == ("This is wrong.", "Do that.")
+
+
+@both
+def test_a_server_that_is_not_ready(gateway: Gateway, call: Call) -> None:
+    gateway.answer = lambda exchange: exchange.send(503, NOT_READY, PROBLEM)
+    error = failure(gateway.url, call)
+    assert error.exit_code == 3
+    assert (error.cause, error.remedy) == (NOT_READY["detail"], NOT_READY["remedy"])
+
+
+@both
+@pytest.mark.parametrize(
+    ("status", "body", "code"),
+    [
+        (404, b"<h1>Not found</h1>", 2),
+        (404, b'["not", "a", "problem"]', 2),
+        (400, b'{"detail": 5, "remedy": ""}', 2),
+        (302, b"", 3),
+        (502, b"Bad gateway", 3),
+        (599, b"\xff\xfe", 3),
+        (200, b"<h1>Welcome</h1>", 3),
+        (200, b"{}", 3),
+    ],
+)
+def test_another_server(gateway: Gateway, call: Call, status: int, body: bytes, code: int) -> None:
+    gateway.answer = lambda exchange: exchange.send(status, body, "text/html")
+    error = failure(gateway.url, call)
+    assert error.exit_code == code
+    assert gateway.url in error.cause
+    assert "--server" in error.remedy
+
+
+@both
+def test_a_server_that_is_not_there(call: Call) -> None:
+    url = closed_port()
+    error = failure(url, call)
+    assert isinstance(error, ServerError)
+    assert url in error.cause
+    assert "python -m cloud_vllm" in error.remedy
+
+
+@both
+def test_a_server_that_does_not_answer(gateway: Gateway, call: Call) -> None:
+    gateway.answer = lambda exchange: time.sleep(0.5)
+    error = failure(gateway.url, call, read_seconds=0.1)
+    assert isinstance(error, ServerError)
+    assert "in time" in error.cause
+
+
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_a_stream_that_breaks_off(gateway: Gateway, count: int, ended: bool) -> None:
+    gateway.answer = lambda exchange: exchange.stream(EVENTS[:count], ended=ended)
+    with Client(gateway.url) as client, pytest.raises(ServerError) as caught:
+        list(client.stream(PACKET, language("eng"), language("deu")))
+    assert gateway.url in caught.value.cause
+
+
+def test_deltas_come_before_the_stream_breaks_off(gateway: Gateway) -> None:
+    gateway.answer = lambda exchange: exchange.stream(EVENTS[:2], ended=False)
+    with Client(gateway.url) as client:
+        events = client.stream(PACKET, language("eng"), language("deu"))
+        assert next(events) == TextDelta("transcript", "Good ")
+        assert next(events) == TextDelta("transcript", "morning")
+        with pytest.raises(ServerError):
+            next(events)
+
+
+@pytest.mark.parametrize(
+    ("problem", "code"),
+    [
+        (NOT_READY | {"type": "urn:esrt:problem:engine-failed", "detail": "The engine died."}, 3),
+        (MISMATCH, 2),
+    ],
+)
+def test_an_error_event(gateway: Gateway, problem: dict[str, Any], code: int) -> None:
+    gateway.answer = lambda exchange: exchange.stream([EVENTS[0], ("error", problem)])
+    error = failure(gateway.url, stream)
+    assert error.exit_code == code
+    assert (error.cause, error.remedy) == (problem["detail"], problem["remedy"])
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        ("transcript", "no json"),
+        ("transcript", "[]"),
+        ("translation", {"text": 5}),
+        ("done", {**DONE, "translation": None}),
+        ("done", {**DONE, "tokens": []}),
+        ("error", "no json"),
+        ("done", "[" * 100_000),
+    ],
+)
+def test_events_of_another_form(gateway: Gateway, event: tuple[str, Any]) -> None:
+    gateway.answer = lambda exchange: exchange.stream([event])
+    assert isinstance(failure(gateway.url, stream), ServerError)
+
+
+def test_control_characters_of_a_server_are_dropped(gateway: Gateway) -> None:
+    problem = MISMATCH | {"detail": "Wrong\x1b[2J\nmodel."}
+    gateway.answer = lambda exchange: exchange.send(409, problem, PROBLEM)
+    assert failure(gateway.url, stream).cause == "Wrong[2J model."
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8080", "ftp://host", "http://", "http://[::1"])
+def test_an_address_that_is_none(url: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        Client(url)
+    assert caught.value.exit_code == 2
+    assert repr(url) in caught.value.cause
+
+
+def test_proxy_settings_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "nonsense://proxy:1")
+    with pytest.raises(RequestError, match="ALL_PROXY"):
+        Client("http://127.0.0.1:8080")

@@ -1,0 +1,79 @@
+"""Audio to packet, with any backend."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_runtime.audio import Audio
+from edge_runtime.backends import open_backend
+from edge_runtime.encoder import encode_audio
+from esrt import frontend, wire
+from esrt.errors import PacketContentError
+from esrt.manifest import Manifest
+from tests.edge_runtime.kit import (
+    FINGERPRINT,
+    STRIDE,
+    WIDTH,
+    Array,
+    describe,
+    front_end,
+    speech,
+    tiny_graph,
+)
+
+
+class Recorder:
+    """A backend that keeps its input and returns what it was given."""
+
+    def __init__(self, manifest: Manifest, features: Array) -> None:
+        self.manifest = manifest
+        self.features = features
+        self.mel = np.zeros((0, 0), np.float32)
+
+    def encode(self, mel: Array) -> Array:
+        self.mel = mel
+        return self.features
+
+
+@pytest.mark.parametrize("codec", list(wire.Codec))
+def test_the_packet_holds_the_features(artifact: Path, codec: wire.Codec) -> None:
+    backend = open_backend(artifact, threads=1)
+    audio = Audio(speech(1.234))
+    encoded = encode_audio(audio, backend, codec)
+    packet = wire.decode(encoded.packet)
+    mel = frontend.features(audio.samples, frame_multiple=STRIDE)
+    expected = backend.encode(mel)
+    steps = np.abs(expected).max(axis=1, keepdims=True) / 127
+    assert (np.abs(packet.features - expected) <= 0.6 * steps).all()
+    assert packet.fingerprint == FINGERPRINT
+    assert packet.split == "qformer"
+    assert packet.codec == encoded.codec == codec
+    assert packet.duration_ms == 1234
+    assert (encoded.tokens, encoded.width) == packet.features.shape == (16, WIDTH)
+
+
+def test_every_stage_is_timed(artifact: Path) -> None:
+    times = encode_audio(Audio(speech(1.0)), open_backend(artifact, threads=1)).times
+    assert min(times.log_mel, times.encode, times.pack) > 0
+
+
+@pytest.mark.parametrize(
+    ("padded_seconds", "frames"), [(None, 104), (4.0, 400)], ids=["as spoken", "padded"]
+)
+def test_the_manifest_decides_about_padding(
+    tmp_path: Path, padded_seconds: float | None, frames: int
+) -> None:
+    tiny_graph(tmp_path / "encoder.onnx")
+    manifest = describe(tmp_path, front_end=front_end(padded_seconds=padded_seconds))
+    backend = Recorder(manifest, np.ones((2, WIDTH), np.float32))
+    encoded = encode_audio(Audio(speech(1.001)), backend)
+    assert backend.mel.shape == (128, frames)
+    assert wire.decode(encoded.packet).duration_ms == 1001
+
+
+def test_features_that_are_not_finite_are_not_sent(tmp_path: Path) -> None:
+    tiny_graph(tmp_path / "encoder.onnx")
+    broken = Recorder(describe(tmp_path), np.full((2, WIDTH), np.nan, np.float32))
+    with pytest.raises(PacketContentError):
+        encode_audio(Audio(speech(1.0)), broken)
