@@ -1,0 +1,1 @@
+"""Checkpoint to artifact: one program per target, and what they share."""

@@ -1,0 +1,81 @@
+"""Writing an artifact's folder: the files, then the manifest, whole or not at all."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from esrt import frontend
+from esrt.checkpoint import Checkpoint
+from esrt.manifest import (
+    FrontEnd,
+    Kind,
+    Manifest,
+    Precision,
+    SplitPoint,
+    TensorSpec,
+    sha256,
+)
+from export.graph import INPUT, OUTPUT
+
+
+@contextmanager
+def artifact_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder that becomes ``out`` when the block ends well, and vanishes otherwise."""
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(out, ignore_errors=True)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def describe(
+    checkpoint: Checkpoint,
+    folder: Path,
+    entry: str,
+    *,
+    kind: Kind,
+    precision: Precision,
+    split: SplitPoint,
+    parity: dict[str, float],
+    tools: tuple[str, ...],
+) -> Manifest:
+    """The manifest of the files in ``folder``; ``tools`` are the distributions to name."""
+    config = checkpoint.config
+    width = config.feature_width(split)
+    frames, tokens = (config.max_frames, config.max_tokens) if config.padded else (None, None)
+    return Manifest(
+        model=config.name,
+        fingerprint=checkpoint.fingerprint,
+        kind=kind,
+        precision=precision,
+        split=split,
+        feature_width=width,
+        max_tokens=config.max_tokens,
+        inputs=(TensorSpec(INPUT, "float32", (1, config.encoder.mel_bins, frames)),),
+        outputs=(TensorSpec(OUTPUT, "float32", (1, tokens, width)),),
+        front_end=FrontEnd(
+            sample_rate=frontend.SAMPLE_RATE,
+            n_fft=frontend.N_FFT,
+            hop=frontend.HOP,
+            mel_bins=config.encoder.mel_bins,
+            frame_multiple=config.frame_multiple,
+            padded_seconds=config.max_seconds if config.padded else None,
+            max_seconds=config.max_seconds,
+        ),
+        languages=config.languages,
+        entry=entry,
+        files={
+            str(path.relative_to(folder)): sha256(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        },
+        tools={name: version(name) for name in tools},
+        parity=parity,
+        created_from=checkpoint.folder.name,
+    )

@@ -1,0 +1,43 @@
+"""What every target exports: the part of the model that runs on the device."""
+
+import torch
+from torch import Tensor, nn
+
+from esrt.config import ModelConfig
+from esrt.manifest import SplitPoint
+from esrt.model import EdgeModel
+
+INPUT, OUTPUT = "mel", "features"
+
+
+class DeviceGraph(nn.Module):
+    """One utterance, log-mel (1, 128, frames) to features (1, tokens, width), up to the split."""
+
+    def __init__(self, model: EdgeModel, split: SplitPoint) -> None:
+        super().__init__()
+        self.model = model.eval()
+        self.split = split
+        # Plain matrix products and softmax; SDPA decomposes into a guard for fully masked rows,
+        # which do not occur here.
+        model.encoder.set_attn_implementation("eager")
+        model.q_former.qformer.set_attn_implementation("eager")
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Run encoder and Q-Former, and the projector for the ``adapter`` split."""
+        features = self.model.features(mel)
+        return features if self.split == "qformer" else self.model.mlp(features)
+
+
+def example_input(config: ModelConfig) -> Tensor:
+    """An input of a typical shape, for tracing."""
+    frames = config.max_frames if config.padded else 20 * config.frame_multiple
+    return torch.zeros(1, config.encoder.mel_bins, frames)
+
+
+def dynamic_frames(config: ModelConfig) -> dict[int, torch.export.Dim] | None:
+    """torch.export's description of the free length; ``None`` for models of a fixed one."""
+    if config.padded:
+        return None
+    multiple = config.frame_multiple
+    blocks = torch.export.Dim("blocks", min=2, max=config.max_frames // multiple)
+    return {2: multiple * blocks}

@@ -1,0 +1,103 @@
+"""Is an artifact still the model? Features of real speech, torch against the exported graph."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
+
+from esrt import frontend
+from esrt.config import ModelConfig
+from esrt.errors import CheckFailed, CheckpointError
+from esrt.manifest import Precision
+from export.graph import DeviceGraph
+
+Array = NDArray[np.float32]
+Runner = Callable[[Array], Array]
+
+SAMPLES = Path(__file__).resolve().parent.parent / "models" / "esrt-nano" / "samples"
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The least cosine of any token with torch's, and the largest error of any number."""
+
+    cosine: float
+    error: float
+
+
+# fp32 differs by the order of summation only. int8 errors are relative to features of unit
+# variance, as the Q-Former's closing layer norm makes them.
+BOUNDS: dict[Precision, Bounds] = {
+    "fp32": Bounds(cosine=0.99999, error=1e-3),
+    "int8": Bounds(cosine=0.97, error=1.5),
+}
+
+
+def sample_mels(config: ModelConfig, folder: Path = SAMPLES) -> Iterator[Array]:
+    """The log-mels of the bundled clips, as this model takes them: (128, frames) each.
+
+    Raises:
+        CheckpointError: the clips are missing.
+    """
+    index = folder / "index.json"
+    if not index.exists():
+        raise CheckpointError(
+            f"No speech to measure parity on: {index} is missing.",
+            "Write it: python -m training.corpus samples.",
+        )
+    for row in json.loads(index.read_text("utf-8")):
+        audio, _ = soundfile.read(folder / row["file"], dtype="float32")
+        yield frontend.features(
+            audio,
+            frame_multiple=config.frame_multiple,
+            padded_seconds=config.max_seconds if config.padded else None,
+        )
+
+
+@torch.inference_mode()
+def measure(graph: DeviceGraph, run: Runner) -> dict[str, float]:
+    """Compare torch with an artifact on every clip.
+
+    Args:
+        graph: the torch side.
+        run: the artifact: (1, 128, frames) to (1, tokens, width).
+
+    Returns:
+        ``cosine_min`` and ``cosine_mean`` over tokens, ``error_max`` over all numbers, ``clips``.
+    """
+    cosines, errors = [], []
+    for mel in sample_mels(graph.model.config):
+        expected = graph(torch.from_numpy(mel[None])).numpy()[0].astype(np.float64)
+        found = run(mel[None])[0].astype(np.float64)
+        norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
+        cosines.append((expected * found).sum(axis=1) / norms)
+        errors.append(np.abs(expected - found).max())
+    every = np.concatenate(cosines)
+    return {
+        "cosine_min": round(float(every.min()), 6),
+        "cosine_mean": round(float(every.mean()), 6),
+        "error_max": round(float(max(errors)), 6),
+        "clips": len(cosines),
+    }
+
+
+def check(figures: dict[str, float], bounds: Bounds) -> None:
+    """Fail an export whose features are out of bounds.
+
+    Raises:
+        CheckFailed: with the figures and the bounds.
+    """
+    # Written so that a NaN fails.
+    if figures["cosine_min"] >= bounds.cosine and figures["error_max"] <= bounds.error:
+        return
+    raise CheckFailed(
+        f"The exported graph's features are not torch's: least cosine {figures['cosine_min']} "
+        f"(at least {bounds.cosine}), largest error {figures['error_max']} "
+        f"(at most {bounds.error}).",
+        "Nothing was written; export at a higher precision.",
+    )

@@ -1,0 +1,46 @@
+"""The corpus by hand: ``python -m training.corpus build`` and ``... samples``."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import soundfile
+import typer
+
+from esrt.frontend import SAMPLE_RATE
+from training.corpus.build import CORPUS, SEED, build, sentences, utterances
+from training.corpus.speech import speak
+from training.corpus.text import LOCALES
+
+app = typer.Typer(help=__doc__, no_args_is_help=True)
+Out = Annotated[Path, typer.Option(help="Folder to write.")]
+
+
+@app.command("build")
+def build_command(out: Out = CORPUS) -> None:
+    """Speak and transform all splits (about five minutes on two cores)."""
+    for name in ("test", "validation", "train"):
+        build(out, name)
+
+
+@app.command()
+def samples(
+    out: Out = Path("models/esrt-nano/samples"),
+    count: Annotated[int, typer.Option(help="Clips in each language.")] = 5,
+) -> None:
+    """Write some test utterances as FLAC, with an index of what is said and its translations."""
+    out.mkdir(parents=True, exist_ok=True)
+    spoken = utterances(sentences("test"), SEED)
+    codes = list(LOCALES)
+    step = len(spoken) // (count * len(codes) ** 2)
+    index = []
+    for number in range(count * len(codes)):
+        sentence, utterance = spoken[number * step * len(codes) + number % len(codes)]
+        name = f"{utterance.language}-{number // len(codes) + 1}.flac"
+        soundfile.write(out / name, speak(utterance), SAMPLE_RATE, subtype="PCM_16")
+        index.append({"file": name, "language": utterance.language, "texts": sentence.texts})
+    (out / "index.json").write_text(json.dumps(index, ensure_ascii=False, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,82 @@
+"""Speech for the sentences, by espeak-ng: who says it, how fast and how high, and the audio."""
+
+import io
+import shutil
+import subprocess
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from esrt.errors import EsrtError
+from esrt.frontend import SAMPLE_RATE
+
+VOICES = {"eng": "en-us", "deu": "de", "spa": "es", "fra": "fr"}
+VARIANTS = ("m1", "m3", "m7", "f1", "f2", "f4")
+
+
+class SpeechError(EsrtError):
+    """espeak-ng is missing or failed."""
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One sentence said once. Speed in words a minute, pitch from 0 to 99."""
+
+    sentence: int
+    language: str
+    text: str
+    variant: str
+    speed: int
+    pitch: int
+
+
+def cast(sentence: int, language: str, text: str, random: Random) -> Utterance:
+    """An utterance with a random speaker."""
+    return Utterance(
+        sentence,
+        language,
+        text,
+        random.choice(VARIANTS),
+        random.randrange(170, 211),
+        random.randrange(35, 66),
+    )
+
+
+def speak(utterance: Utterance) -> NDArray[np.float32]:
+    """The utterance's audio, mono at 16 kHz; the same utterance always sounds the same.
+
+    Raises:
+        SpeechError: espeak-ng is not installed or refused.
+    """
+    voice = f"{VOICES[utterance.language]}+{utterance.variant}"
+    arguments = ["-v", voice, "-s", str(utterance.speed), "-p", str(utterance.pitch), "--stdout"]
+    wave = _espeak(*arguments, utterance.text)
+    audio, rate = soundfile.read(io.BytesIO(wave), dtype="float32")
+    resampled: NDArray[np.float32] = soxr.resample(audio, rate, SAMPLE_RATE)
+    return resampled
+
+
+def espeak_version() -> str:
+    """The version that speaks, as it names itself.
+
+    Raises:
+        SpeechError: espeak-ng is not installed.
+    """
+    return _espeak("--version").decode().split("Data at")[0].strip()
+
+
+def _espeak(*arguments: str) -> bytes:
+    command = shutil.which("espeak-ng")
+    if command is None:
+        raise SpeechError("espeak-ng is not installed.", "On Debian: apt-get install espeak-ng.")
+    done = subprocess.run([command, *arguments], capture_output=True, check=False)
+    if done.returncode:
+        raise SpeechError(
+            f"espeak-ng failed: {done.stderr.decode(errors='replace').strip()}.",
+            "See which voices it has: espeak-ng --voices.",
+        )
+    return done.stdout
