@@ -81,8 +81,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         config = ModelConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text("utf-8")))
         return Checkpoint(folder, config, fingerprint(config, folder / EDGE_FILE))
     except OSError as error:
-        raise CheckpointError(f"No checkpoint in {folder}: {error.strerror}.", remedy) from error
-    except (ValueError, SafetensorError) as error:
+        reason = error.strerror or error  # safetensors' errors have no strerror
+        raise CheckpointError(f"No checkpoint in {folder}: {reason}.", remedy) from error
+    except (ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"The checkpoint in {folder} is damaged: {error}.", remedy) from error
 
 
@@ -104,7 +105,7 @@ def save_checkpoint(
     """Write a checkpoint, whole or not at all.
 
     Args:
-        folder: where to; an existing checkpoint there is replaced.
+        folder: where to; an existing checkpoint there is replaced, other files in it stay.
         model: the edge model.
         decoder: a transformers causal language model.
         tokenizer: its transformers tokenizer.
@@ -119,9 +120,22 @@ def save_checkpoint(
     save_file(tensors, temporary / EDGE_FILE)
     copy.deepcopy(decoder).to(dtype).save_pretrained(temporary / DECODER_FOLDER)
     tokenizer.save_pretrained(temporary / DECODER_FOLDER)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Only the checkpoint's own parts make way; the configuration goes first and comes back last,
+    # so that a broken-off replacement is not taken for a checkpoint.
+    for name in (CONFIG_FILE, EDGE_FILE, DECODER_FOLDER):
+        _remove(folder / name)
+    for name in (DECODER_FOLDER, EDGE_FILE, CONFIG_FILE):
+        (temporary / name).rename(folder / name)
+    temporary.rmdir()
     return open_checkpoint(folder)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def fingerprint(config: ModelConfig, weights: Path) -> str:

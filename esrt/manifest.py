@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from esrt.errors import ArtifactError
@@ -98,7 +99,7 @@ def read_manifest(folder: Path, *, verify: bool = True) -> Manifest:
         manifest: Manifest = _parse(data, Manifest, "manifest")
     except OSError as error:
         raise ArtifactError(f"No artifact in {folder}: {error.strerror}.", remedy) from error
-    except ValueError as error:
+    except (ValueError, OverflowError, RecursionError) as error:
         raise ArtifactError(f"{folder / MANIFEST_FILE} is not valid: {error}.", remedy) from error
     if manifest.format != FORMAT:
         raise ArtifactError(
@@ -107,9 +108,15 @@ def read_manifest(folder: Path, *, verify: bool = True) -> Manifest:
         )
     for name, expected in manifest.files.items() if verify else ():
         path = folder / name
-        if not path.is_file():
+        try:
+            found = sha256(path) if path.is_file() else None
+        except OSError as error:
+            raise ArtifactError(
+                f"The artifact's file {path} cannot be read: {error.strerror}.", remedy
+            ) from error
+        if found is None:
             raise ArtifactError(f"The artifact's file {path} is missing.", remedy)
-        if sha256(path) != expected:
+        if found != expected:
             raise ArtifactError(f"{path} is not the file that was exported.", remedy)
     return manifest
 
@@ -138,7 +145,7 @@ def _parse(value: Any, kind: Any, where: str) -> Any:
         return tuple(_parse(item, arguments[0], f"{where}[]") for item in value)
     if origin is dict and isinstance(value, dict):
         return {key: _parse(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
-    accepted = arguments or (kind,)
+    accepted = arguments if origin is UnionType else (kind,)
     if float in accepted and type(value) is int:
         value = float(value)
     if type(value) not in accepted:

@@ -21,6 +21,9 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from rich.console import Console
 
+if __package__ is None:  # run as a file: the repository, not this folder, holds the packages
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.errors import CheckFailed, EsrtError
 from esrt.manifest import Manifest, SplitPoint
@@ -146,7 +149,7 @@ def main(
     ] = None,
 ) -> None:
     """Export encoder and Q-Former (and projector, with --split adapter) to ONNX."""
-    console = Console()
+    console = Console(highlight=False, soft_wrap=True)
     started = time.monotonic()
     try:
         opened = open_checkpoint(checkpoint)
@@ -164,7 +167,8 @@ def main(
     console.print(f"  model        {manifest.model}, fingerprint {manifest.fingerprint}")
     console.print(f"  precision    {manifest.precision}, split after the {manifest.split}")
     console.print(f"  size         {size / 1e6:.1f} MB")
-    console.print(f"  parity       {manifest.parity}")
+    parity_text = ", ".join(f"{name} {value:g}" for name, value in manifest.parity.items())
+    console.print(f"  parity       {parity_text}")
     console.print(f"  took         {time.monotonic() - started:.0f} s")
 
 

@@ -1,0 +1,1 @@
+"""The cloud half: a gateway that turns feature packets into text, and the engines behind it."""

@@ -1,0 +1,137 @@
+"""All that stands between a client's bytes and the engine, which itself checks nothing."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from starlette.requests import Request
+
+from cloud_vllm.engines import Embeddings
+from cloud_vllm.settings import Settings
+from esrt.checkpoint import Checkpoint
+from esrt.errors import (
+    FingerprintMismatch,
+    MediaTypeError,
+    PacketContentError,
+    PacketTooLarge,
+    UploadTimeout,
+)
+from esrt.wire import MAX_PACKET_BYTES, MEDIA_TYPE, Packet, Split, decode
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """What a packet became: embeddings (tokens, decoder width), and how long that took."""
+
+    embeddings: Embeddings
+    decode_ms: float
+    project_ms: float
+
+
+def check_media_type(request: Request) -> None:
+    """Look at the content type, before anything is read.
+
+    Raises:
+        MediaTypeError: it is not that of a packet.
+    """
+    found = request.headers.get("content-type", "")
+    if found.partition(";")[0].strip().lower() != MEDIA_TYPE:
+        raise MediaTypeError(
+            f"The body's content type is {found[:64] or 'not given'}.",
+            f"Send a feature packet as {MEDIA_TYPE}; speech is encoded on the device, not here.",
+        )
+
+
+async def read_body(request: Request, seconds: float) -> bytes:
+    """Read a body of at most `MAX_PACKET_BYTES`, whatever its declared length.
+
+    Raises:
+        PacketTooLarge: there is more; the rest is not read.
+        UploadTimeout: it did not arrive in time.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > MAX_PACKET_BYTES:
+        raise _too_large()
+    body = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > MAX_PACKET_BYTES:
+                    raise _too_large()
+                body += chunk
+    except TimeoutError:
+        raise UploadTimeout(
+            f"The packet did not arrive within {seconds:g} s.", "Send it again, all at once."
+        ) from None
+    return bytes(body)
+
+
+class Admission:
+    """Turns the bytes of packets into embeddings for one checkpoint's decoder."""
+
+    def __init__(self, checkpoint: Checkpoint, settings: Settings) -> None:
+        self._checkpoint = checkpoint
+        self._projector = checkpoint.projector()
+        # Beyond this a value would become infinite in the decoder's precision.
+        self._bound = torch.finfo(getattr(torch, settings.dtype)).max
+
+    def admit(self, body: bytes) -> Admitted:
+        """Decode, check and project; takes milliseconds, so it belongs in a worker thread.
+
+        Raises:
+            PacketError: the bytes are no packet.
+            PacketTooLarge: the packet is beyond the limits of the wire format.
+            FingerprintMismatch: another model made it.
+            PacketContentError: this model cannot take its features.
+        """
+        begin = time.perf_counter()
+        packet = decode(body)
+        decoded = time.perf_counter()
+        self._check(packet)
+        embeddings, project_ms = packet.features, 0.0
+        if packet.split == Split.QFORMER:
+            with torch.inference_mode():
+                embeddings = self._projector(torch.from_numpy(embeddings)).numpy()
+            project_ms = _ms(decoded)
+        # Written so that NaN, which compares as false, is refused too.
+        if not (np.abs(embeddings) <= self._bound).all():
+            raise PacketContentError(
+                "The features give embeddings that are not finite.",
+                "Check the audio and the encoder that made these features.",
+            )
+        return Admitted(np.ascontiguousarray(embeddings), (decoded - begin) * 1e3, project_ms)
+
+    def _check(self, packet: Packet) -> None:
+        config, served = self._checkpoint.config, self._checkpoint.fingerprint
+        if packet.fingerprint != served:
+            raise FingerprintMismatch(
+                f"The packet was made by model {packet.fingerprint}, but {served} serves here.",
+                "Use the artifact whose manifest has the fingerprint that /v1/models shows.",
+            )
+        tokens, width = packet.features.shape
+        expected = config.feature_width(packet.split)
+        if width != expected:
+            raise PacketContentError(
+                f"The features have width {width}, expected {expected} at {packet.split}.",
+                "Check that the packet names the split point that its features were taken from.",
+            )
+        fixed = config.q_former.stride is None
+        if tokens > config.max_tokens or (fixed and tokens != config.max_tokens):
+            raise PacketContentError(
+                f"The packet holds {tokens} tokens, expected"
+                f" {'exactly' if fixed else 'at most'} {config.max_tokens}.",
+                "Cut the speech into shorter parts and send each as a packet.",
+            )
+
+
+def _too_large() -> PacketTooLarge:
+    return PacketTooLarge(
+        f"The body is longer than {MAX_PACKET_BYTES} bytes.",
+        "Send shorter speech or use a smaller codec.",
+    )
+
+
+def _ms(since: float) -> float:
+    return (time.perf_counter() - since) * 1e3

@@ -1,0 +1,44 @@
+"""From token ids to text while they arrive, the same for every engine."""
+
+from typing import Any
+
+# What an incomplete UTF-8 sequence decodes to.
+_REPLACEMENT = "\ufffd"
+
+
+class Detokenizer:
+    """Decodes token ids in pieces that join to exactly what decoding them at once gives.
+
+    A character may be spread over tokens, and a token's text may depend on the one before it. So
+    each new token is decoded together with the last piece, and text that ends inside a character
+    is held back (the two offsets of text-generation-inference and vLLM). vLLM's own detokenizer
+    is not used because it drops what is held back at the end.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._context = self._decoded = 0
+
+    def feed(self, ids: list[int]) -> str:
+        """Take the next ids; give the text that is certain."""
+        self._ids += ids
+        text = self._new_text()
+        if text.endswith(_REPLACEMENT):
+            return ""
+        self._context, self._decoded = self._decoded, len(self._ids)
+        return text
+
+    def finish(self) -> str:
+        """The text that was held back, once there are no more ids."""
+        text = self._new_text()
+        self._context = self._decoded = len(self._ids)
+        return text
+
+    def _new_text(self) -> str:
+        known = self._decode(self._ids[self._context : self._decoded])
+        return self._decode(self._ids[self._context :])[len(known) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        return text

@@ -1,0 +1,191 @@
+"""The serving engine: vLLM in its own process, spoken to through `AsyncLLM`.
+
+The only module that imports vllm; written against 0.32.0.
+"""
+
+import asyncio
+import gc
+import multiprocessing
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import torch
+
+from cloud_vllm.engines.base import (
+    PROMPT_TOKENS,
+    Embeddings,
+    EngineState,
+    Piece,
+    check_width,
+    prompt_ids,
+)
+from cloud_vllm.engines.text import Detokenizer
+from cloud_vllm.settings import Settings
+from esrt.checkpoint import Checkpoint
+from esrt.errors import EngineFailed, EsrtError
+from esrt.languages import Language
+
+# vLLM's processes take about four seconds to end in good order. Its default of five is so close
+# that it often kills them instead, which leaves shared memory behind.
+_SHUTDOWN_S = 20.0
+
+
+class VllmEngine:
+    """Decodes many requests at once."""
+
+    def __init__(self, checkpoint: Checkpoint, settings: Settings) -> None:
+        self._checkpoint = checkpoint
+        self._settings = settings
+        self._state = EngineState.LOADING
+        self._llm: Any = None
+        self._loading: asyncio.Future[None] | None = None
+        self._earlier_children = set(multiprocessing.active_children())
+        self._aborts: set[asyncio.Task[None]] = set()
+
+    @property
+    def state(self) -> EngineState:
+        """Where the engine is in its life; `FAILED` once its process has died."""
+        if self._state is EngineState.READY and self._llm.errored:
+            return EngineState.FAILED
+        return self._state
+
+    async def start(self) -> None:
+        """Start the engine's process and wait until it has loaded the decoder.
+
+        Raises:
+            CheckpointError: the decoder does not fit the checkpoint.
+            EngineFailed: it could not be loaded.
+        """
+        self._loading = asyncio.get_running_loop().run_in_executor(None, self._load)
+        try:
+            await self._loading
+        except Exception as error:
+            if self._state is not EngineState.CLOSED:
+                self._state = EngineState.FAILED
+            if isinstance(error, EsrtError):
+                raise
+            raise EngineFailed(
+                f"vLLM could not load the decoder: {error}.",
+                "Read vLLM's own messages above; check decoder/ and the memory settings.",
+            ) from error
+        if self._state is EngineState.LOADING:
+            self._state = EngineState.READY
+
+    async def generate(
+        self, embeddings: Embeddings, source: Language, target: Language
+    ) -> AsyncGenerator[Piece, None]:
+        """Decode greedily; closing the generator aborts.
+
+        Raises:
+            EngineFailed: the engine's process died, or gave the request up.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        request = uuid.uuid4().hex
+        text, finish = Detokenizer(self._tokenizer), None
+        try:
+            prompt = await self._render(embeddings, prompt_ids(self._tokenizer, source, target))
+            async with aclosing(self._llm.generate(prompt, self._sampling, request)) as outputs:
+                async for output in outputs:
+                    completion = output.outputs[0]
+                    ids, finish = list(completion.token_ids), completion.finish_reason
+                    written = text.feed([token for token in ids if token != self._eos])
+                    if finish is None:
+                        yield Piece(written, len(ids))
+                    elif finish in ("stop", "length"):
+                        yield Piece(written + text.finish(), len(ids), finish)
+                    else:
+                        raise _broken_off()
+        except EngineDeadError as error:
+            self._state = EngineState.FAILED
+            raise EngineFailed(
+                "The engine's process has died.", "Wait until the service has been restarted."
+            ) from error
+        except EngineGenerateError as error:
+            raise _broken_off() from error
+        finally:
+            if finish is None and self.state is EngineState.READY:
+                self._abort(request)
+
+    async def close(self) -> None:
+        """End the engine's process; one that is still loading is not waited for."""
+        self._state = EngineState.CLOSED
+        while self._loading is not None and not self._loading.done():
+            # The loading thread cannot be cancelled, but it gives up when its child ends.
+            for child in set(multiprocessing.active_children()) - self._earlier_children:
+                child.terminate()
+            await asyncio.wait([self._loading], timeout=0.2)
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            # Left alone until vLLM cancels it, it would report the process's end as a crash.
+            if llm.output_handler is not None:
+                llm.output_handler.cancel()
+            await asyncio.to_thread(llm.shutdown, timeout=_SHUTDOWN_S)
+            del llm
+            # It lies in reference cycles; finalized at interpreter exit it would print a traceback.
+            gc.collect()
+
+    def _load(self) -> None:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        settings, config = self._settings, self._checkpoint.config
+        arguments = AsyncEngineArgs(
+            model=str(self._checkpoint.decoder),
+            dtype=settings.dtype,
+            enable_prompt_embeds=True,
+            max_model_len=config.max_tokens + PROMPT_TOKENS + settings.max_new_tokens,
+            max_num_seqs=settings.max_running,
+            kv_cache_memory_bytes=settings.kv_cache_bytes or None,
+            enforce_eager=not settings.compile,
+            # No two utterances share features, and nothing of one should outlive its request.
+            enable_prefix_caching=False,
+            # The decoder's own generation settings could sample or stop at other tokens.
+            generation_config="vllm",
+            disable_log_stats=True,
+        )
+        if self._state is EngineState.CLOSED:
+            return
+        # No local variable: an import above keeps this frame alive for good, and `close` could not
+        # finalize the engine.
+        self._llm = AsyncLLM.from_engine_args(arguments)
+        check_width(self._llm.model_config.get_hidden_size(), config.decoder_width)
+        self._tokenizer: Any = self._llm.get_tokenizer()
+        self._eos: int = self._tokenizer.eos_token_id
+        self._dtype = getattr(torch, settings.dtype)
+        self._sampling = SamplingParams(
+            temperature=0.0,
+            max_tokens=settings.max_new_tokens,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+
+    async def _render(self, embeddings: Embeddings, ids: list[int]) -> Any:
+        """A mixed prompt: features as they are, then tags that the engine embeds and scales."""
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+        tokens, width = embeddings.shape
+        rows = torch.zeros(tokens + len(ids), width, dtype=self._dtype)
+        rows[:tokens] = torch.from_numpy(embeddings)
+        prompt = {
+            "prompt_embeds": rows,
+            "prompt_token_ids": [0] * tokens + ids,
+            "prompt_is_token_ids": [False] * tokens + [True] * len(ids),
+        }
+        parsed = parse_model_prompt(self._llm.model_config, prompt)
+        (rendered,) = await self._llm.renderer.render_cmpl_async([parsed])
+        return rendered
+
+    def _abort(self, request: str) -> None:
+        # A client that hangs up cancels the task that is here again at each await (anyio's level
+        # cancellation), which can cut off the abort inside vLLM's generator; so it gets a task.
+        task = asyncio.get_running_loop().create_task(self._llm.abort(request))
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
+
+
+def _broken_off() -> EngineFailed:
+    return EngineFailed("The engine gave the request up.", "Send the packet again.")
