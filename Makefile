@@ -32,7 +32,6 @@ $(VENV)/ready: lock.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install torch==2.13.0
 	$(PIP) install --no-deps --no-build-isolation -r lock.txt
-	$(PIP) install --no-deps --no-build-isolation --editable .
 	touch $@
 
 # Only the tests of the corpus need espeak-ng; without it they are skipped and counted.

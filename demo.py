@@ -18,7 +18,9 @@ import httpx
 import typer
 from rich.console import Console
 
+from edge_runtime.audio import read_audio
 from esrt.errors import ArtifactError, EsrtError, ServerError
+from esrt.languages import direction
 from esrt.manifest import read_manifest
 
 ARTIFACT = Path("build/artifacts/esrt-nano-onnx-int8")
@@ -85,8 +87,12 @@ def main(
     engine: Annotated[str, typer.Option(help="vllm or transformers.")] = "vllm",
 ) -> None:
     """Translate a file, phone side and cloud side on this machine."""
+    file = file.resolve()
     os.chdir(Path(__file__).parent)
     try:
+        # Before the engine loads for half a minute.
+        direction(source, target)
+        read_audio(file)
         with gateway(engine) as server:
             if fingerprint_of_artifact() is None:
                 export()

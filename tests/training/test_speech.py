@@ -1,0 +1,85 @@
+"""Speech by espeak-ng: repeatable, at the front end's rate, and of many speakers."""
+
+import dataclasses
+import io
+import shutil
+import subprocess
+from random import Random
+
+import numpy as np
+import pytest
+import soundfile
+
+from training.corpus.speech import (
+    VARIANTS,
+    VOICES,
+    SpeechError,
+    Utterance,
+    cast,
+    speak,
+)
+from training.corpus.text import LOCALES
+
+needs_espeak = pytest.mark.skipif(
+    shutil.which("espeak-ng") is None, reason="espeak-ng is not installed"
+)
+UTTERANCE = Utterance(0, "eng", "The bus to Zürich leaves in 20 minutes.", "f2", 180, 50)
+
+
+@needs_espeak
+def test_the_same_utterance_always_sounds_the_same() -> None:
+    audio = speak(UTTERANCE)
+    assert audio.dtype == np.float32
+    assert audio.ndim == 1
+    np.testing.assert_array_equal(speak(UTTERANCE), audio)
+    assert 0.05 < np.abs(audio).max() <= 1.05
+
+
+@needs_espeak
+def test_audio_is_at_16_khz() -> None:
+    command = ["espeak-ng", "-v", "en-us+f2", "-s", "180", "-p", "50", "--stdout", UTTERANCE.text]
+    done = subprocess.run(command, capture_output=True, check=True)
+    original, rate = soundfile.read(io.BytesIO(done.stdout))
+    assert rate != 16_000
+    assert len(speak(UTTERANCE)) / 16_000 == pytest.approx(len(original) / rate, abs=0.001)
+
+
+@needs_espeak
+@pytest.mark.parametrize("change", [{"pitch": 65}, {"variant": "m3"}, {"text": "Good morning."}])
+def test_speaker_and_text_are_heard(change: dict[str, object]) -> None:
+    audio, other = speak(UTTERANCE), speak(dataclasses.replace(UTTERANCE, **change))  # type: ignore[arg-type]
+    length = min(len(audio), len(other))
+    assert np.abs(audio[:length] - other[:length]).max() > 0.05
+
+
+@needs_espeak
+def test_faster_is_shorter() -> None:
+    assert len(speak(dataclasses.replace(UTTERANCE, speed=210))) < 0.95 * len(speak(UTTERANCE))
+
+
+@needs_espeak
+@pytest.mark.parametrize("language", VOICES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_voice_exists(language: str, variant: str) -> None:
+    audio = speak(Utterance(0, language, "Rom, Lima, Bern", variant, 190, 50))
+    assert 0.5 < len(audio) / 16_000 < 5
+
+
+def test_every_language_of_the_corpus_has_a_voice() -> None:
+    assert VOICES.keys() == LOCALES.keys()
+
+
+def test_casting_follows_the_seed() -> None:
+    def casts(seed: int) -> list[Utterance]:
+        random = Random(seed)
+        return [cast(number, "deu", "Hallo", random) for number in range(50)]
+
+    assert casts(0) == casts(0) != casts(1)
+    assert len({(u.variant, u.speed, u.pitch) for u in casts(0)}) > 40
+
+
+def test_without_espeak_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SpeechError, match="apt-get install espeak-ng") as caught:
+        speak(UTTERANCE)
+    assert caught.value.exit_code == 2
