@@ -8,7 +8,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --quiet --disable-pip-version-check
 
-CLIP ?= models/esrt-nano/samples/eng-4.flac
+CLIP ?= models/esrt-nano/samples/eng-2.flac
 FROM ?= eng
 TO ?= deu
 

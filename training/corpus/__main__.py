@@ -13,6 +13,7 @@ from training.corpus.speech import speak
 from training.corpus.text import LOCALES
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
+SAMPLE_KINDS = ("phrase", "phrase", "places", "phrase", "date")
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 
 
@@ -30,15 +31,18 @@ def samples(
 ) -> None:
     """Write some test utterances as FLAC, with an index of what is said and its translations."""
     out.mkdir(parents=True, exist_ok=True)
-    spoken = utterances(sentences("test"), SEED)
-    codes = list(LOCALES)
-    step = len(spoken) // (count * len(codes) ** 2)
+    unused = utterances(sentences("test"), SEED)
     index = []
-    for number in range(count * len(codes)):
-        sentence, utterance = spoken[number * step * len(codes) + number % len(codes)]
-        name = f"{utterance.language}-{number // len(codes) + 1}.flac"
+    for number in range(count * len(LOCALES)):
+        clip, code = number // len(LOCALES), list(LOCALES)[number % len(LOCALES)]
+        kind = SAMPLE_KINDS[clip % len(SAMPLE_KINDS)]
+        sentence, utterance = next(
+            pair for pair in unused if pair[0].kind == kind and pair[1].language == code
+        )
+        unused = [pair for pair in unused if pair[0] is not sentence]
+        name = f"{code}-{clip + 1}.flac"
         soundfile.write(out / name, speak(utterance), SAMPLE_RATE, subtype="PCM_16")
-        index.append({"file": name, "language": utterance.language, "texts": sentence.texts})
+        index.append({"file": name, "language": code, "texts": sentence.texts})
     (out / "index.json").write_text(json.dumps(index, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 

@@ -4,10 +4,13 @@ To add a language: one entry in ``LOCALES`` and one file in ``phrasebook/``.
 """
 
 import datetime
+import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from random import Random
 
@@ -42,6 +45,9 @@ _UNITS = (
     "duration-second temperature-celsius speed-kilometer-per-hour"
 ).split()
 _CURRENCIES = "EUR USD GBP JPY CHF CNY".split()
+
+# In how many training sentences a word must occur to be asked for in a held-out one.
+_KNOWN = 3
 
 Texts = dict[str, str]
 
@@ -189,22 +195,42 @@ def sentences(random: Random) -> Iterator[Sentence]:
 
 
 def split(seed: int, held_out: dict[str, int], train: int) -> dict[str, list[Sentence]]:
-    """Distinct sentences for each split, ``train`` being the last.
+    """Distinct sentences for each split.
 
-    No held-out sentence's text occurs in another split, in any language. Phrases without slots,
-    of which there are too few to hold out, are for training alone.
+    Held-out sentences are new combinations of known words: no text of one occurs in another split,
+    in any language, but each of its words does, in several training sentences. They are set aside
+    before training sentences are drawn, so that templates with few fillings take part; those with
+    a word that training then lacks are dropped and replaced. Phrases without slots, of which there
+    are too few to hold out, are for training alone.
     """
     stream = sentences(Random(seed))
     fixed = {phrase for phrase in phrasebook("eng")["phrases"].values() if "{" not in phrase}
     seen: set[tuple[str, str]] = set()
-    splits: dict[str, list[Sentence]] = {}
-    for name, count in (held_out | {"train": train}).items():
-        chosen = splits[name] = []
-        while len(chosen) < count:
-            sentence = next(stream)
+
+    def draw(without: set[str]) -> Iterator[Sentence]:
+        for sentence in stream:
             keys = set(sentence.texts.items())
-            if keys & seen or (name != "train" and sentence.texts["eng"] in fixed):
-                continue
-            seen |= keys
-            chosen.append(sentence)
-    return splits
+            if not keys & seen and sentence.texts["eng"] not in without:
+                seen.update(keys)
+                yield sentence
+
+    reserved = {name: list(islice(draw(fixed), count)) for name, count in held_out.items()}
+    training = list(islice(draw(set()), train))
+    counts = Counter(word for sentence in training for word in _words(sentence))
+
+    def known(sentence: Sentence) -> bool:
+        return all(counts[word] >= _KNOWN for word in _words(sentence))
+
+    return {
+        name: list(islice(filter(known, chain(reserved[name], draw(fixed))), count))
+        for name, count in held_out.items()
+    } | {"train": training}
+
+
+def _words(sentence: Sentence) -> set[tuple[str, str]]:
+    """The words in every language, as (language, word); numbers do not count, digits compose."""
+    return {
+        (code, word)
+        for code, text in sentence.texts.items()
+        for word in re.findall(r"[^\W\d_]+", text)
+    }
