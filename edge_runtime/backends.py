@@ -4,6 +4,9 @@ To add one: a class with `manifest` and `encode`, and a row of `_BACKENDS`.
 """
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,7 +104,110 @@ class OnnxBackend:
         return result
 
 
-_BACKENDS = {"onnx": OnnxBackend}
+class ExecuTorchBackend:
+    """An ExecuTorch artifact on ExecuTorch's Python runtime: the phone's, behind torch tensors.
+
+    Args:
+        folder: the artifact's folder.
+        threads: threads of the pool that all ExecuTorch backends of a process share; the first
+            one decides, because a pool in use cannot be replaced.
+
+    Raises:
+        ArtifactError: missing, damaged, of another kind, or not the graph that it declares; or
+            ExecuTorch or torch is not installed.
+    """
+
+    def __init__(self, folder: Path, *, threads: int = DEFAULT_THREADS) -> None:
+        self._manifest = read_manifest(folder)
+        _check_manifest(self._manifest, folder, kind="executorch")
+        path = folder / self._manifest.entry
+        try:  # only this backend needs them
+            import torch
+            from executorch.extension.pybindings import portable_lib
+            from executorch.runtime import Runtime
+        except ImportError as error:
+            raise ArtifactError(
+                f"ExecuTorch artifacts need executorch and torch: {error}.",
+                "Install them, or use an artifact of kind onnx.",
+            ) from error
+        self._tensor = torch.from_numpy
+        try:
+            with _quiet_native_log():
+                if not _executorch_threads:
+                    portable_lib._unsafe_reset_threadpool(threads)
+                    _executorch_threads.append(threads)
+                # The method runs in memory that the program holds.
+                self._program: Any = Runtime.get().load_program(path)
+                self._method: Any = self._program.load_method("forward")
+                metadata = self._method.metadata
+                inputs = [
+                    metadata.input_tensor_meta(i).sizes() for i in range(metadata.num_inputs())
+                ]
+        except Exception as error:  # ExecuTorch's errors share no base of their own
+            raise ArtifactError(f"ExecuTorch cannot load {path}: {error}.", _EXPORT) from error
+        front_end = self._manifest.front_end
+        longest = round(front_end.max_seconds * SAMPLE_RATE) // HOP
+        longest -= longest % front_end.frame_multiple
+        self._longest = longest
+        if [tuple(sizes) for sizes in inputs] != [(1, MEL_BINS, longest)]:
+            raise ArtifactError(
+                f"The program in {folder} takes {inputs}, but its manifest declares"
+                f" (1, {MEL_BINS}, up to {longest}).",
+                _EXPORT,
+            )
+
+    @property
+    def manifest(self) -> Manifest:
+        """The artifact's description."""
+        return self._manifest
+
+    def encode(self, mel: Array) -> Array:
+        """See :meth:`Backend.encode`."""
+        # What does not fit may abort the process or, with a broken last block, pass unnoticed.
+        bins, frames = mel.shape
+        multiple = self._manifest.front_end.frame_multiple
+        whole = frames % multiple == 0 and 0 < frames <= self._longest
+        if mel.dtype != np.float32 or bins != MEL_BINS or not whole:
+            raise ArtifactError(
+                f"ExecuTorch failed on an input: it is {mel.dtype} {mel.shape}, but the program"
+                f" takes float32 ({MEL_BINS}, up to {self._longest} in steps of {multiple}).",
+                "Cut the speech into shorter segments.",
+            )
+        try:
+            tensor = self._tensor(np.ascontiguousarray(mel[np.newaxis]))
+            (output,) = self._method.execute([tensor])
+        except Exception as error:  # ExecuTorch's errors share no base of their own
+            raise ArtifactError(
+                f"ExecuTorch failed on an input of shape {mel.shape}: {error}.", _EXPORT
+            ) from error
+        features = output.numpy()
+        _check_features(features, self._manifest)
+        result: Array = features[0]
+        return result
+
+
+# How many threads the process's pool was given, once it was.
+_executorch_threads: list[int] = []
+
+
+@contextmanager
+def _quiet_native_log() -> Iterator[None]:
+    """Keep ExecuTorch's log, which knows no levels, out of a command's own output."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+_BACKENDS: dict[str, type[OnnxBackend] | type[ExecuTorchBackend]] = {
+    "onnx": OnnxBackend,
+    "executorch": ExecuTorchBackend,
+}
 
 
 def open_backend(folder: Path, *, threads: int = DEFAULT_THREADS) -> Backend:

@@ -9,6 +9,7 @@ import copy
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Checkpoint:
             CheckpointError: tensors are missing, unexpected or misshapen.
         """
         model = EdgeModel(self.config)
-        _load_strictly(model, load_file(self.folder / EDGE_FILE))
+        load_strictly(model, load_file(self.folder / EDGE_FILE))
         return model.eval()
 
     def projector(self) -> Projector:
@@ -66,7 +67,7 @@ class Checkpoint:
                 for name in file.keys()  # noqa: SIM118 - not a mapping
                 if name.startswith(prefix)
             }
-        _load_strictly(model, tensors)
+        load_strictly(model, tensors)
         return model.eval()
 
 
@@ -139,27 +140,51 @@ def _remove(path: Path) -> None:
 
 
 def fingerprint(config: ModelConfig, weights: Path) -> str:
-    """16 hex digits over the configuration and the stored edge weights.
+    """16 hex digits over the configuration and the stored edge weights; see `digest`."""
+    with safe_open(weights, "pt") as file:
+        return digest(config, ((name, file.get_tensor(name)) for name in sorted(file.keys())))
+
+
+def digest(config: ModelConfig, tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """16 hex digits over a configuration and tensors, which come in order of name.
 
     SHA-256, cut to 64 bits, over the configuration as compact JSON with sorted keys (without name
-    and languages, which change no feature), then for each tensor in order of name: its name,
-    dtype and shape as one line of text, and its bytes.
+    and languages, which change no feature), then for each tensor: its name, dtype and shape as one
+    line of text, and its bytes.
     """
     shapes = {
         key: value for key, value in config.to_dict().items() if key not in ("name", "languages")
     }
-    digest = hashlib.sha256(json.dumps(shapes, sort_keys=True, separators=(",", ":")).encode())
-    with safe_open(weights, "pt") as file:
-        for name in sorted(file.keys()):
-            tensor: Tensor = file.get_tensor(name)
-            digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    hashed = hashlib.sha256(json.dumps(shapes, sort_keys=True, separators=(",", ":")).encode())
+    for name, tensor in tensors:
+        hashed.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        hashed.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()[:16]
 
 
-def _load_strictly(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load weights whose names and shapes are exactly the model's.
+
+    Raises:
+        CheckpointError: tensors are missing, unexpected or misshapen; it lists them.
+    """
+    check_shapes(shapes_of(model.state_dict()), shapes_of(tensors))
+    model.load_state_dict(tensors)
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Each tensor's shape."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def check_shapes(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Compare names and shapes.
+
+    Raises:
+        CheckpointError: tensors are missing, unexpected or misshapen; it lists them.
+    """
     wrong = [
         *(f"{name} is missing" for name in expected.keys() - found.keys()),
         *(f"{name} is unexpected" for name in found.keys() - expected.keys()),
@@ -174,4 +199,3 @@ def _load_strictly(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             f"The weights do not fit the configuration: {'; '.join(sorted(wrong))}.",
             "Use weights and config.json of one checkpoint.",
         )
-    model.load_state_dict(tensors)

@@ -48,7 +48,7 @@ class SpeechEncoder(WhisperEncoder):  # type: ignore[misc]
         else:
             valid = _valid(frames, mel.shape[-1])
             mel = mel * valid[:, None]
-            attention_mask = _additive(valid[:, None, None, ::2])
+            attention_mask = additive(valid[:, None, None, ::2])
         states = nn.functional.gelu(self.conv1(mel))
         if valid is not None:
             states = states * valid[:, None]
@@ -94,29 +94,37 @@ class QFormerAdapter(nn.Module):
         length, stride = states.shape[1], self.config.stride
         readable = None if positions is None else _valid(positions, length)[:, None]
         valid = None
-        if stride is None:
-            queries: Tensor = self.query
-        else:
-            tokens = length // stride
-            queries = self.query + _sinusoids(tokens, self.config.width).to(states)
-            window = self._window(length, tokens, stride, states.device)
+        queries = self.queries(length)
+        window = self.window(length)
+        if stride is not None and window is not None:
             readable = window[None] if readable is None else window & readable
             if positions is not None:
-                valid = _valid(positions // stride, tokens)
+                valid = _valid(positions // stride, queries.shape[1])
                 # A row of the mask with nothing to attend to would be NaN.
                 readable = readable | ~valid[:, :, None]
         adapted: Tensor = self.qformer.encoder(
             self.qformer.layernorm(queries.expand(states.shape[0], -1, -1)),
-            attention_mask=None if valid is None else _additive(valid[:, None, None]),
+            attention_mask=None if valid is None else additive(valid[:, None, None]),
             encoder_hidden_states=states,
-            encoder_attention_mask=None if readable is None else _additive(readable[:, None]),
+            encoder_attention_mask=None if readable is None else additive(readable[:, None]),
             query_length=queries.shape[1],
         ).last_hidden_state
         return adapted
 
-    def _window(self, length: int, tokens: int, stride: int, device: torch.device) -> Tensor:
-        """(tokens, length): which encoder states each token reads."""
-        start = stride * torch.arange(tokens, device=device)[:, None]
+    def queries(self, length: int) -> Tensor:
+        """(1, tokens, width): what asks, for that many encoder states, before the layer norm."""
+        if self.config.stride is None:
+            return self.query
+        return self.query + _sinusoids(length // self.config.stride, self.config.width).to(
+            self.query
+        )
+
+    def window(self, length: int) -> Tensor | None:
+        """(tokens, length): which encoder states each token reads; ``None`` when all."""
+        stride, device = self.config.stride, self.query.device
+        if stride is None:
+            return None
+        start = stride * torch.arange(length // stride, device=device)[:, None]
         offset = torch.arange(length, device=device) - start
         return (offset >= -self.config.overlap) & (offset < stride + self.config.overlap)
 
@@ -234,7 +242,7 @@ def _valid(lengths: Tensor, total: int) -> Tensor:
     return torch.arange(total, device=lengths.device)[None] < lengths[:, None]
 
 
-def _additive(mask: Tensor) -> Tensor:
+def additive(mask: Tensor) -> Tensor:
     """A mask that is true where attention may look, as the number added to its scores."""
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -1e9)
 

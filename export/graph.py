@@ -28,10 +28,22 @@ class DeviceGraph(nn.Module):
         return features if self.split == "qformer" else self.model.mlp(features)
 
 
-def example_input(config: ModelConfig) -> Tensor:
-    """An input of a typical shape, for tracing."""
-    frames = config.max_frames if config.padded else 20 * config.frame_multiple
-    return torch.zeros(1, config.encoder.mel_bins, frames)
+def trace(graph: nn.Module, config: ModelConfig) -> torch.export.ExportedProgram:
+    """Export a graph from log-mel to features for every length that the model takes.
+
+    The example is one block shorter than the longest input. At the longest, slices of tables of
+    that very length would fix it; a short one would be worse: torch's choice of a convolution
+    guards on small inputs, and ExecuTorch then plans memory for no more than that.
+    """
+    frames = dynamic_frames(config)
+    length = config.max_frames if frames is None else config.max_frames - config.frame_multiple
+    example = torch.zeros(1, config.encoder.mel_bins, length)
+    return torch.export.export(
+        graph,
+        (example,),
+        dynamic_shapes=None if frames is None else {INPUT: frames},
+        strict=False,
+    )
 
 
 def dynamic_frames(config: ModelConfig) -> dict[int, torch.export.Dim] | None:

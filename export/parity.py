@@ -59,9 +59,20 @@ def sample_mels(config: ModelConfig, folder: Path = SAMPLES) -> Iterator[Array]:
         )
 
 
+def _extremes(mel: Array, config: ModelConfig) -> tuple[Array, ...]:
+    """Speech of the shortest and of the longest length, where a model's length is free."""
+    if config.padded:
+        return ()
+    repeated = np.tile(mel, -(-config.max_frames // mel.shape[1]))
+    return (
+        np.ascontiguousarray(mel[:, : config.frame_multiple]),
+        np.ascontiguousarray(repeated[:, : config.max_frames]),
+    )
+
+
 @torch.inference_mode()
 def measure(graph: DeviceGraph, run: Runner) -> dict[str, float]:
-    """Compare torch with an artifact on every clip.
+    """Compare torch with an artifact on every clip, and on the lengths between which they lie.
 
     Args:
         graph: the torch side.
@@ -71,7 +82,8 @@ def measure(graph: DeviceGraph, run: Runner) -> dict[str, float]:
         ``cosine_min`` and ``cosine_mean`` over tokens, ``error_max`` over all numbers, ``clips``.
     """
     cosines, errors = [], []
-    for mel in sample_mels(graph.model.config):
+    clips = list(sample_mels(graph.model.config))
+    for mel in (*clips, *_extremes(clips[0], graph.model.config)):
         expected = graph(torch.from_numpy(mel[None])).numpy()[0].astype(np.float64)
         found = run(mel[None])[0].astype(np.float64)
         norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
@@ -82,7 +94,7 @@ def measure(graph: DeviceGraph, run: Runner) -> dict[str, float]:
         "cosine_min": round(float(every.min()), 6),
         "cosine_mean": round(float(every.mean()), 6),
         "error_max": round(float(max(errors)), 6),
-        "clips": len(cosines),
+        "clips": len(clips),
     }
 
 

@@ -36,7 +36,7 @@ def test_names_come_from_the_manifest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"kind": "executorch"}, "'executorch'"),
+        ({"kind": "executorch"}, "ExecuTorch cannot load"),
         ({"kind": "coreml"}, "'coreml'"),
         ({"inputs": (TensorSpec("audio", "float32", (1, None)),)}, "'audio'"),
         ({"outputs": (TensorSpec("logits", "float32", (1, None)),)}, "'logits'"),

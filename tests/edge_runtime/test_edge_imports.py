@@ -6,8 +6,8 @@ from pathlib import Path
 from tests.edge_runtime.kit import REPOSITORY, python
 
 SHARED = {"languages", "errors", "prompt", "frontend", "wire", "manifest"}
-# onnxruntime is loaded by the backend that needs it, rich where there is a terminal.
-LATE = {"torch", "transformers", "onnxruntime"}
+# A backend loads what it needs when it is made.
+LATE = {"torch", "transformers", "onnxruntime", "executorch"}
 
 
 def imported(path: Path) -> set[str]:
@@ -29,7 +29,9 @@ def test_only_the_shared_core() -> None:
     for path in files:
         for name in imported(path):
             parts = name.split(".")
-            assert parts[0] not in {"torch", "cloud_vllm", "export", "training", "benchmarks"}
+            assert parts[0] not in {"cloud_vllm", "export", "training", "benchmarks"}
+            # Of ExecuTorch's Python runtime, whose tensors are torch's; see the next tests.
+            assert parts[0] != "torch" or path.name == "backends.py", (path, name)
             assert parts[0] != "esrt" or parts[1] in SHARED, (path, name)
 
 
@@ -37,3 +39,17 @@ def test_nothing_heavy_is_loaded() -> None:
     result = python("-c", "import sys, edge_runtime.cli; print(*sys.modules)")
     assert result.returncode == 0, result.stderr
     assert not LATE & set(result.stdout.split())
+
+
+def test_the_onnx_backend_loads_nothing_of_torch(artifact: Path) -> None:
+    code = (
+        "import sys, numpy, pathlib, edge_runtime\n"
+        f"backend = edge_runtime.open_backend(pathlib.Path({str(artifact)!r}), threads=1)\n"
+        "backend.encode(numpy.zeros((128, 80), numpy.float32))\n"
+        "print(*sys.modules)"
+    )
+    result = python("-c", code)
+    assert result.returncode == 0, result.stderr
+    loaded = set(result.stdout.split())
+    assert "onnxruntime" in loaded
+    assert not {"torch", "transformers", "executorch"} & loaded

@@ -1,0 +1,218 @@
+"""The device's part of the model, written in the operators that XNNPACK takes over.
+
+The modules of :mod:`esrt.model` are transformers', whose reshapes name the symbolic length and
+whose layer norms have no XNNPACK kernel; each such operator would cut the graph in two. Here the
+same weights run in two dimensions, every reshape has at most one inferred side, and layer norm is
+spelled out, so that everything between the tables' slices and the output is one subgraph.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerAttention, Blip2QFormerLayer
+from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoderLayer
+
+from esrt.config import ModelConfig
+from esrt.manifest import SplitPoint
+from esrt.model import EdgeModel, Projector, QFormerAdapter, SpeechEncoder, additive
+
+
+class DelegableGraph(nn.Module):
+    """One utterance, log-mel (1, 128, frames) to features (1, tokens, width), up to the split.
+
+    Args:
+        model: whose weights to use; it is left as it is.
+        split: where the graph ends.
+    """
+
+    def __init__(self, model: EdgeModel, split: SplitPoint) -> None:
+        super().__init__()
+        self.config: ModelConfig = model.config
+        self.encoder = _Encoder(model.encoder)
+        self.q_former = _QFormer(model.q_former, model.config)
+        self.mlp = _projector(model.mlp) if split == "adapter" else nn.Identity()
+        self.width = model.config.feature_width(split)
+        self.eval()
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Run encoder and Q-Former, and the projector for the ``adapter`` split."""
+        features: Tensor = self.mlp(self.q_former(self.encoder(mel), mel.shape[2]))
+        return features.view(1, -1, self.width)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the rows of (rows, width), the means being products with a vector.
+
+    A reduction over the last axis has no XNNPACK operator here, a product does.
+    """
+
+    mean: Tensor
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        (width,) = norm.normalized_shape
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.register_buffer("mean", torch.full((width, 1), 1 / width))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(rows, width) to the same shape."""
+        centred = rows - rows @ self.mean
+        scale = torch.rsqrt((centred * centred) @ self.mean + self.eps)
+        return centred * scale * self.weight + self.bias
+
+
+class Attention(nn.Module):
+    """Multi-head attention of (rows, width) on (columns, width), up to the heads' concatenation."""
+
+    def __init__(self, query: nn.Linear, key: nn.Linear, value: nn.Linear, heads: int) -> None:
+        super().__init__()
+        self.heads, self.width = heads, query.out_features // heads
+        # The scaling of the scores, folded into what makes the queries.
+        self.query: nn.Module = _scaled(query, self.width**-0.5)
+        self.key, self.value = key, value
+
+    def forward(self, rows: Tensor, columns: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend; ``mask`` (rows, columns) is added to the scores of each head."""
+        scores = torch.bmm(self._split(self.query(rows)), self._split(self.key(columns)).mT)
+        if mask is not None:
+            scores = scores + mask
+        read = torch.bmm(scores.softmax(-1), self._split(self.value(columns)))
+        return read.transpose(0, 1).contiguous().view(-1, self.heads * self.width)
+
+    def _split(self, states: Tensor) -> Tensor:
+        return states.view(-1, self.heads, self.width).transpose(0, 1)
+
+
+class _EncoderLayer(nn.Module):
+    def __init__(self, layer: WhisperEncoderLayer) -> None:
+        super().__init__()
+        attention: WhisperAttention = layer.self_attn
+        self.attention_norm = LayerNorm(layer.self_attn_layer_norm)
+        self.attention = Attention(
+            attention.q_proj, attention.k_proj, attention.v_proj, attention.num_heads
+        )
+        self.out = attention.out_proj
+        self.norm = LayerNorm(layer.final_layer_norm)
+        self.fc1, self.fc2 = layer.fc1, layer.fc2
+
+    def forward(self, states: Tensor) -> Tensor:
+        normed = self.attention_norm(states)
+        states = states + self.out(self.attention(normed, normed))
+        inner = nn.functional.gelu(self.fc1(self.norm(states)))
+        fed: Tensor = states + self.fc2(inner)
+        return fed
+
+
+class _Encoder(nn.Module):
+    positions: Tensor
+
+    def __init__(self, encoder: SpeechEncoder) -> None:
+        super().__init__()
+        self.width = encoder.conv2.out_channels
+        self.conv1, self.conv2 = encoder.conv1, encoder.conv2
+        self.register_buffer("positions", encoder.embed_positions.weight.detach().clone())
+        self.layers = nn.ModuleList(_EncoderLayer(layer) for layer in encoder.layers)
+        self.norm = LayerNorm(encoder.layer_norm)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        states = nn.functional.gelu(self.conv2(nn.functional.gelu(self.conv1(mel))))
+        states = states.transpose(1, 2).contiguous().view(-1, self.width)
+        states = states + self.positions[: mel.shape[2] // 2]
+        for layer in self.layers:
+            states = layer(states)
+        normed: Tensor = self.norm(states)
+        return normed
+
+
+class _QFormerAttention(nn.Module):
+    def __init__(self, attention: Blip2QFormerAttention) -> None:
+        super().__init__()
+        inner = attention.attention
+        self.attention = Attention(inner.query, inner.key, inner.value, inner.num_attention_heads)
+        self.out, self.norm = attention.output.dense, LayerNorm(attention.output.LayerNorm)
+
+    def forward(self, rows: Tensor, columns: Tensor, mask: Tensor | None = None) -> Tensor:
+        normed: Tensor = self.norm(rows + self.out(self.attention(rows, columns, mask)))
+        return normed
+
+
+class _QFormerLayer(nn.Module):
+    def __init__(self, layer: Blip2QFormerLayer) -> None:
+        super().__init__()
+        self.attention: nn.Module = _QFormerAttention(layer.attention)
+        self.cross_attention = _QFormerAttention(layer.crossattention)
+        self.fc1, self.fc2 = layer.intermediate_query.dense, layer.output_query.dense
+        self.norm = LayerNorm(layer.output_query.LayerNorm)
+
+    def forward(self, rows: Tensor, states: Tensor, mask: Tensor | None) -> Tensor:
+        rows = self.cross_attention(self.attention(rows, rows), states, mask)
+        normed: Tensor = self.norm(rows + self.fc2(nn.functional.gelu(self.fc1(rows))))
+        return normed
+
+
+class _Constant(nn.Module):
+    """Stands for a part whose input never changes: its output."""
+
+    value: Tensor
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def forward(self, *_: Tensor) -> Tensor:
+        return self.value
+
+
+class _QFormer(nn.Module):
+    """The Q-Former, its queries after their layer norm and its window tabulated."""
+
+    queries: Tensor
+    mask: Tensor | None
+
+    def __init__(self, adapter: QFormerAdapter, config: ModelConfig) -> None:
+        super().__init__()
+        layers = [_QFormerLayer(layer) for layer in adapter.qformer.encoder.layer]
+        self.layers = nn.ModuleList(layers)
+        longest = config.max_frames // 2
+        window = adapter.window(longest)
+        with torch.no_grad():
+            queries = adapter.qformer.layernorm(adapter.queries(longest))[0]
+        self.register_buffer("queries", queries)
+        self.register_buffer("mask", None if window is None else additive(window))
+        if window is None:
+            self._fold_queries(layers[0])
+        self.multiple = config.frame_multiple
+
+    def forward(self, states: Tensor, frames: int) -> Tensor:
+        rows, mask = self.queries, self.mask
+        if mask is not None:
+            tokens = frames // self.multiple
+            rows, mask = rows[:tokens], mask[:tokens, : frames // 2]
+        for layer in self.layers:
+            rows = layer(rows, states, mask)
+        return rows
+
+    @torch.no_grad()
+    def _fold_queries(self, first: _QFormerLayer) -> None:
+        """Compute ahead what a fixed number of queries makes of itself, whatever was said.
+
+        It is saved work; and XNNPACK does not quantize a constant on the fly.
+        """
+        rows = first.attention(self.queries, self.queries)
+        cross = first.cross_attention.attention
+        first.attention = _Constant(rows)
+        cross.query = _Constant(cross.query(rows))
+
+
+def _projector(projector: Projector) -> nn.Module:
+    return nn.Sequential(
+        projector.linear1, projector.relu, projector.linear2, LayerNorm(projector.norm)
+    )
+
+
+def _scaled(linear: nn.Linear, factor: float) -> nn.Linear:
+    """The layer whose output is ``factor`` times this one's."""
+    scaled = nn.Linear(linear.in_features, linear.out_features)
+    with torch.no_grad():
+        scaled.weight.copy_(linear.weight * factor)
+        scaled.bias.copy_(linear.bias * factor)
+    return scaled
