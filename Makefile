@@ -15,7 +15,7 @@ TO ?= deu
 .PHONY: demo test setup espeak corpus train evaluate export clean
 
 demo: setup
-	$(RUN) demo.py $(CLIP) --from $(FROM) --to $(TO)
+	$(RUN) demo.py "$(CLIP)" --from $(FROM) --to $(TO)
 
 test: setup espeak
 	$(RUN) -m pytest
@@ -24,7 +24,7 @@ setup: $(VENV)/ready
 
 # torch first and with its own dependencies; the rest exactly as locked, because vllm's metadata
 # asks for torchvision and its like, which nothing here needs and whose builds break beside it.
-$(VENV)/ready: lock.txt pyproject.toml
+$(VENV)/ready: lock.txt
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "error: $(PYTHON) was not found. Install Python 3.11, or name it: make PYTHON=..." >&2; \
 	  exit 2; }
@@ -36,10 +36,10 @@ $(VENV)/ready: lock.txt pyproject.toml
 
 # Only the tests of the corpus need espeak-ng; without it they are skipped and counted.
 espeak:
-	@command -v espeak-ng >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
-	  then apt-get -qq update && apt-get -qq install --yes espeak-ng >/dev/null; \
-	  else echo "espeak-ng is not installed: the tests that speak are skipped." \
-	    "On Debian: sudo apt-get install espeak-ng"; fi
+	@command -v espeak-ng >/dev/null || { [ "$$(id -u)" = 0 ] && \
+	  apt-get -qq update && apt-get -qq install --yes espeak-ng >/dev/null; } || \
+	  echo "espeak-ng is not installed: the tests that speak are skipped." \
+	    "On Debian: sudo apt-get install espeak-ng"
 
 corpus: setup espeak
 	$(RUN) -m training.corpus build
@@ -48,11 +48,11 @@ train: setup espeak
 	$(RUN) -m training.train --out build/nano
 
 evaluate: setup espeak
-	$(RUN) -m training.evaluate --json build/evaluation.json
+	$(RUN) -m training.evaluate --json models/esrt-nano/evaluation.json
 
 export: setup
-	$(RUN) export/to_onnx.py --precision fp32
-	$(RUN) export/to_onnx.py --precision int8
+	$(RUN) export/to_onnx.py
+	$(RUN) export/to_executorch.py
 
 clean:
 	rm -rf build

@@ -4,13 +4,15 @@
 would be on another machine; only a feature packet goes to it.
 """
 
+import json
 import os
-import socket
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,50 +21,60 @@ import typer
 from rich.console import Console
 
 from edge_runtime.audio import read_audio
-from esrt.errors import ArtifactError, EsrtError, ServerError
+from esrt.command import reported
+from esrt.config import ModelConfig
+from esrt.errors import ArtifactError, LanguageError, ServerError
 from esrt.languages import direction
 from esrt.manifest import read_manifest
 
+CHECKPOINT = Path("models/esrt-nano")
 ARTIFACT = Path("build/artifacts/esrt-nano-onnx-int8")
 GATEWAY_LOG = Path("build/gateway.log")
 READY_SECONDS = 300
+STOP_SECONDS = 60
 
-console = Console(stderr=True, highlight=False)
+
+class Engine(StrEnum):
+    """What decodes; transformers is the slow reference."""
+
+    VLLM = "vllm"
+    TRANSFORMERS = "transformers"
 
 
 @contextmanager
-def gateway(engine: str) -> Iterator[str]:
-    """A gateway process on a free port of loopback; yields its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def gateway(engine: Engine) -> Iterator[subprocess.Popen[bytes]]:
+    """A gateway process on a free port of loopback, which its log names."""
     GATEWAY_LOG.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "cloud_vllm", "--engine", engine, "--port", str(port)]
+    command = [sys.executable, "-m", "cloud_vllm", "--engine", engine, "--port", "0"]
     with GATEWAY_LOG.open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield process
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
-def wait_until_ready(server: str) -> None:
-    """Poll ``/readyz``.
+def wait_until_ready(process: subprocess.Popen[bytes], http: httpx.Client) -> str:
+    """Poll ``/readyz``; the gateway's address.
 
     Raises:
         ServerError: the gateway ended, or did not become ready in time.
     """
     deadline = time.monotonic() + READY_SECONDS
-    started = False
     while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServerError("The gateway ended early.", f"See {GATEWAY_LOG}.")
+        words = GATEWAY_LOG.read_text("utf-8", "replace").split()
+        server = next((word.rstrip(",") for word in words if word.startswith("http://")), None)
         try:
-            if httpx.get(f"{server}/readyz").is_success:
-                return
-            started = True
-        except httpx.TransportError as error:
-            if started:
-                raise ServerError("The gateway ended early.", f"See {GATEWAY_LOG}.") from error
+            if server and http.get(f"{server}/readyz").is_success:
+                return server
+        except httpx.TransportError:
+            pass  # not listening yet, or too busy loading to answer
         time.sleep(0.2)
     raise ServerError(f"No gateway after {READY_SECONDS} seconds.", f"See {GATEWAY_LOG}.")
 
@@ -77,39 +89,58 @@ def fingerprint_of_artifact() -> str | None:
 
 def export() -> None:
     """Export the bundled model to int8 ONNX."""
-    subprocess.run([sys.executable, "export/to_onnx.py", "--out", str(ARTIFACT)], check=True)
+    command = [sys.executable, "export/to_onnx.py", "--out", str(ARTIFACT)]
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        raise SystemExit(code)  # the export has said why
+
+
+def check(file: Path, source: str, target: str) -> None:
+    """Refuse what cannot be translated, before the engine loads for half a minute.
+
+    Raises:
+        AudioError: the file is no usable speech.
+        LanguageError: the model has no such direction.
+    """
+    direction(source, target)
+    languages = ModelConfig.from_dict(
+        json.loads((CHECKPOINT / "config.json").read_text())
+    ).languages
+    for code in (source, target):
+        if code not in languages:
+            raise LanguageError(
+                f"esrt-nano was not trained for {code!r}.", f"Use two of: {' '.join(languages)}."
+            )
+    read_audio(file)
 
 
 def main(
     file: Annotated[Path, typer.Argument(help="Audio in any common format.")],
     source: Annotated[str, typer.Option("--from", help="Spoken language.")],
     target: Annotated[str, typer.Option("--to", help="Language to write.")],
-    engine: Annotated[str, typer.Option(help="vllm or transformers.")] = "vllm",
+    engine: Annotated[Engine, typer.Option(help="What decodes.")] = Engine.VLLM,
 ) -> None:
     """Translate a file, phone side and cloud side on this machine."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the gateway is stopped, too
     file = file.resolve()
     os.chdir(Path(__file__).parent)
-    try:
-        # Before the engine loads for half a minute.
-        direction(source, target)
-        read_audio(file)
-        with gateway(engine) as server:
-            if fingerprint_of_artifact() is None:
-                export()
-            with console.status(f"waiting for the {engine} engine to load"):
-                wait_until_ready(server)
-            served = httpx.get(f"{server}/v1/models").json()["models"][0]["fingerprint"]
-            if fingerprint_of_artifact() != served:
-                export()
-            command = [sys.executable, "-m", "edge_runtime", "translate", str(file)]
-            command += ["--from", source, "--to", target]
-            command += ["--server", server, "--artifact", str(ARTIFACT)]
-            code = subprocess.run(command, check=False).returncode
-    except EsrtError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = error.exit_code
+    check(file, source, target)
+    with gateway(engine) as process, httpx.Client(trust_env=False) as http:
+        if fingerprint_of_artifact() is None:
+            export()
+        console = Console(stderr=True, highlight=False)
+        with console.status(f"waiting for the {engine} engine to load"):
+            server = wait_until_ready(process, http)
+        served = http.get(f"{server}/v1/models").json()["models"][0]["fingerprint"]
+        if fingerprint_of_artifact() != served:
+            export()
+        command = [sys.executable, "-m", "edge_runtime", "translate", str(file)]
+        command += ["--from", source, "--to", target]
+        command += ["--server", server, "--artifact", str(ARTIFACT)]
+        code = subprocess.run(command, check=False).returncode
     raise typer.Exit(code)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with reported():
+        typer.run(main)

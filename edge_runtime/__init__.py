@@ -1,7 +1,7 @@
 """The thin runtime that mirrors the phone: audio to packet, packet to gateway, text back."""
 
 from edge_runtime.audio import Audio, read_audio
-from edge_runtime.backends import Backend, OnnxBackend, open_backend
+from edge_runtime.backends import Backend, ExecuTorchBackend, OnnxBackend, open_backend
 from edge_runtime.client import Client, ClientTimes, Done
 from edge_runtime.encoder import Encoded, EncodeTimes, encode_audio
 
@@ -13,6 +13,7 @@ __all__ = [
     "Done",
     "EncodeTimes",
     "Encoded",
+    "ExecuTorchBackend",
     "OnnxBackend",
     "encode_audio",
     "open_backend",

@@ -27,9 +27,13 @@ _PCM_BYTES_PER_SAMPLE = 2
 
 @dataclass(frozen=True, eq=False)  # a generated == would ask an array for one truth value
 class Audio:
-    """Speech. ``samples``: mono, 16 kHz, float32, nominally in [-1, 1], shape (samples,)."""
+    """Speech. ``samples``: mono, 16 kHz, float32, nominally in [-1, 1], shape (samples,).
+
+    ``rate``: in Hz, of the file that it was read from; nothing above half of it can be heard.
+    """
 
     samples: Array
+    rate: int = SAMPLE_RATE
 
     @property
     def seconds(self) -> float:
@@ -51,21 +55,21 @@ def read_audio(path: Path, front_end: FrontEnd | None = None) -> Audio:
             no more is read of a file that is too long.
 
     Raises:
-        AudioError: missing, not audio, empty, silent, not finite, far beyond full scale, or
-            shorter or longer than the model takes.
+        AudioError: missing, not audio, empty, silent, of channels that cancel out, not finite,
+            far beyond full scale, or shorter or longer than the model takes.
     """
     try:
         with path.open("rb") as stream:
             _check_stream(stream, path)
-            samples = _read(stream, path, None if front_end is None else front_end.max_seconds)
+            audio = _read(stream, path, None if front_end is None else front_end.max_seconds)
     except OSError as error:
         raise AudioError(
             f"{path} cannot be read: {error.strerror}.", "Name an existing audio file."
         ) from error
-    _check_level(samples, path)
-    if front_end is not None:
-        samples = _fit(samples, front_end, path)
-    return Audio(samples)
+    _check_level(audio.samples, path)
+    if front_end is None:
+        return audio
+    return Audio(_fit(audio.samples, front_end, path), audio.rate)
 
 
 def shortest_samples(front_end: FrontEnd) -> int:
@@ -81,7 +85,7 @@ def _check_stream(stream: BinaryIO, path: Path) -> None:
     stream.seek(0)
 
 
-def _read(stream: BinaryIO, path: Path, max_seconds: float | None) -> Array:
+def _read(stream: BinaryIO, path: Path, max_seconds: float | None) -> Audio:
     """All samples as mono 16 kHz, read second by second: a header's sample count proves nothing."""
     try:
         with soundfile.SoundFile(stream) as file:
@@ -92,13 +96,15 @@ def _read(stream: BinaryIO, path: Path, max_seconds: float | None) -> Array:
                     "Convert it to 16000 Hz.",
                 )
             blocks: list[Array] = []
-            count = 0
+            count, loudest = 0, 0.0
             while len(block := file.read(rate, dtype="float32", always_2d=True)):
                 with np.errstate(all="ignore"):  # what is not finite is reported below
                     blocks.append(block.mean(axis=1, dtype=np.float32))
+                    loudest = max(loudest, float(np.ptp(block, axis=0).max()) / 2)
                 count += len(block)
                 if max_seconds is not None and count > (max_seconds + HOP / SAMPLE_RATE) * rate:
                     raise _too_long(path, max_seconds)
+            channels: int = file.channels
     # A TypeError is soundfile's answer to a name in .raw, whose samples have no header.
     except (soundfile.SoundFileError, TypeError) as error:
         raise AudioError(
@@ -109,9 +115,10 @@ def _read(stream: BinaryIO, path: Path, max_seconds: float | None) -> Array:
         raise AudioError(f"{path} holds no samples.", "Record or export the audio again.")
     samples = np.concatenate(blocks)
     _check_finite(samples, path)  # before resampling, which would spread one bad sample over many
+    _check_channels(samples, loudest, channels, path)
     if rate != SAMPLE_RATE:
         samples = soxr.resample(samples, rate, SAMPLE_RATE)
-    return samples
+    return Audio(samples, rate)
 
 
 def _reason(error: Exception) -> str:
@@ -135,9 +142,28 @@ def _check_finite(samples: Array, path: Path) -> None:
         )
 
 
+def _check_channels(samples: Array, loudest: float, channels: int, path: Path) -> None:
+    """Refuse an average that is silent where the loudest channel's amplitude is not.
+
+    One channel of n alone keeps 1/n of its amplitude; half of that is left to quiet ones.
+    """
+    if _is_silent(samples) and not _is_silence(loudest / (2 * channels)):
+        raise AudioError(
+            f"{path} falls silent when its {channels} channels are averaged: they cancel out.",
+            "Export one channel alone, or invert one of them.",
+        )
+
+
+def _is_silent(samples: Array) -> bool:
+    return not len(samples) or _is_silence(float(np.abs(samples - samples.mean()).max()))
+
+
+def _is_silence(peak: float) -> bool:
+    return peak < 10 ** (SILENCE_DBFS / 20)
+
+
 def _check_level(samples: Array, path: Path) -> None:
-    peak = float(np.abs(samples - samples.mean()).max()) if len(samples) else 0.0
-    if peak < 10 ** (SILENCE_DBFS / 20):
+    if _is_silent(samples):
         raise AudioError(
             f"{path} is silent: its peak is below {SILENCE_DBFS:g} dBFS.",
             "Check the microphone, or name a file with speech.",

@@ -7,17 +7,17 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
 from edge_runtime.audio import Audio, read_audio
 from edge_runtime.backends import DEFAULT_THREADS, open_backend
-from edge_runtime.client import Client, Done
+from edge_runtime.client import API_KEY_VARIABLE, Client, Done
 from edge_runtime.encoder import Encoded, encode_audio
 from edge_runtime.problems import printable
-from edge_runtime.report import LivePrinter, figures, print_figures
+from edge_runtime.report import LivePrinter, cautions, figures, print_figures
 from esrt.errors import EsrtError, LanguageError
 from esrt.languages import Language, direction
 from esrt.manifest import Manifest, read_manifest
@@ -56,9 +56,12 @@ def translate(
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Translate the speech in FILE; languages are ISO 639-3 codes such as eng or deu."""
+    """Translate the speech in FILE; languages are ISO 639-3 codes such as eng or deu.
+
+    A gateway that wants an API key is given the one in the environment variable ESRT_API_KEY.
+    """
     languages = direction(source, target)
-    with Client(server) as client:
+    with Client(server, api_key=os.environ.get(API_KEY_VARIABLE)) as client:
         manifest = read_manifest(artifact, verify=False)
         _check_languages(manifest, languages)
         audio, encoded = _encode(file, artifact, manifest, codec, threads)
@@ -68,7 +71,8 @@ def translate(
         finally:
             if printer:
                 printer.end()
-    _print(audio, encoded, done, as_json)
+    warnings = cautions(file, audio, manifest.front_end, done)
+    _print(figures(audio, encoded, done, warnings=warnings), as_json)
 
 
 @app.command()
@@ -85,7 +89,8 @@ def encode(
     manifest = read_manifest(artifact, verify=False)
     audio, encoded = _encode(file, artifact, manifest, codec, threads)
     _write(out, encoded.packet)
-    _print(audio, encoded, None, as_json)
+    warnings = cautions(file, audio, manifest.front_end)
+    _print(figures(audio, encoded, warnings=warnings), as_json)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,8 +107,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
+    _say("error", message)
     return code
+
+
+def _say(kind: str, message: str) -> None:
+    """One line on stderr, whatever a file's name or a server's answer holds."""
+    print(f"{kind}: {printable(' '.join(message.split()))}", file=sys.stderr)
 
 
 def _check_languages(manifest: Manifest, languages: tuple[Language, Language]) -> None:
@@ -144,8 +154,9 @@ def _translate(
     return done
 
 
-def _print(audio: Audio, encoded: Encoded, done: Done | None, as_json: bool) -> None:
-    measured = figures(audio, encoded, done)
+def _print(measured: dict[str, Any], as_json: bool) -> None:
+    for warning in measured["warnings"]:
+        _say("warning", warning)
     if as_json:
         print(json.dumps(measured, ensure_ascii=False))
     else:

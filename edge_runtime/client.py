@@ -1,8 +1,10 @@
 """The client of the gateway: a packet there, text back, whole or as it is decoded."""
 
+import ipaddress
 import json
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
@@ -18,9 +20,12 @@ from esrt.prompt import TextDelta
 from esrt.wire import MEDIA_TYPE
 
 EVENT_STREAM = "text/event-stream"
+# The environment and not an option, which everyone on the machine could read in the process list.
+API_KEY_VARIABLE = "ESRT_API_KEY"
 CONNECT_SECONDS = 5.0
 # The server decodes silently until its first token, for a large model behind a queue.
 READ_SECONDS = 60.0
+_CHECK_WAY = "Check its address, and the proxy if HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names one."
 
 _T = TypeVar("_T")
 
@@ -57,26 +62,37 @@ class Done:
 
 
 class Client:
-    """A connection to one gateway; a context manager.
+    """A connection to one gateway, never by a proxy to this machine; a context manager.
 
     Args:
         server: its address, ``http://host:port``.
+        api_key: what a guarded gateway lets in with; ``None`` or empty sends none.
         read_seconds: the longest silence to wait through.
 
     Raises:
-        RequestError: the address is no http(s) URL, or the environment's proxy settings fail.
+        RequestError: the address is no http(s) URL, the key cannot be one, or the environment's
+            proxy or certificate settings fail.
     """
 
-    def __init__(self, server: str, *, read_seconds: float = READ_SECONDS) -> None:
+    def __init__(
+        self, server: str, *, api_key: str | None = None, read_seconds: float = READ_SECONDS
+    ) -> None:
         self._server = server.rstrip("/")
-        _check_url(server)
+        self._loopback = _is_loopback(_url(server).host)
         timeout = httpx.Timeout(read_seconds, connect=min(CONNECT_SECONDS, read_seconds))
         try:
-            self._http = httpx.Client(timeout=timeout)
-        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            self._http = httpx.Client(
+                timeout=timeout,
+                headers=_authorization(api_key),
+                # A proxy would look for the server on its own loopback, and be shown the key.
+                trust_env=not self._loopback,
+                # The environment's certificates (SSL_CERT_FILE) count everywhere.
+                verify=httpx.create_ssl_context(),
+            )
+        except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
             raise RequestError(
-                f"The proxy settings of the environment cannot be used: {error}.",
-                "Correct or unset HTTP_PROXY, HTTPS_PROXY and ALL_PROXY.",
+                f"The proxy or certificate settings of the environment cannot be used: {error}.",
+                "Correct or unset HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE.",
             ) from error
 
     def __enter__(self) -> Self:
@@ -172,9 +188,10 @@ class Client:
                 f"The server {self._server} did not answer in time.",
                 f"Check that it is up and not overloaded. {START_SERVER}",
             ) from error
-        except httpx.ConnectError as error:
+        except (httpx.ConnectError, httpx.ProxyError) as error:
             raise ServerError(
-                f"The server {self._server} cannot be reached: {error}.", START_SERVER
+                f"The server {self._server} cannot be reached: {error}.",
+                START_SERVER if self._loopback else _CHECK_WAY,
             ) from error
         except (httpx.TransportError, httpx.DecodingError) as error:
             raise ServerError(
@@ -232,17 +249,34 @@ class Client:
         )
 
 
-def _check_url(server: str) -> None:
-    try:
-        url = httpx.URL(server)
-        valid = url.scheme in ("http", "https") and bool(url.host)
-    except httpx.InvalidURL:
-        valid = False
-    if not valid:
+def _authorization(api_key: str | None) -> dict[str, str]:
+    if not api_key:
+        return {}
+    # Also what an HTTP header can hold: a line break in it would begin another header.
+    if not re.fullmatch(r"[!-~]+", api_key):
         raise RequestError(
-            f"{server!r} is not the address of a server.",
-            "Give one like http://127.0.0.1:8080.",
+            "The API key holds characters that no key has.",
+            f"Set {API_KEY_VARIABLE} to the key as it was shown, without spaces or line breaks.",
         )
+    return {"Authorization": f"Bearer {api_key}"}
+
+
+def _url(server: str) -> httpx.URL:
+    with suppress(httpx.InvalidURL):
+        url = httpx.URL(server)
+        if url.scheme in ("http", "https") and url.host:
+            return url
+    raise RequestError(
+        f"{server!r} is not the address of a server.", "Give one like http://127.0.0.1:8080."
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether it names this machine: 127.0.0.0/8, ::1 or localhost."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _loads(text: str | bytes) -> Any:

@@ -1,18 +1,48 @@
 """What a command tells its reader: text as it arrives, a table of figures, or one JSON object."""
 
 import dataclasses
+import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from edge_runtime.audio import Audio
 from edge_runtime.client import Done
 from edge_runtime.encoder import Encoded
 from edge_runtime.problems import printable
+from esrt.manifest import FrontEnd
 from esrt.prompt import TextDelta
 
+# These two add up from the moment of sending; every other time is of one stage.
+_NOTES = {"first_token": "since sending", "done": "since sending"}
 
-def figures(audio: Audio, encoded: Encoded, done: Done | None = None) -> dict[str, Any]:
-    """Everything measured, as JSON: bytes, shapes, and milliseconds of each stage in order."""
+
+def cautions(file: Path, audio: Audio, front_end: FrontEnd, done: Done | None = None) -> list[str]:
+    """What a reader should know before trusting an answer: a sentence each, mostly none."""
+    found = []
+    if audio.rate < front_end.sample_rate:
+        name = os.fsencode(file).decode(errors="replace")  # JSON holds no undecodable bytes
+        found.append(
+            f"{name} is sampled at {audio.rate} Hz; the model was trained on"
+            f" {front_end.sample_rate} Hz speech and will misunderstand much of it."
+        )
+    if done is not None and done.finish != "stop":
+        found.append("the answer was cut at its longest; send shorter speech.")
+    if done is not None and not done.translation.strip():
+        found.append(
+            "the decoder wrote no translation; the speech may be outside the model's domain."
+        )
+    return found
+
+
+def figures(
+    audio: Audio, encoded: Encoded, done: Done | None = None, *, warnings: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Everything measured, as JSON: bytes, shapes, and milliseconds of each stage in order.
+
+    With ``done`` also the answer; ``warnings`` are handed through.
+    """
     times = dataclasses.asdict(encoded.times)
     result: dict[str, Any] = {
         "audio": {"seconds": audio.seconds, "pcm_bytes": audio.pcm_bytes},
@@ -24,6 +54,7 @@ def figures(audio: Audio, encoded: Encoded, done: Done | None = None) -> dict[st
             "times_smaller": audio.pcm_bytes / len(encoded.packet),
         },
         "ms": times,
+        "warnings": list(warnings),
     }
     if done is not None:
         answer = dataclasses.asdict(done)
@@ -45,7 +76,11 @@ def print_figures(figures: dict[str, Any]) -> None:
         ),
     ]
     rows += [
-        (stage.replace("log_mel", "log-mel").replace("_", " "), _milliseconds(value), "")
+        (
+            stage.replace("log_mel", "log-mel").replace("_", " "),
+            _milliseconds(value),
+            _NOTES.get(stage, ""),
+        )
         for stage, value in figures["ms"].items()
     ]
     if sys.stdout.isatty():

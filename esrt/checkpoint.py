@@ -80,6 +80,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     remedy = "Name a folder with config.json, edge.safetensors and decoder/, as models/esrt-nano."
     try:
         config = ModelConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text("utf-8")))
+        (folder / DECODER_FOLDER / "config.json").stat()
         return Checkpoint(folder, config, fingerprint(config, folder / EDGE_FILE))
     except OSError as error:
         reason = error.strerror or error  # safetensors' errors have no strerror

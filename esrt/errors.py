@@ -20,9 +20,12 @@ class EsrtError(Exception):
     type: ClassVar[str] = "internal"
 
     def __init__(self, cause: str, remedy: str) -> None:
-        super().__init__(f"{cause} {remedy}")
+        super().__init__(cause, remedy)
         self.cause = cause
         self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.cause} {self.remedy}"
 
 
 class CheckFailed(EsrtError):
@@ -109,7 +112,7 @@ class NotReady(EsrtError):
 
 
 class EngineFailed(EsrtError):
-    """The engine broke off while it decoded."""
+    """The engine could not be loaded, or broke off while it decoded."""
 
     exit_code = 3
     status = 503
@@ -130,3 +133,54 @@ class ServerError(EsrtError):
     exit_code = 3
     status = 502
     type = "server"
+
+
+class Unauthorized(EsrtError):
+    """A request without a valid API key."""
+
+    status = 401
+    type = "unauthorized"
+
+
+class Forbidden(EsrtError):
+    """A valid API key that was made for something else."""
+
+    status = 403
+    type = "forbidden"
+
+
+class _Later(EsrtError):
+    """A refusal of the moment.
+
+    Args:
+        cause: what is wrong, as a sentence.
+        remedy: what the reader can do about it, as a sentence.
+        retry_after: the seconds after which another attempt makes sense.
+    """
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, cause: str, remedy: str, retry_after: int = 1) -> None:
+        super().__init__(cause, remedy)
+        self.retry_after = retry_after
+
+
+class TooManyRequests(_Later):
+    """A key that asks faster, or for more at once, than it may."""
+
+    status = 429
+    type = "too-many-requests"
+
+
+class Overloaded(_Later):
+    """A service whose queue is full, whoever asks."""
+
+    status = 503
+    type = "overloaded"
+
+
+class UnknownFeatures(EsrtError):
+    """A handle that names no features that the caller may use: never, no longer, or not theirs."""
+
+    status = 404
+    type = "features-unknown"

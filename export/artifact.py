@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import mkdtemp
 
 from esrt import frontend
 from esrt.checkpoint import Checkpoint
+from esrt.errors import ArtifactError
 from esrt.manifest import (
+    MANIFEST_FILE,
     FrontEnd,
     Kind,
     Manifest,
@@ -22,16 +25,28 @@ from export.graph import INPUT, OUTPUT
 
 @contextmanager
 def artifact_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``out`` when the block ends well, and vanishes otherwise."""
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    """A temporary folder that becomes ``out`` when the block ends well, and vanishes otherwise.
+
+    Raises:
+        ArtifactError: something other than an artifact is in the way.
+    """
+    if out.exists() and not (out / MANIFEST_FILE).is_file() and not _is_empty_folder(out):
+        raise ArtifactError(
+            f"{out} exists and is not an artifact.", "Name another --out, or remove it yourself."
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         yield temporary
+        temporary.chmod(0o755)
         shutil.rmtree(out, ignore_errors=True)
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def describe(
@@ -77,5 +92,5 @@ def describe(
         },
         tools={name: version(name) for name in tools},
         parity=parity,
-        created_from=checkpoint.folder.name,
+        created_from=checkpoint.folder.resolve().name,
     )

@@ -1,7 +1,6 @@
 """The command line that all targets share, and the report that it prints."""
 
 import logging
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -11,7 +10,7 @@ import typer
 from rich.console import Console
 
 from esrt.checkpoint import open_checkpoint
-from esrt.errors import EsrtError
+from esrt.command import reported
 from esrt.released import is_released, open_released
 from export.target import Exported, Precision, Split, Target, export
 
@@ -48,7 +47,7 @@ def _export(
 ) -> None:
     console = Console(highlight=False, soft_wrap=True)
     started = time.monotonic()
-    try:
+    with reported():
         released = is_released(checkpoint)
         opened = open_released(checkpoint) if released else open_checkpoint(checkpoint)
         if out is None:
@@ -56,9 +55,6 @@ def _export(
             out = Path("build/artifacts") / (f"{name}-adapter" if split is Split.ADAPTER else name)
         with console.status(f"exporting {opened.config.name} to {target.title}, {precision.value}"):
             exported = export(target, opened, out, precision, split.value)
-    except EsrtError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
     _report(console, exported, out, time.monotonic() - started)
 
 

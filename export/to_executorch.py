@@ -1,7 +1,8 @@
 """Exports the device's part of a checkpoint to ExecuTorch: ``python export/to_executorch.py``.
 
 Rewrite in operators that XNNPACK takes, optionally quantize, lower, check what was left outside of
-XNNPACK, compare with torch on real speech, describe. Nothing is written unless the checks hold.
+XNNPACK, compare with torch on the bundled clips, describe. Nothing is written unless the checks
+hold.
 """
 
 import sys

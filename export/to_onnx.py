@@ -1,7 +1,7 @@
 """Exports the device's part of a checkpoint to ONNX: ``python export/to_onnx.py``.
 
-Load, trace, optionally quantize, compare with torch on real speech, describe. Nothing is written
-unless the comparison holds.
+Load, trace, optionally quantize, compare with torch on the bundled clips, describe. Nothing is
+written unless the comparison holds.
 """
 
 import sys

@@ -32,7 +32,7 @@ def quantized(program: ExportedProgram, mels: Iterable[parity.Array]) -> nn.Modu
 
     Args:
         program: the float graph, as traced.
-        mels: log-mels of real speech, (128, frames) each.
+        mels: log-mels of speech, (128, frames) each.
     """
     quantizer = XNNPACKQuantizer()
     quantizer.set_module_type(

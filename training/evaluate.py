@@ -1,8 +1,9 @@
 """Evaluates a checkpoint on a held-out split: ``python -m training.evaluate --json FILE``."""
 
 import json
-import sys
+import re
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,14 +16,21 @@ from sacrebleu.metrics import CHRF
 from transformers import AutoTokenizer, Gemma3ForCausalLM, PreTrainedTokenizerFast
 
 from esrt.checkpoint import open_checkpoint
-from esrt.errors import EsrtError
+from esrt.command import reported
 from esrt.languages import LANGUAGES
 from esrt.model import EdgeModel, generate_greedy
 from esrt.prompt import TargetSplitter, separator
-from training.corpus.build import CORPUS, Corpus, load
+from training.corpus.build import CORPUS, Corpus, load, sentences
 from training.data import mel_batch
 
 MAX_NEW_TOKENS = 96
+
+
+class Split(StrEnum):
+    """The held-out splits."""
+
+    TEST = "test"
+    VALIDATION = "validation"
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,8 @@ def translate(
 def score(rows: list[Row]) -> dict[str, Any]:
     """Exact match and chrF of translations, exact match of transcripts: all from 0 to 100."""
     count = len(rows)
+    if not count:
+        return {"n": 0}
     chrf = CHRF().corpus_score([row.translation for row in rows], [[row.reference for row in rows]])
     return {
         "n": count,
@@ -106,11 +116,19 @@ def score(rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def report(rows: list[Row]) -> dict[str, Any]:
-    """Scores over everything, and for each direction."""
+def report(rows: list[Row], trained: set[str]) -> dict[str, Any]:
+    """Scores over everything, over what is new by more than its numbers, and for each direction.
+
+    Args:
+        rows: the translations.
+        trained: every text of the training split.
+    """
     pairs = sorted({(row.source, row.target) for row in rows})
+    patterns = {_without_numbers(text) for text in trained}
+    novel = [row for row in rows if _without_numbers(row.spoken) not in patterns]
     return {
         "overall": score(rows),
+        "beyond_numbers": score(novel),
         "directions": [
             {"src": source, "tgt": target}
             | score([row for row in rows if (row.source, row.target) == (source, target)])
@@ -119,29 +137,31 @@ def report(rows: list[Row]) -> dict[str, Any]:
     }
 
 
+def _without_numbers(text: str) -> str:
+    return re.sub(r"\d+", "0", text)
+
+
 def _print(result: dict[str, Any]) -> None:
     table = Table("direction", "n", "exact %", "chrF", "transcript exact %")
-    for row in [*result["directions"], {"src": "all", "tgt": "all", **result["overall"]}]:
-        figures = (row[key] for key in ("n", "exact", "chrf", "transcript_exact"))
-        table.add_row(f"{row['src']} to {row['tgt']}", *map(str, figures))
+    rows = [(f"{row['src']} to {row['tgt']}", row) for row in result["directions"]]
+    rows += [("all", result["overall"]), ("new by more than numbers", result["beyond_numbers"])]
+    for name, row in rows:
+        figures = (row.get(key, "") for key in ("n", "exact", "chrf", "transcript_exact"))
+        table.add_row(name, *map(str, figures))
     Console().print(table)
 
 
 def main(
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")] = Path("models/esrt-nano"),
     corpus: Annotated[Path, typer.Option(help="Folder of the corpus.")] = CORPUS,
-    split: Annotated[str, typer.Option(help="test or validation.")] = "test",
+    split: Annotated[Split, typer.Option(help="Which held-out split.")] = Split.TEST,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here.")
     ] = None,
 ) -> None:
     """Translate a held-out split in every direction; print and write the scores."""
-    try:
-        opened = open_checkpoint(checkpoint)
-        edge, held_out = opened.edge_model(), load(corpus, split)
-    except EsrtError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
+    opened = open_checkpoint(checkpoint)
+    edge, held_out = opened.edge_model(), load(corpus, split)
     decoder = Gemma3ForCausalLM.from_pretrained(opened.decoder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(opened.decoder)
     rows = translate(edge, decoder, tokenizer, held_out)
@@ -151,7 +171,7 @@ def main(
         "split": split,
         "utterances": len(held_out.examples),
         "languages": list(opened.config.languages),
-        **report(rows),
+        **report(rows, {text for one in sentences("train") for text in one.texts.values()}),
     }
     _print(result)
     if json_file:
@@ -160,4 +180,5 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with reported():
+        typer.run(main)

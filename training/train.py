@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
 
 from esrt.checkpoint import save_checkpoint
+from esrt.command import reported
 from esrt.config import ModelConfig, named_config
 from esrt.model import EdgeModel, join
 from training.corpus.build import CORPUS, Corpus, load
@@ -82,7 +83,7 @@ class Learner(nn.Module):
 
 
 def _ctc(logits: Tensor, targets: Tensor, lengths: Tensor, target_lengths: Tensor) -> Tensor:
-    """CTC per target symbol; rows too short for their target do not count."""
+    """CTC per target symbol; rows too short for their target count as zero."""
     return nn.functional.ctc_loss(
         logits.float().log_softmax(-1).transpose(0, 1),
         targets,
@@ -249,4 +250,5 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with reported():
+        typer.run(main)

@@ -25,9 +25,8 @@ def utterance(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[kit.Gateway]:
+def gateway() -> Iterator[kit.Gateway]:
     """A running gateway that translates well unless the test sets its `answer`."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     gateway = kit.Gateway()
     with gateway.server() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)

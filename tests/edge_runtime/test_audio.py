@@ -50,7 +50,9 @@ def test_lossy_formats(tmp_path: Path, name: str, subtype: str) -> None:
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000, 96_000])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_rates_and_channels(tmp_path: Path, rate: int, channels: int) -> None:
-    audio = read_audio(write_wav(tmp_path / "a.wav", speech(1.0, rate, channels), rate))
+    path = write_wav(tmp_path / "a.wav", speech(1.0, rate, channels), rate)
+    audio = read_audio(path)
+    assert audio.rate == read_audio(path, front_end()).rate == rate
     assert abs(len(audio.samples) - RATE) <= 1
     inner = slice(200, 15_800)  # a resampler rings at the edges of a sound cut off
     np.testing.assert_allclose(audio.samples[inner], speech(1.0)[inner], atol=2e-3)
@@ -137,6 +139,35 @@ def test_refuses_what_is_empty(tmp_path: Path) -> None:
 )
 def test_refuses_silence(tmp_path: Path, samples: Array) -> None:
     refused(write_wav(tmp_path / "a.wav", samples, subtype="FLOAT"), "silent", "-60 dBFS")
+
+
+@pytest.mark.parametrize("rate", [RATE, 44_100])
+@pytest.mark.parametrize("offset", [0.0, 0.25])
+def test_refuses_channels_that_cancel_out(tmp_path: Path, rate: int, offset: float) -> None:
+    samples = speech(1.0, rate)
+    path = write_wav(tmp_path / "a.wav", np.stack([samples, offset - samples], axis=1), rate)
+    refused(path, "2 channels", "cancel out")
+
+
+@pytest.mark.parametrize(
+    "channels",
+    [
+        [0 * speech(0.5), 0 * speech(0.5)],
+        [0 * speech(0.5) + 0.25, 0 * speech(0.5) - 0.25],
+        [1e-3 * speech(0.5), -1e-3 * speech(0.5)],
+        [4e-3 * speech(0.5), *[0 * speech(0.5)] * 7],
+    ],
+    ids=["zeros", "opposite constants", "opposite and silent", "one quiet channel of eight"],
+)
+def test_channels_that_do_not_cancel_out_are_silent(tmp_path: Path, channels: list[Array]) -> None:
+    path = write_wav(tmp_path / "a.wav", np.stack(channels, axis=1), subtype="FLOAT")
+    refused(path, "silent:")
+
+
+def test_what_no_model_hears_is_silent(tmp_path: Path) -> None:
+    tone = np.sin(2 * np.pi * 30_000 * np.arange(96_000) / 96_000) * np.hanning(96_000)
+    path = write_wav(tmp_path / "a.wav", np.stack([0.5 * tone] * 2, axis=1), 96_000, "FLOAT")
+    refused(path, "silent:")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

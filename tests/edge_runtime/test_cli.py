@@ -1,6 +1,7 @@
 """The commands as people run them: in a process, with exit codes and one-line errors."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -56,11 +57,24 @@ def test_translate(gateway: Gateway, artifact: Path, utterance: Path) -> None:
     assert "32,000 bytes" in table["audio"]
     assert f"{PACKET_BYTES} bytes" in table["packet"]
     assert f"{32_000 / PACKET_BYTES:.1f} times smaller" in table["packet"]
-    assert all(table[stage].endswith(" ms") for stage in stages)
+    assert all(table[stage].endswith(" ms") for stage in stages[:4])
+    assert all(table[stage].endswith(" ms  since sending") for stage in stages[4:])
     assert "\x1b" not in result.stdout
     packet = wire.decode(gateway.exchanges[0].body)
     assert packet.fingerprint == FINGERPRINT
     assert packet.duration_ms == 1000
+
+
+def test_the_api_key_comes_from_the_environment(
+    gateway: Gateway, artifact: Path, utterance: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ESRT_API_KEY", "esrt_0123abcd_secret")
+    result = run(
+        *("translate", utterance, *ENG_DEU, "--server", gateway.url, "--artifact", artifact)
+    )
+    assert result.returncode == 0
+    assert gateway.exchanges[0].headers["authorization"] == "Bearer esrt_0123abcd_secret"
+    assert "secret" not in result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
@@ -87,6 +101,7 @@ def test_translate_json(gateway: Gateway, artifact: Path, utterance: Path, strea
     }
     assert set(answer["ms"]) == {"log_mel", "encode", "pack", "network", "first_token", "done"}
     assert (answer["ms"]["first_token"] is None) == (stream == "--no-stream")
+    assert answer["warnings"] == []
 
 
 def test_translate_without_streaming(gateway: Gateway, artifact: Path, utterance: Path) -> None:
@@ -96,6 +111,73 @@ def test_translate_without_streaming(gateway: Gateway, artifact: Path, utterance
     )
     assert result.returncode == 0
     assert result.stdout.splitlines()[1].endswith(DONE["translation"])
+
+
+def warned(result: CompletedProcess[str], *warnings: str) -> None:
+    """Exit code 0, the warnings on stderr, a line each, and in the JSON on stdout."""
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.splitlines() == [f"warning: {warning}" for warning in warnings]
+    assert json.loads(result.stdout)["warnings"] == list(warnings)
+
+
+CUT = "the answer was cut at its longest; send shorter speech."
+EMPTY = "the decoder wrote no translation; the speech may be outside the model's domain."
+
+
+@pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
+@pytest.mark.parametrize(
+    ("changes", "warnings"),
+    [
+        ({"finish": "length"}, [CUT]),
+        ({"translation": ""}, [EMPTY]),
+        ({"translation": " \n"}, [EMPTY]),
+        ({"finish": "length", "translation": ""}, [CUT, EMPTY]),
+    ],
+)
+def test_an_incomplete_answer_is_announced(
+    gateway: Gateway,
+    artifact: Path,
+    utterance: Path,
+    stream: str,
+    changes: dict[str, str],
+    warnings: list[str],
+) -> None:
+    def answer(exchange: Exchange) -> None:
+        if stream == "--stream":
+            exchange.stream([*EVENTS[:2], ("done", DONE | changes)])
+        else:
+            exchange.send(200, DONE | changes)
+
+    gateway.answer = answer
+    command = ("translate", utterance, *ENG_DEU, "--server", gateway.url, "--artifact", artifact)
+    warned(run(*command, stream, "--json"), *warnings)
+    shown = run(*command, stream)
+    assert shown.returncode == 0
+    assert shown.stderr.splitlines() == [f"warning: {warning}" for warning in warnings]
+    assert "warning" not in shown.stdout
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 48_000])
+def test_narrow_band_audio_is_announced(
+    gateway: Gateway, artifact: Path, tmp_path: Path, rate: int
+) -> None:
+    path = write_wav(tmp_path / "call.wav", speech(1.0, rate), rate)
+    warning = (
+        f"{path} is sampled at {rate} Hz; the model was trained on 16000 Hz speech"
+        " and will misunderstand much of it."
+    )
+    warnings = [warning] if rate < 16_000 else []
+    options = ("--artifact", artifact, "--json")
+    warned(run("encode", path, "--out", tmp_path / "packet", *options), *warnings)
+    warned(run("translate", path, *ENG_DEU, "--server", gateway.url, *options), *warnings)
+
+
+def test_a_warning_about_a_name_that_is_no_text(artifact: Path, tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "a.wav", speech(1.0, 8_000), 8_000)
+    path = path.rename(tmp_path / os.fsdecode(b"two\nlines \xff.wav"))
+    result = run("encode", path, "--out", tmp_path / "packet", "--artifact", artifact, "--json")
+    assert (result.returncode, result.stderr.count("\n")) == (0, 1), result.stderr
+    assert "two\nlines \ufffd.wav is sampled" in json.loads(result.stdout)["warnings"][0]
 
 
 def test_encode(artifact: Path, utterance: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,6 +73,36 @@ def test_the_request(gateway: Gateway, call: Call) -> None:
     wanted = "text/event-stream" if call is stream else "application/json"
     assert exchange.headers["accept"] == wanted
     assert exchange.body == PACKET
+
+
+@both
+def test_the_api_key(gateway: Gateway, call: Call) -> None:
+    for key in ("esrt_0123abcd_secret", None, ""):
+        with Client(gateway.url, api_key=key) as client:
+            call(client)
+    sent = [exchange.headers.get("authorization") for exchange in gateway.exchanges]
+    assert sent == ["Bearer esrt_0123abcd_secret", None, None]
+
+
+@pytest.mark.parametrize("key", ["a b", "a\n", "a\r\nX: y", "schlüssel", "\x00"])
+def test_what_cannot_be_an_api_key(key: str) -> None:
+    with pytest.raises(RequestError, match="ESRT_API_KEY") as caught:
+        Client("http://127.0.0.1:9", api_key=key)
+    assert key not in str(caught.value)
+
+
+@both
+def test_a_key_that_is_refused(gateway: Gateway, call: Call) -> None:
+    problem = {
+        "type": "urn:esrt:problem:unauthorized",
+        "title": "Unauthorized",
+        "status": 401,
+        "detail": "The API key is missing or not valid.",
+        "remedy": "Send one.",
+    }
+    gateway.answer = lambda exchange: exchange.send(401, problem, PROBLEM)
+    error = failure(gateway.url, call)
+    assert (error.exit_code, error.cause) == (2, problem["detail"])
 
 
 @both
@@ -281,4 +312,62 @@ def test_an_address_that_is_none(url: str) -> None:
 def test_proxy_settings_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "nonsense://proxy:1")
     with pytest.raises(RequestError, match="ALL_PROXY"):
-        Client("http://127.0.0.1:8080")
+        Client("http://gateway.example:8080")
+
+
+@pytest.fixture
+def proxy(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A proxy that is not there, named by the environment for every address."""
+    url = closed_port()
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, url)
+        monkeypatch.setenv(name.lower(), url)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    return url
+
+
+@both
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LocalHost"])
+@pytest.mark.usefixtures("proxy")
+def test_this_machine_is_reached_without_a_proxy(gateway: Gateway, call: Call, host: str) -> None:
+    with Client(gateway.url.replace("127.0.0.1", host)) as client:
+        assert call(client).translation == DONE["translation"]
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("[::1]", True),
+        ("127.255.255.254", True),
+        ("128.0.0.1", False),
+        ("[::2]", False),
+        ("localhost.example", False),
+        ("127.0.0.1.example", False),
+    ],
+)
+def test_where_a_proxy_stands(proxy: str, host: str, loopback: bool) -> None:
+    server = f"http://{host}:1"
+    error = failure(server, translate)
+    assert error.exit_code == 3
+    assert server in error.cause
+    assert ("python -m cloud_vllm" in error.remedy) == loopback
+    assert ("HTTP_PROXY" in error.remedy) != loopback
+
+
+def test_a_proxy_that_refuses(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, gateway.url)
+    error = failure("https://gateway.example", translate)  # it knows no CONNECT
+    assert "HTTPS_PROXY" in error.remedy
+
+
+@pytest.mark.parametrize("host", ["localhost", "gateway.example"])
+def test_certificates_that_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, host: str
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "gone.pem"))
+    with pytest.raises(RequestError, match="SSL_CERT_FILE"):
+        Client(f"https://{host}")

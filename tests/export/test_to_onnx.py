@@ -265,6 +265,7 @@ def test_padded_models_have_one_length(lively: Checkpoint, tmp_path: Path) -> No
 
         def save_pretrained(self, folder: Path) -> None:
             folder.mkdir(exist_ok=True)
+            (folder / "config.json").write_text("{}")
 
     model = EdgeModel(config).eval()
     checkpoint = save_checkpoint(tmp_path / "padded", model, NoFiles(), NoFiles(), torch.float32)  # type: ignore[arg-type]
@@ -355,3 +356,16 @@ def test_a_missing_checkpoint_ends_with_2_and_one_line(tmp_path: Path) -> None:
     assert line.startswith("error: ")
     assert "nowhere" in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["a folder with other things", "a file"])
+def test_nothing_but_an_artifact_is_replaced(lively: Checkpoint, tmp_path: Path, what: str) -> None:
+    out = tmp_path / "out"
+    thesis = out if what == "a file" else out / "thesis.txt"
+    thesis.parent.mkdir(exist_ok=True)
+    thesis.write_text("years of work")
+    done = run_command("--checkpoint", lively.folder, "--out", out, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "is not an artifact" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert thesis.read_text() == "years of work"

@@ -7,12 +7,13 @@ from typing import Annotated
 import soundfile
 import typer
 
+from esrt.command import reported
 from esrt.frontend import SAMPLE_RATE
 from training.corpus.build import CORPUS, SEED, build, sentences, utterances
 from training.corpus.speech import speak
 from training.corpus.text import LOCALES
 
-app = typer.Typer(help=__doc__, no_args_is_help=True)
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 SAMPLE_KINDS = ("phrase", "phrase", "places", "phrase", "date")
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 
@@ -47,4 +48,5 @@ def samples(
 
 
 if __name__ == "__main__":
-    app()
+    with reported():
+        app()

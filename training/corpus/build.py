@@ -57,8 +57,8 @@ def utterances(sentences: list[Sentence], seed: int) -> list[tuple[Sentence, Utt
     """Every sentence in every language, each by a speaker of its own."""
     random = Random(seed)
     return [
-        (sentence, cast(number, code, text, random))
-        for number, sentence in enumerate(sentences)
+        (sentence, cast(code, text, random))
+        for sentence in sentences
         for code, text in sentence.texts.items()
     ]
 
@@ -74,6 +74,7 @@ def build(folder: Path, name: str) -> None:
     Raises:
         SpeechError: espeak-ng is not installed.
     """
+    espeak = espeak_version()  # before the work, and before other processes are started
     spoken = utterances(sentences(name), SEED)
     temporary = folder / f"{name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -99,7 +100,7 @@ def build(folder: Path, name: str) -> None:
         "utterances": len(spoken),
         "hours": round(start / frontend.FRAMES_PER_SECOND / 3600, 3),
         "babel": version("babel"),
-        "espeak-ng": espeak_version(),
+        "espeak-ng": espeak,
     }
     (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
     shutil.rmtree(folder / name, ignore_errors=True)

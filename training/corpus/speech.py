@@ -26,7 +26,6 @@ class SpeechError(EsrtError):
 class Utterance:
     """One sentence said once. Speed in words a minute, pitch from 0 to 99."""
 
-    sentence: int
     language: str
     text: str
     variant: str
@@ -34,10 +33,9 @@ class Utterance:
     pitch: int
 
 
-def cast(sentence: int, language: str, text: str, random: Random) -> Utterance:
+def cast(language: str, text: str, random: Random) -> Utterance:
     """An utterance with a random speaker."""
     return Utterance(
-        sentence,
         language,
         text,
         random.choice(VARIANTS),

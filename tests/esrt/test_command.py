@@ -1,0 +1,47 @@
+"""How commands end: one line, and a stable exit code."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from esrt.command import reported
+from esrt.errors import AudioError, CheckFailed, EsrtError, ServerError
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (AudioError("It is silent.", "Speak."), 2),
+        (CheckFailed("It differs.", "Look."), 1),
+        (ServerError("It is\ndown.", "Wait."), 3),
+    ],
+)
+def test_a_deliberate_error_is_one_line(
+    error: EsrtError, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended, reported():
+        raise error
+    assert ended.value.code == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"error: {' '.join(str(error).split())}\n"
+
+
+def test_the_file_system_is_the_users_to_mend(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended, reported():
+        (tmp_path / "no" / "file").write_text("")
+    assert ended.value.code == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_what_is_not_foreseen_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError), reported():
+        1 / 0  # noqa: B018
+
+
+def test_errors_cross_processes() -> None:
+    error = pickle.loads(pickle.dumps(AudioError("It is silent.", "Speak.")))
+    assert (type(error), error.cause, error.remedy) == (AudioError, "It is silent.", "Speak.")
