@@ -16,6 +16,7 @@ from esrt.errors import (
     MediaTypeError,
     PacketContentError,
     PacketTooLarge,
+    RequestError,
     UploadTimeout,
 )
 from esrt.wire import MAX_PACKET_BYTES, MEDIA_TYPE, Packet, Split, decode
@@ -41,6 +42,20 @@ def check_media_type(request: Request) -> None:
         raise MediaTypeError(
             f"The body's content type is {found[:64] or 'not given'}.",
             f"Send a feature packet as {MEDIA_TYPE}; speech is encoded on the device, not here.",
+        )
+
+
+def check_no_body(request: Request) -> None:
+    """See that a request that names kept features brings none.
+
+    Raises:
+        RequestError: it declares a body.
+    """
+    headers = request.headers
+    if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":
+        raise RequestError(
+            "The request has a body and names features as well.",
+            "Send the packet or its handle, not both.",
         )
 
 

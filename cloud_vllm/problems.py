@@ -9,14 +9,18 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from cloud_vllm.exchange import exchange_of
 from cloud_vllm.schemas import Problem
-from esrt.errors import EsrtError, NotReady, RequestError
+from esrt.errors import EsrtError, NotReady, RequestError, Unauthorized
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:esrt:problem:"
 
 # nginx's number for a client that closed the connection; it only shows in logs.
 _CLIENT_CLOSED = 499
+CLIENT_GONE = "client-gone"
+# When to ask again whether an engine that loads is ready.
+_LOADING_S = 5
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +40,7 @@ def from_error(error: Exception) -> Problem:
         title="Internal",
         status=EsrtError.status,
         detail="The gateway failed at a point where it should not.",
-        remedy="Tell the operator the time of the request; the log has the rest.",
+        remedy="Tell the operator the answer's X-Request-Id; the log has the rest.",
     )
 
 
@@ -46,7 +50,19 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(ClientDisconnect, _gone)
-    app.add_exception_handler(Exception, _unforeseen)
+
+
+def answer(request: Request, error: EsrtError) -> Response:
+    """The response to a deliberate error; what was behind it is logged, not told."""
+    if error.__cause__ is not None:
+        _log.warning("%s", error, exc_info=error.__cause__)
+    headers = {}
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    retry_after = _LOADING_S if isinstance(error, NotReady) else getattr(error, "retry_after", 0)
+    if retry_after:
+        headers["Retry-After"] = str(retry_after)
+    return respond(request, from_error(error), headers)
 
 
 def responses(*errors: type[EsrtError]) -> dict[int | str, dict[str, Any]]:
@@ -61,18 +77,22 @@ def responses(*errors: type[EsrtError]) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def _response(problem: Problem, headers: dict[str, str] | None = None) -> Response:
+def name(problem: Problem) -> str:
+    """The problem's type without its prefix."""
+    return problem.type.removeprefix(TYPE_PREFIX)
+
+
+def respond(request: Request, problem: Problem, headers: dict[str, str] | None = None) -> Response:
+    """The response that carries a problem document."""
+    exchange_of(request).problem = name(problem)
     return Response(
         problem.model_dump_json(), problem.status, media_type=MEDIA_TYPE, headers=headers
     )
 
 
 async def _deliberate(request: Request, error: Exception) -> Response:
-    if error.__cause__ is not None:
-        _log.warning("%s", error, exc_info=error.__cause__)
-    return _response(
-        from_error(error), {"Retry-After": "5"} if isinstance(error, NotReady) else None
-    )
+    assert isinstance(error, EsrtError)
+    return answer(request, error)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -81,8 +101,8 @@ async def _invalid(request: Request, error: Exception) -> Response:
         f"{'.'.join(str(part) for part in item['loc'][1:])}: {item['msg']}"
         for item in error.errors()
     )
-    remedy = "Name the languages as ?src=eng&tgt=deu; /docs describes every parameter."
-    return _response(from_error(RequestError(f"The request is not complete: {causes}.", remedy)))
+    remedy = "Name the languages as ?src=eng&tgt=deu; /openapi.json describes every parameter."
+    return answer(request, RequestError(f"The request is not complete: {causes}.", remedy))
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -93,14 +113,11 @@ async def _http(request: Request, error: Exception) -> Response:
         title=title.capitalize(),
         status=error.status_code,
         detail=f"{request.method} {request.url.path[:64]}: {error.detail}.",
-        remedy="See /docs for the paths and methods that there are.",
+        remedy="See /openapi.json for the paths and methods that there are.",
     )
-    return _response(problem, dict(error.headers or {}))
+    return respond(request, problem, dict(error.headers or {}))
 
 
 async def _gone(request: Request, error: Exception) -> Response:
+    exchange_of(request).problem = CLIENT_GONE
     return Response(status_code=_CLIENT_CLOSED)
-
-
-async def _unforeseen(request: Request, error: Exception) -> Response:
-    return _response(from_error(error))

@@ -41,10 +41,30 @@ class Translation(_Body):
     timings_ms: Timings
 
 
+class Translations(_Body):
+    """The JSON body where several languages were asked for."""
+
+    answers: list[Translation] = Field(description="In the order in which `tgt` names them.")
+
+
+class KeptFeatures(_Body):
+    """A packet that is kept for a while."""
+
+    features: str = Field(description="The handle, for `?features=`; only the same key can use it.")
+    expires_in_s: float
+    tokens: int = Field(description="Feature tokens in the packet.")
+
+
 class Delta(_Body):
     """The data of a ``transcript`` or ``translation`` event."""
 
     text: str
+
+
+class LanguageDelta(Delta):
+    """The same, where several languages were asked for."""
+
+    tgt: str
 
 
 class LanguageInfo(_Body):

@@ -1,9 +1,9 @@
 """What an operator can set, by environment variables that begin with ``ESRT_``."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -38,3 +38,37 @@ class Settings(BaseSettings):
     shutdown_s: int = Field(
         10, ge=0, description="How long running requests may go on after SIGTERM."
     )
+
+    key_file: Path | None = Field(
+        None, description="File with the hashes of API keys; without it, everyone is let in."
+    )
+    allow_anonymous: bool = Field(
+        False, description="Listen beyond this machine although there is no key file."
+    )
+    key_rate: float = Field(
+        20.0, gt=0, description="Answers per second that one key may ask for in the long run."
+    )
+    key_burst: int = Field(100, ge=1, description="Answers that one key may ask for at a stroke.")
+    key_at_once: int = Field(32, ge=1, description="Answers that one key may have under way.")
+    max_waiting: int = Field(
+        256, ge=0, description="Answers taken on beyond max_running; more are refused."
+    )
+    features_s: float = Field(
+        300.0, gt=0, description="How long /v1/features keeps a packet, in memory."
+    )
+    features_bytes: int = Field(
+        64 << 20, ge=0, description="Memory for kept packets; a key may fill a quarter of it."
+    )
+    tls_certificate: Path | None = Field(None, description="Certificate chain, PEM.")
+    tls_key: Path | None = Field(None, description="The certificate's key, PEM.")
+    cors_origins: tuple[str, ...] = Field(
+        (), description="Origins whose web pages may call; none by default."
+    )
+
+    log_format: Literal["json", "text"] = Field("json", description="How lines of logs look.")
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together")
+        return self

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 
 from fastapi.sse import format_sse_event
@@ -15,11 +15,16 @@ from starlette.types import Send
 from cloud_vllm import problems
 from cloud_vllm.admission import Admitted
 from cloud_vllm.engines import Engine, Piece
-from cloud_vllm.schemas import Delta, Timings, TokenCounts, Translation
+from cloud_vllm.exchange import Exchange
+from cloud_vllm.metrics import Metrics
+from cloud_vllm.schemas import Delta, LanguageDelta, Timings, TokenCounts, Translation
 from esrt.checkpoint import Checkpoint
 from esrt.errors import DeadlineExceeded, EngineFailed, EsrtError
 from esrt.languages import Language
 from esrt.prompt import TargetSplitter, TextDelta
+
+# A server-sent event's name and data.
+Event = tuple[str, BaseModel]
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +39,7 @@ class Job:
         target: the language to write.
         arrived: when the packet had arrived, on `time.perf_counter`.
         seconds: how long the engine may take.
+        exchange: the request, to which what it takes is added.
     """
 
     admitted: Admitted
@@ -41,10 +47,11 @@ class Job:
     target: Language
     arrived: float
     seconds: float
+    exchange: Exchange
 
 
 async def translate(
-    engine: Engine, checkpoint: Checkpoint, job: Job
+    engine: Engine, checkpoint: Checkpoint, job: Job, metrics: Metrics
 ) -> AsyncGenerator[TextDelta | Translation, None]:
     """Yield the text as it is decoded, then the whole answer.
 
@@ -57,11 +64,17 @@ async def translate(
     embeddings = job.admitted.embeddings
     splitter = TargetSplitter(job.source, job.target)
     generated, first_token, finish = 0, 0.0, None
-    async with aclosing(engine.generate(embeddings, job.source, job.target)) as pieces:
+    exchange = job.exchange
+    async with AsyncExitStack() as stack:
+        generator = engine.generate(embeddings, job.source, job.target)
+        pieces = await stack.enter_async_context(aclosing(generator))
         async for piece in _in_time(pieces, job.seconds):
-            if generated == 0:
+            if generated == 0 and piece.tokens:
                 first_token = _ms(job.arrived)
+                exchange.stages_ms.append(("first_token", first_token))
+                stack.enter_context(metrics.running())
             generated += piece.tokens
+            exchange.generated_tokens += piece.tokens
             finish = piece.finish
             for delta in splitter.feed(piece.text):
                 yield delta
@@ -69,6 +82,7 @@ async def translate(
         raise EngineFailed("The engine ended without a reason.", "Send the packet again.")
     for delta in splitter.finish():
         yield delta
+    exchange.stages_ms.append(("generate", _ms(job.arrived)))
     yield Translation(
         src=job.source.code,
         tgt=job.target.code,
@@ -87,13 +101,51 @@ async def translate(
     )
 
 
-async def whole(parts: AsyncGenerator[TextDelta | Translation, None]) -> Translation:
-    """The last part, which is the whole answer."""
+async def events(
+    parts: AsyncGenerator[TextDelta | Translation, None], target: str | None
+) -> AsyncGenerator[Event, None]:
+    """What a translation yields as events; with a target, each piece of text names it."""
     async with aclosing(parts):
         async for part in parts:
             if isinstance(part, Translation):
-                return part
-    raise AssertionError("a translation ends with its answer")
+                yield "done", part
+            elif target is None:
+                yield part.part, Delta(text=part.text)
+            else:
+                yield part.part, LanguageDelta(text=part.text, tgt=target)
+
+
+async def together(streams: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[Event, None]:
+    """The events of several translations as they come; the first error ends all of them."""
+    # As long as all answers at most, so it needs no bound.
+    queue: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
+
+    async def pump(stream: AsyncGenerator[Event, None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for event in stream:
+                    queue.put_nowait(event)
+            queue.put_nowait(None)
+        except Exception as error:
+            queue.put_nowait(error)
+
+    tasks = [asyncio.create_task(pump(stream)) for stream in streams]
+    try:
+        for _ in streams:
+            while (item := await queue.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def answers(stream: AsyncGenerator[Event, None]) -> list[Translation]:
+    """The whole answers among the events."""
+    async with aclosing(stream):
+        return [data async for _, data in stream if isinstance(data, Translation)]
 
 
 class EventStream(StreamingResponse):
@@ -101,8 +153,8 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, parts: AsyncGenerator[TextDelta | Translation, None]) -> None:
-        self._events = _events(parts)
+    def __init__(self, stream: AsyncGenerator[Event, None], exchange: Exchange) -> None:
+        self._events = _written(stream, exchange)
         # A proxy that collects the answer before it passes it on would undo the streaming.
         super().__init__(
             self._events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -114,18 +166,22 @@ class EventStream(StreamingResponse):
             await super().stream_response(send)
 
 
-async def _events(parts: AsyncGenerator[TextDelta | Translation, None]) -> AsyncGenerator[bytes]:
+async def _written(
+    stream: AsyncGenerator[Event, None], exchange: Exchange
+) -> AsyncGenerator[bytes]:
     try:
-        async with aclosing(parts):
-            async for part in parts:
-                if isinstance(part, Translation):
-                    yield _event("done", part)
-                else:
-                    yield _event(part.part, Delta(text=part.text))
+        async with aclosing(stream):
+            async for name, data in stream:
+                yield _event(name, data)
     except Exception as error:
         if not isinstance(error, EsrtError) or error.__cause__ is not None:
             _log.exception("A stream ended with an error.")
-        yield _event("error", problems.from_error(error))
+        problem = problems.from_error(error)
+        exchange.problem = problems.name(problem)
+        yield _event("error", problem)
+    except (asyncio.CancelledError, GeneratorExit):
+        exchange.problem = problems.CLIENT_GONE
+        raise
 
 
 def _event(name: str, data: BaseModel) -> bytes:

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+import numpy as np
 import torch
 
 from cloud_vllm.engines.base import (
@@ -25,11 +26,12 @@ from cloud_vllm.engines.text import Detokenizer
 from cloud_vllm.settings import Settings
 from esrt.checkpoint import Checkpoint
 from esrt.errors import EngineFailed, EsrtError
-from esrt.languages import Language
+from esrt.languages import Language, language
 
 # vLLM's processes take about four seconds to end in good order. Its default of five is so close
 # that it often kills them instead, which leaves shared memory behind.
 _SHUTDOWN_S = 20.0
+_WARM_UP_TOKENS = 16
 
 
 class VllmEngine:
@@ -61,6 +63,7 @@ class VllmEngine:
         self._loading = asyncio.get_running_loop().run_in_executor(None, self._load)
         try:
             await self._loading
+            await self._warm_up()
         except Exception as error:
             if self._state is not EngineState.CLOSED:
                 self._state = EngineState.FAILED
@@ -162,6 +165,20 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
+
+    async def _warm_up(self) -> None:
+        """Decode a little of nothing, for what vLLM sets up lazily takes seconds."""
+        if self._state is EngineState.CLOSED:
+            return
+        config = self._checkpoint.config
+        source, target = (language(code) for code in config.languages[:2])
+        nothing = np.zeros((1, config.decoder_width), np.float32)
+        prompt = await self._render(nothing, prompt_ids(self._tokenizer, source, target))
+        sampling = self._sampling.clone()
+        sampling.max_tokens = _WARM_UP_TOKENS
+        sampling.ignore_eos = True
+        async for _ in self._llm.generate(prompt, sampling, "warm-up"):
+            pass
 
     async def _render(self, embeddings: Embeddings, ids: list[int]) -> Any:
         """A mixed prompt: features as they are, then tags that the engine embeds and scales."""

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from cloud_vllm.engines import Embeddings, EngineState, Piece
+from esrt.errors import EngineFailed
 from esrt.languages import Language
 
 URL = "/v1/translate?src=eng&tgt=deu"
@@ -60,6 +61,43 @@ class ScriptedEngine:
 
     async def close(self) -> None:
         self.state = EngineState.CLOSED
+
+
+class Polyglot(ScriptedEngine):
+    """Answers in the language that is asked for, unless that is told to fail or to hang."""
+
+    def __init__(self, *, failing: str = "", hanging: str = "") -> None:
+        super().__init__()
+        self.state = EngineState.READY
+        self.started.set()
+        self.failing, self.hanging = failing, hanging
+
+    async def generate(
+        self, embeddings: Embeddings, source: Language, target: Language
+    ) -> AsyncGenerator[Piece, None]:
+        self.open += 1
+        self.seen.append(embeddings)
+        self.generating.set()
+        try:
+            yield Piece("hello", 1)
+            await asyncio.sleep(0)
+            if target.code == self.failing:
+                raise EngineFailed("The engine died.", "Wait.")
+            if target.code == self.hanging:
+                await asyncio.Event().wait()
+            yield Piece(f"{source.tag}{target.tag}in {target.name}", 3, "stop")
+        finally:
+            self.open -= 1
+
+
+class Clock:
+    """Seconds that a test moves on."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def assert_problem(response: httpx.Response, status: int, kind: str, *words: str) -> None:

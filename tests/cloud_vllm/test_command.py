@@ -50,9 +50,24 @@ def test_a_port_that_is_taken(checkpoint: Checkpoint) -> None:
         _assert_refused(_run(*arguments, "--port", port), port, "Choose another --port")
 
 
+def test_an_open_gateway_stays_on_this_machine(checkpoint: Checkpoint) -> None:
+    arguments = "--checkpoint", str(checkpoint.folder), "--host", "0.0.0.0", "--port", "0"
+    _assert_refused(_run(*arguments), "0.0.0.0", "--key-file", "--allow-anonymous")
+
+
+def test_a_missing_key_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    missing = str(tmp_path / "keys.json")
+    arguments = "--checkpoint", str(checkpoint.folder), "--key-file", missing
+    _assert_refused(_run(*arguments), missing, "keys create")
+
+
+def test_a_certificate_without_its_key(tmp_path: Path) -> None:
+    _assert_refused(_run("--tls-certificate", str(tmp_path / "chain.pem")), "belong together")
+
+
 def test_help_names_the_options_without_loading_anything() -> None:
     code = "import cloud_vllm.__main__, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
     text = _run("--help").stdout
-    for option in ("--checkpoint", "--engine", "--host", "--port"):
+    for option in ("--checkpoint", "--engine", "--host", "--port", "--key-file", "keys"):
         assert option in text

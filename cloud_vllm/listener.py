@@ -1,0 +1,140 @@
+"""The socket side of the service: where it listens, TLS, and connections that say nothing."""
+
+import asyncio
+import ipaddress
+import socket
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from cloud_vllm.settings import Settings
+from esrt.errors import RequestError
+
+# A client that has connected says what it wants within this time, and in so many bytes.
+HEADER_S = 10.0
+MAX_HEADER_BYTES = 32 << 10
+
+
+class Protocol(HttpToolsProtocol):
+    """HTTP/1.1 with a limit on the time and the size of a request's head.
+
+    uvicorn has neither with this parser: a connection that sends nothing, a letter now and then,
+    or headers without end would be held for good.
+    """
+
+    _head_bytes = 0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        self._head_arrived()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes, unless the head has become too long."""
+        super().data_received(data)
+        if self._timer is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEADER_BYTES:
+                self.transport.abort()
+        elif self.timeout_keep_alive_task is None and (
+            self.cycle is None or self.cycle.response_complete
+        ):
+            # Blank lines between requests: the parser skips them, uvicorn takes them for activity.
+            self._await_head()
+
+    def on_message_begin(self) -> None:
+        """A request begins, the connection's first or another."""
+        super().on_message_begin()
+        self._await_head()
+
+    def on_headers_complete(self) -> None:
+        """A request's head has arrived; its body has a time limit of its own."""
+        self._head_arrived()
+        super().on_headers_complete()
+
+    def _await_head(self) -> None:
+        if self._timer is None:
+            self._head_bytes = 0
+            self._timer = self.loop.call_later(HEADER_S, self.transport.abort)
+
+    def _head_arrived(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def configure(gateway: FastAPI, settings: Settings) -> uvicorn.Config:
+    """The server's configuration, its TLS certificate loaded.
+
+    Raises:
+        RequestError: the certificate or its key cannot be used.
+    """
+    tls: dict[str, Any] = {}
+    if settings.tls_certificate:
+        tls = {"ssl_certfile": settings.tls_certificate, "ssl_keyfile": settings.tls_key}
+    config = uvicorn.Config(
+        gateway,
+        http=Protocol,
+        ws="none",
+        timeout_graceful_shutdown=settings.shutdown_s,
+        # The gateway's own: see logs.py.
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        **tls,
+    )
+    try:
+        config.load()
+    except OSError as error:  # ssl.SSLError is one
+        raise RequestError(
+            f"The TLS certificate {settings.tls_certificate} cannot be used:"
+            f" {error.strerror or error}.",
+            "Give --tls-certificate and --tls-key as PEM files that belong together.",
+        ) from error
+    return config
+
+
+def check_exposure(settings: Settings) -> None:
+    """An open gateway stays on the machine, unless somebody has said otherwise.
+
+    Raises:
+        RequestError: it would listen to the network and let everyone in.
+    """
+    if settings.key_file is None and not settings.allow_anonymous and not _loopback(settings.host):
+        raise RequestError(
+            f"Without API keys, everyone who reaches {settings.host or 'any address'} could use"
+            " this gateway.",
+            "Give --key-file (see: keys create), or say --allow-anonymous.",
+        )
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The listening socket.
+
+    Raises:
+        RequestError: the address cannot be listened on.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family)
+    except OSError as error:
+        raise RequestError(
+            f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}.",
+            "Choose another --port, or end what listens there.",
+        ) from error
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

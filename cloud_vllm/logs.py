@@ -1,0 +1,53 @@
+"""Logs: a JSON object on each line, with the id of the request that it belongs to.
+
+What is said, features and keys are never logged; `request` is the only line that every request
+gets, and holds counts and times.
+"""
+
+import json
+import logging
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+
+_requests = logging.getLogger("cloud_vllm.requests")
+
+
+def configure(style: Literal["json", "text"]) -> None:
+    """Send everything that is logged in this process to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        JsonFormatter()
+        if style == "json"
+        else logging.Formatter("%(levelname)s %(name)s: %(message)s")
+    )
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def request(fields: dict[str, Any], *, routine: bool) -> None:
+    """Log that a request has ended; routine ones, such as probes, at the level of debugging."""
+    level = logging.DEBUG if routine else logging.INFO
+    words = " ".join(f"{name}={value}" for name, value in fields.items())
+    _requests.log(level, "request %s", words, extra={"fields": fields})
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line: when, how grave, by whom, and what."""
+        fields: dict[str, Any] | None = getattr(record, "fields", None)
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage() if fields is None else "request",
+        }
+        if identity := REQUEST_ID.get():
+            line["request_id"] = identity
+        line |= fields or {}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)

@@ -1,0 +1,286 @@
+"""What the gateway does for each of its paths."""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Annotated
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi import Path as PathParameter
+from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
+
+from cloud_vllm.admission import (
+    Admission,
+    Admitted,
+    check_media_type,
+    check_no_body,
+    read_body,
+)
+from cloud_vllm.engines import Engine, EngineState
+from cloud_vllm.exchange import Exchange, exchange_of
+from cloud_vllm.features import FeatureStore
+from cloud_vllm.limits import Limits
+from cloud_vllm.metrics import CONTENT_TYPE, Metrics
+from cloud_vllm.schemas import (
+    KeptFeatures,
+    LanguageInfo,
+    ModelInfo,
+    Models,
+    Status,
+    Translation,
+    Translations,
+)
+from cloud_vllm.settings import Settings
+from cloud_vllm.translation import EventStream, Job, answers, events, together, translate
+from esrt.checkpoint import Checkpoint
+from esrt.errors import EngineFailed, EsrtError, LanguageError, NotReady
+from esrt.languages import LANGUAGES, Language, direction
+from esrt.wire import MAX_PACKET_BYTES, Codec, Split
+
+EVENTS = EventStream.media_type
+
+# How late an expired packet is erased at most, where nothing else asks for one before.
+_SWEEP_S = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class Operations:
+    """The operations, and what they share."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        settings: Settings,
+        engine: Engine,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._settings = settings
+        self._engine = engine
+        self._admission = Admission(checkpoint, settings)
+        self._limits = Limits(settings, clock)
+        self._features = FeatureStore(settings, clock)
+        self.observed = Metrics(self._limits)
+        kept = self.observed.gauge("esrt_features_bytes", "Bytes of packets kept in memory.")
+        kept.set_function(lambda: self._features.size)
+        self._failure: EsrtError | None = None
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Load the engine while the app runs; leave nothing of it behind."""
+        tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._sweep())]
+        try:
+            yield
+        finally:
+            self._features.clear()
+            await self._engine.close()
+            for task in tasks:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+
+    async def healthz(self) -> Status:
+        """The process lives; says nothing of the engine."""
+        return Status(status="alive")
+
+    async def readyz(self) -> Status:
+        """The engine is loaded and lives."""
+        self._check_ready()
+        return Status(status="ready")
+
+    async def metrics(self) -> Response:
+        """The gateway's figures in Prometheus' text format."""
+        return Response(self.observed.render(), media_type=CONTENT_TYPE)
+
+    async def models(self) -> Models:
+        """What is served: an edge device's artifact must have the same fingerprint."""
+        config = self._checkpoint.config
+        model = ModelInfo(
+            id=config.name,
+            fingerprint=self._checkpoint.fingerprint,
+            splits={split.value: config.feature_width(split.value) for split in Split},
+            max_tokens=config.max_tokens,
+            max_seconds=config.max_seconds,
+            max_packet_bytes=MAX_PACKET_BYTES,
+            codecs=[codec.value for codec in Codec],
+            languages=[
+                LanguageInfo(code=code, name=LANGUAGES[code].name, endonym=LANGUAGES[code].endonym)
+                for code in config.languages
+            ],
+        )
+        return Models(models=[model])
+
+    async def translate(
+        self,
+        request: Request,
+        src: Annotated[str, Query(description="Language spoken, ISO 639-3.", examples=["eng"])],
+        tgt: Annotated[
+            list[str],
+            Query(
+                description="Languages to write; several by commas or by repeating it.",
+                examples=[["deu"], ["deu,fra"]],
+            ),
+        ],
+        features: Annotated[
+            str | None,
+            Query(description="A handle from /v1/features, in place of the body."),
+        ] = None,
+    ) -> Response:
+        """Translate one feature packet, into one language or several.
+
+        The answer is JSON or, to `Accept: text/event-stream`, the events `transcript` and
+        `translation` with pieces of text, then `done` with what the JSON answer would have been,
+        or `error` with a problem document.
+
+        Several languages are decoded at once. Their JSON answer is a list, `answers`; as events,
+        their pieces are interleaved, each with its `tgt`, and every language has a `done` of its
+        own. Where one fails, the whole request does.
+        """
+        if features is None:
+            check_media_type(request)
+        else:
+            check_no_body(request)
+        pairs = self._directions(src, tgt)
+        self._check_ready()
+        exchange = exchange_of(request)
+        exchange.held.enter_context(self._limits.admit(exchange.owner, len(pairs)))
+        if features is None:
+            body = await self._receive(request, exchange)
+        else:
+            body = self._features.get(features, exchange.owner)
+        arrived = time.perf_counter()
+        admitted = await self._admit(body, exchange)
+        streams = [
+            events(
+                translate(
+                    self._engine,
+                    self._checkpoint,
+                    Job(admitted, source, target, arrived, self._settings.deadline_s, exchange),
+                    self.observed,
+                ),
+                target.code if len(pairs) > 1 else None,
+            )
+            for source, target in pairs
+        ]
+        stream = together(streams) if len(streams) > 1 else streams[0]
+        if _wants_events(request):
+            return EventStream(stream, exchange)
+        whole = await _unless_disconnected(request, asyncio.create_task(answers(stream)))
+        if len(pairs) == 1:
+            return _json(whole[0])
+        order = [target.code for _, target in pairs]
+        return _json(Translations(answers=sorted(whole, key=lambda one: order.index(one.tgt))))
+
+    async def keep_features(self, request: Request) -> Response:
+        """Keep a packet in memory for a few minutes, for translations without another upload."""
+        check_media_type(request)
+        exchange = exchange_of(request)
+        exchange.held.enter_context(self._limits.admit(exchange.owner))
+        body = await self._receive(request, exchange)
+        admitted = await self._admit(body, exchange)
+        kept = KeptFeatures(
+            features=self._features.put(body, exchange.owner),
+            expires_in_s=self._settings.features_s,
+            tokens=len(admitted.embeddings),
+        )
+        return _json(kept, status=201)
+
+    async def delete_features(
+        self, request: Request, features: Annotated[str, PathParameter(description="The handle.")]
+    ) -> Response:
+        """Erase a kept packet before it expires."""
+        self._features.delete(features, exchange_of(request).owner)
+        return Response(status_code=204)
+
+    async def _receive(self, request: Request, exchange: Exchange) -> bytes:
+        begin = time.perf_counter()
+        body = await read_body(request, self._settings.upload_s)
+        exchange.bytes_in = len(body)
+        exchange.stages_ms.append(("upload", (time.perf_counter() - begin) * 1e3))
+        return body
+
+    async def _admit(self, body: bytes, exchange: Exchange) -> Admitted:
+        admitted = await run_in_threadpool(self._admission.admit, body)
+        exchange.feature_tokens = len(admitted.embeddings)
+        exchange.stages_ms += [("decode", admitted.decode_ms), ("project", admitted.project_ms)]
+        return admitted
+
+    async def _sweep(self) -> None:
+        while True:
+            self._features.sweep()
+            await asyncio.sleep(_SWEEP_S)
+
+    async def _load(self) -> None:
+        try:
+            await self._engine.start()
+        except EsrtError as error:
+            if self._engine.state is not EngineState.CLOSED:
+                self._failure = error
+                _log.error("%s", error, exc_info=error.__cause__)
+        except Exception as error:
+            self._failure = EngineFailed("The engine failed to start.", "Read the gateway's log.")
+            _log.error("The engine failed to start.", exc_info=error)
+
+    def _directions(self, src: str, tgt: list[str]) -> list[tuple[Language, Language]]:
+        codes, served = ",".join(tgt).split(","), self._checkpoint.config.languages
+        pairs = [direction(src, code) for code in codes]
+        for language in itertools.chain.from_iterable(pairs):
+            if language.code not in served:
+                raise LanguageError(
+                    f"{self._checkpoint.config.name} was not trained for {language.name}.",
+                    f"Use two of: {' '.join(served)}.",
+                )
+        if len(set(codes)) < len(codes):
+            raise LanguageError("tgt names a language twice.", "Name each of them once.")
+        return pairs
+
+    def _check_ready(self) -> None:
+        if self._failure is not None:
+            raise NotReady(self._failure.cause, self._failure.remedy)
+        state = self._engine.state
+        if state is EngineState.LOADING:
+            raise NotReady("The engine is still loading.", "Ask again in a few seconds.")
+        if state is EngineState.CLOSED:
+            raise NotReady("The service is shutting down.", "Ask another replica, or later.")
+        if state is not EngineState.READY:
+            raise NotReady("The engine has died.", "Restart the service.")
+
+
+def _json(body: BaseModel, status: int = 200) -> Response:
+    return Response(body.model_dump_json(), status, media_type="application/json")
+
+
+def _wants_events(request: Request) -> bool:
+    accepted = ",".join(request.headers.getlist("accept")).split(",")
+    return any(item.partition(";")[0].strip().lower() == EVENTS for item in accepted)
+
+
+async def _unless_disconnected(
+    request: Request, answer: asyncio.Task[list[Translation]]
+) -> list[Translation]:
+    """Wait for the answer, but not longer than the client does.
+
+    Raises:
+        ClientDisconnect: the client hung up; the answer's task has been cancelled.
+    """
+
+    async def disconnected() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    watch = asyncio.create_task(disconnected())
+    try:
+        await asyncio.wait((answer, watch), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ClientDisconnect
+        return answer.result()
+    finally:
+        for task in (answer, watch):
+            task.cancel()
+        await asyncio.gather(answer, watch, return_exceptions=True)

@@ -1,0 +1,154 @@
+"""The gateway's outermost layers, which see every request before anything of it is read."""
+
+import asyncio
+import logging
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cloud_vllm import logs, problems
+from cloud_vllm.exchange import Exchange, attach, exchange_of
+from cloud_vllm.keys import KeyRing
+from cloud_vllm.keys import Scope as KeyScope
+from cloud_vllm.metrics import Metrics
+from cloud_vllm.settings import Settings
+from esrt.errors import DeadlineExceeded, EsrtError, Forbidden, Unauthorized
+
+# What a load balancer asks before it knows anything, and what a client reads to learn the API.
+PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json"})
+METRICS_PATH = "/metrics"
+
+_log = logging.getLogger(__name__)
+
+_HEADERS = {
+    # The answers are data: a browser shall neither guess a type, nor run, frame or keep them.
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+_METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS"})
+_ROUTINE = frozenset({"/healthz", "/readyz", METRICS_PATH})
+_HSTS = "max-age=31536000"
+# Beyond the time for the upload and for the answer; for a client that does not read its answer.
+_SEND_S = 30.0
+
+
+class Perimeter:
+    """Bounds each request in time, adds headers, gives back what it held, and accounts for it."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._seconds = settings.upload_s + settings.deadline_s + _SEND_S
+        self._headers = dict(_HEADERS)
+        if settings.tls_certificate:
+            self._headers["Strict-Transport-Security"] = _HSTS
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange(Headers(scope=scope).get("x-request-id", ""))
+        status, begin = 0, time.perf_counter()
+
+        async def send_guarded(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = exchange.id
+                for name, value in self._headers.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        attach(scope, exchange)
+        token = logs.REQUEST_ID.set(exchange.id)
+        try:
+            with exchange.held:
+                await self._handle(scope, receive, send_guarded)
+        except Exception as error:
+            if not isinstance(error, TimeoutError):
+                _log.exception("A request ended with an error that was not foreseen.")
+            late = DeadlineExceeded("The request took too long.", "Send it again.")
+            problem = problems.from_error(late if isinstance(error, TimeoutError) else error)
+            exchange.problem = problems.name(problem)
+            if status:
+                # Half an answer is out; only a connection that breaks off tells the client so.
+                raise
+            await problems.respond(Request(scope), problem)(scope, receive, send_guarded)
+        finally:
+            self._account(scope, exchange, status, time.perf_counter() - begin)
+            logs.REQUEST_ID.reset(token)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with asyncio.timeout(self._seconds):
+            await self._app(scope, receive, send)
+
+    def _account(self, scope: Scope, exchange: Exchange, status: int, seconds: float) -> None:
+        # The route's pattern: a path may hold a handle, and anybody may ask for any path.
+        route = getattr(scope.get("route"), "path", "")
+        self._metrics.count(exchange, route, status, seconds)
+        fields = {
+            "request_id": exchange.id,
+            "method": scope["method"] if scope["method"] in _METHODS else "other",
+            "route": route,
+            "status": status,
+            "problem": exchange.problem,
+            "key": exchange.owner,
+            "bytes_in": exchange.bytes_in,
+            "feature_tokens": exchange.feature_tokens,
+            "generated_tokens": exchange.generated_tokens,
+            "ms": round(seconds * 1e3, 3),
+        }
+        logs.request(fields, routine=route in _ROUTINE and status < 400)
+
+
+class Authentication:
+    """Lets in who has a key; every path that is not public needs one.
+
+    Args:
+        app: what is guarded.
+        keys: the valid keys; ``None`` lets everyone in.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyRing | None) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] == "http" and self._keys and scope["path"] not in PUBLIC_PATHS:
+            request = Request(scope)
+            try:
+                self._identify(self._keys, request)
+            except EsrtError as error:
+                await problems.answer(request, error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _identify(self, keys: KeyRing, request: Request) -> None:
+        entry = keys.find(_bearer(request.headers))
+        if entry is None:
+            raise Unauthorized(
+                "The API key is missing or not valid.",
+                "Send one as 'Authorization: Bearer KEY'; edge_runtime takes it from ESRT_API_KEY.",
+            )
+        metrics = request.scope["path"] == METRICS_PATH
+        needed = KeyScope.METRICS if metrics else KeyScope.TRANSLATE
+        exchange_of(request).key = entry
+        if entry.scope is not needed:
+            raise Forbidden(
+                f"This key is for {entry.scope}, not for {needed}.", "Use a key of that scope."
+            )
+
+
+def _bearer(headers: Headers) -> str:
+    """The key that a request carries, or nothing; two of them are none."""
+    values = headers.getlist("authorization")
+    scheme, _, key = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+    return key.strip() if scheme.lower() == "bearer" else ""
