@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import torch
 import typer
@@ -13,12 +13,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from sacrebleu.metrics import CHRF
+from torch import Tensor
 from transformers import AutoTokenizer, Gemma3ForCausalLM, PreTrainedTokenizerFast
 
 from esrt.checkpoint import open_checkpoint
 from esrt.command import reported
+from esrt.config import ModelConfig
 from esrt.languages import LANGUAGES
-from esrt.model import EdgeModel, generate_greedy
+from esrt.model import generate_greedy
 from esrt.prompt import TargetSplitter, separator
 from training.corpus.build import CORPUS, Corpus, load, sentences
 from training.data import mel_batch
@@ -45,9 +47,18 @@ class Row:
     reference: str
 
 
+class Edge(Protocol):
+    """The edge model, or what stands in its place."""
+
+    config: ModelConfig
+
+    def __call__(self, mel: Tensor, frames: Tensor) -> Tensor:
+        """As `esrt.model.EdgeModel.forward`."""
+
+
 @torch.inference_mode()
 def translate(
-    edge: EdgeModel,
+    edge: Edge,
     decoder: Gemma3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     corpus: Corpus,

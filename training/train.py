@@ -132,7 +132,7 @@ class Run:
             self.learner.edge.q_former.qformer,
             self.learner.decoder,
         ):
-            model.set_attn_implementation("eager")  # twice as fast as SDPA's CPU backward here
+            model.set_attn_implementation("eager")  # SDPA's backward is slow on a CPU
         self.optimizer = torch.optim.AdamW(
             self.learner.parameters(),
             lr=recipe.learning_rate,

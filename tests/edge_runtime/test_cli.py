@@ -311,6 +311,8 @@ def test_an_interrupt_ends_quietly(gateway: Gateway, artifact: Path, utterance: 
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # A test run in the background may ignore interrupts, which its children would inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert waiting.wait(60)
         process.send_signal(signal.SIGINT)

@@ -1,0 +1,80 @@
+"""What every benchmark writes: where it ran, what it ran, its rows, and the bars it is held to."""
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A figure with its bound, which it must not exceed."""
+
+    name: str
+    value: float
+    bound: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the figure is within its bound; a NaN is not."""
+        return self.value <= self.bound
+
+
+@dataclass(frozen=True)
+class Record:
+    """A benchmark's result. ``tools`` are the distributions whose versions matter."""
+
+    settings: dict[str, Any]
+    rows: list[dict[str, Any]]
+    bars: list[Bar]
+    tools: tuple[str, ...]
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, whole or not at all."""
+        data = {
+            "machine": machine(),
+            "versions": {name: version(name) for name in self.tools},
+            "commit": commit(),
+            "settings": self.settings,
+            "rows": self.rows,
+            "bars": [{**dataclasses.asdict(bar), "holds": bar.holds} for bar in self.bars],
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        partial.rename(path)
+
+
+def machine() -> dict[str, Any]:
+    """The processor, as Linux names it, and how many of its cores there are here."""
+    info = Path("/proc/cpuinfo")
+    names = [
+        line.split(":", 1)[1].strip()
+        for line in (info.read_text().splitlines() if info.exists() else [])
+        if line.startswith("model name")
+    ]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "architecture": platform.machine(),
+        "system": platform.system(),
+    }
+
+
+def commit() -> str | None:
+    """The checkout's commit, with a ``+`` where files differ from it; ``None`` outside of git."""
+    try:
+        head = _git("rev-parse", "--short", "HEAD")
+        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
