@@ -65,6 +65,11 @@ class ModelConfig:
         return 2 * (self.q_former.stride or 1)
 
     @property
+    def padded_seconds(self) -> float | None:
+        """What audio is padded or trimmed to; ``None`` for models that encode what was spoken."""
+        return self.max_seconds if self.padded else None
+
+    @property
     def max_frames(self) -> int:
         """The most mel frames that the model takes."""
         return round(self.max_seconds * 100) // self.frame_multiple * self.frame_multiple

@@ -29,6 +29,14 @@ def target_text(transcript: str, translation: str, source: Language, target: Lan
     return f"{transcript}{separator(source, target)}{translation}"
 
 
+def split_target(text: str, source: Language, target: Language) -> tuple[str, str]:
+    """Transcript and translation of a whole answer; the latter is empty without a separator."""
+    splitter = TargetSplitter(source, target)
+    for _ in (*splitter.feed(text), *splitter.finish()):
+        pass
+    return splitter.transcript, splitter.translation
+
+
 class TargetSplitter:
     """Tells transcript from translation while the decoder's text arrives in pieces.
 

@@ -80,7 +80,7 @@ def describe(
             hop=frontend.HOP,
             mel_bins=config.encoder.mel_bins,
             frame_multiple=config.frame_multiple,
-            padded_seconds=config.max_seconds if config.padded else None,
+            padded_seconds=config.padded_seconds,
             max_seconds=config.max_seconds,
         ),
         languages=config.languages,

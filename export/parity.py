@@ -54,7 +54,7 @@ def sample_mels(config: ModelConfig, folder: Path = SAMPLES) -> Iterator[Array]:
         yield frontend.features(
             audio,
             frame_multiple=config.frame_multiple,
-            padded_seconds=config.max_seconds if config.padded else None,
+            padded_seconds=config.padded_seconds,
         )
 
 

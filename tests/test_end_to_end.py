@@ -24,7 +24,7 @@ from esrt import frontend
 from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.languages import direction
 from esrt.model import generate_greedy
-from esrt.prompt import TargetSplitter, separator
+from esrt.prompt import separator, split_target
 from esrt.wire import Codec
 
 pytestmark = pytest.mark.vllm
@@ -105,9 +105,7 @@ def unsplit(checkpoint: Checkpoint) -> list[tuple[str, str]]:
             embeddings = edge(torch.from_numpy(mel[None]))
         tokens = torch.tensor([embeddings.shape[1]])
         text = generate_greedy(decoder, tokenizer, embeddings, tokens, [separator(*pair)], 96)[0]
-        splitter = TargetSplitter(*pair)
-        list(splitter.feed(text)), list(splitter.finish())
-        answers.append((splitter.transcript, splitter.translation))
+        answers.append(split_target(text, *pair))
     return answers
 
 

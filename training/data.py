@@ -73,11 +73,11 @@ def make_batch(
     mel, frames = mel_batch(corpus, examples)
     texts, labels, letters, pieces = [], [], [], []
     for example, target in zip(examples, targets, strict=True):
-        source = LANGUAGES[example.language], LANGUAGES[target]
-        prompt = _ids(tokenizer, separator(*source))
+        pair = LANGUAGES[example.language], LANGUAGES[target]
+        prompt = _ids(tokenizer, separator(*pair))
         transcript = example.texts[example.language]
         translation = example.texts[target] if translate else ""
-        ids = _ids(tokenizer, target_text(transcript, translation, *source))
+        ids = _ids(tokenizer, target_text(transcript, translation, *pair))
         if translate:
             ids.append(tokenizer.eos_token_id)
         texts.append(torch.tensor(prompt + ids))

@@ -21,7 +21,7 @@ from esrt.command import reported
 from esrt.config import ModelConfig
 from esrt.languages import LANGUAGES
 from esrt.model import generate_greedy
-from esrt.prompt import TargetSplitter, separator
+from esrt.prompt import separator, split_target
 from training.corpus.build import CORPUS, Corpus, load, sentences
 from training.data import mel_batch
 
@@ -96,15 +96,14 @@ def translate(
             MAX_NEW_TOKENS,
         )
         for (example, target), pair, text in zip(part, pairs, written, strict=True):
-            splitter = TargetSplitter(*pair)
-            list(splitter.feed(text)), list(splitter.finish())
+            transcript, translation = split_target(text, *pair)
             rows.append(
                 Row(
                     example.language,
                     target,
-                    splitter.transcript,
+                    transcript,
                     example.texts[example.language],
-                    splitter.translation,
+                    translation,
                     example.texts[target],
                 )
             )

@@ -28,7 +28,7 @@ from esrt.config import ModelConfig, named_config
 from esrt.model import EdgeModel, join
 from training.corpus.build import CORPUS, Corpus, load
 from training.data import IGNORE, Batch, batches, make_batch
-from training.evaluate import translate
+from training.evaluate import score, translate
 from training.tokenizer import train_tokenizer
 
 STATE_FILE = "state.pt"
@@ -207,7 +207,8 @@ class Run:
         learner = self.learner.eval()
         rows = translate(learner.edge, learner.decoder, self.tokenizer, corpus, directions=1)
         self.learner.train()
-        return 100 * sum(row.translation == row.reference for row in rows) / len(rows)
+        exact: float = score(rows)["exact"]
+        return exact
 
     def run(self, validation: Corpus) -> None:
         """Train until the budget is spent."""

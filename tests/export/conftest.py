@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from esrt.checkpoint import Checkpoint, open_checkpoint
+from esrt.model import EdgeModel
 from tests.tiny import tiny_checkpoint
 
 
@@ -27,3 +28,8 @@ def lively(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     }
     save_file(weights, checkpoint.folder / "edge.safetensors")
     return open_checkpoint(Path(checkpoint.folder))
+
+
+@pytest.fixture(scope="module")
+def model(lively: Checkpoint) -> EdgeModel:
+    return lively.edge_model()

@@ -13,7 +13,6 @@ import pytest
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.runtime import Runtime
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from esrt.checkpoint import Checkpoint
@@ -27,6 +26,7 @@ from export.delegable import DelegableGraph
 from export.delegation import Summary
 from export.target import Exported, Precision, export
 from export.to_executorch import TARGET, export_executorch
+from tests.export.kit import cosines, expected, mel
 from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -43,8 +43,6 @@ PADDED = ModelConfig(
     max_seconds=2.0,
     languages=("eng", "deu"),
 )
-
-Array = NDArray[np.float32]
 
 
 @pytest.fixture(scope="module")
@@ -81,31 +79,11 @@ def artifact(request: pytest.FixtureRequest) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def model(lively: Checkpoint) -> EdgeModel:
-    return lively.edge_model()
-
-
-def mel(frames: int, seed: int = 0) -> Array:
-    """Something in the range of log-mels."""
-    random = np.random.default_rng((frames, seed))
-    return (0.5 * random.standard_normal((1, 128, frames))).astype(np.float32)
-
-
 def runner(folder: Path) -> parity.Runner:
     manifest = read_manifest(folder)
     program = Runtime.get().load_program(folder / manifest.entry)
     method = program.load_method("forward")
     return lambda values: (program, method.execute([torch.from_numpy(values)])[0].numpy())[1]
-
-
-@torch.inference_mode()
-def expected(model: EdgeModel, values: Array) -> Array:
-    return np.asarray(model.features(torch.from_numpy(values)).numpy())
-
-
-def cosines(a: Array, b: Array) -> Array:
-    return np.asarray((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1))
 
 
 # --- The graph that is lowered ----------------------------------------------------------------

@@ -13,7 +13,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from esrt.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from esrt.errors import CheckFailed
@@ -22,13 +21,12 @@ from esrt.model import EdgeModel
 from export import parity
 from export.graph import DeviceGraph
 from export.to_onnx import Precision, export_onnx
+from tests.export.kit import Array, cosines, expected, mel
 
 ROOT = Path(__file__).parents[2]
 PRECISIONS = ["fp32", "int8"]
 # None of these was traced (the example has 20 blocks of 8 frames); 400 is the model's longest.
 LENGTHS = [16, 24, 152, 168, 392, 400]
-
-Array = NDArray[np.float32]
 
 
 def run_command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -70,17 +68,6 @@ def artifact(request: pytest.FixtureRequest) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def model(lively: Checkpoint) -> EdgeModel:
-    return lively.edge_model()
-
-
-def mel(frames: int, seed: int = 0) -> Array:
-    """Something in the range of log-mels."""
-    random = np.random.default_rng((frames, seed))
-    return (0.5 * random.standard_normal((1, 128, frames))).astype(np.float32)
-
-
 def session(folder: Path) -> onnxruntime.InferenceSession:
     manifest = read_manifest(folder)
     path = str(folder / manifest.entry)
@@ -89,15 +76,6 @@ def session(folder: Path) -> onnxruntime.InferenceSession:
 
 def run(folder: Path, values: Array) -> Array:
     return np.asarray(session(folder).run(["features"], {"mel": values})[0])
-
-
-@torch.inference_mode()
-def expected(model: EdgeModel, values: Array) -> Array:
-    return np.asarray(model.features(torch.from_numpy(values)).numpy())
-
-
-def cosines(a: Array, b: Array) -> Array:
-    return np.asarray((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1))
 
 
 def test_shapes_follow_the_length(artifact: Path) -> None:

@@ -1,0 +1,24 @@
+"""What the tests of all exports share: inputs, torch's answer to them, and the comparison."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from esrt.model import EdgeModel
+
+Array = NDArray[np.float32]
+
+
+def mel(frames: int, seed: int = 0) -> Array:
+    """Something in the range of log-mels."""
+    random = np.random.default_rng((frames, seed))
+    return (0.5 * random.standard_normal((1, 128, frames))).astype(np.float32)
+
+
+@torch.inference_mode()
+def expected(model: EdgeModel, values: Array) -> Array:
+    return np.asarray(model.features(torch.from_numpy(values)).numpy())
+
+
+def cosines(a: Array, b: Array) -> Array:
+    return np.asarray((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1))
