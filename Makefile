@@ -1,7 +1,8 @@
 # make demo   speech in, translation out, on the bundled model
 # make test   all checks and tests
+# make runner the C++ runner of .pte files, for this machine and for ARM
 #
-# Both set up .venv first: Python 3.11, torch, and the pinned packages of lock.txt.
+# All set up .venv first: Python 3.11, torch, and the pinned packages of lock.txt.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -11,13 +12,15 @@ PIP := $(VENV)/bin/pip --quiet --disable-pip-version-check
 CLIP ?= models/esrt-nano/samples/eng-2.flac
 FROM ?= eng
 TO ?= deu
+INITIAL := build/initial/models/esrt-nano
+CROSS := cmake g++ g++-aarch64-linux-gnu qemu-user-static
 
-.PHONY: demo test setup espeak corpus train evaluate export clean
+.PHONY: demo test setup espeak cross corpus train evaluate ablation export runner clean
 
 demo: setup
 	$(RUN) demo.py "$(CLIP)" --from $(FROM) --to $(TO)
 
-test: setup espeak
+test: setup espeak cross
 	$(RUN) -m pytest
 
 setup: $(VENV)/ready
@@ -41,18 +44,44 @@ espeak:
 	  echo "espeak-ng is not installed: the tests that speak are skipped." \
 	    "On Debian: sudo apt-get install espeak-ng"
 
+# Only the runner needs these; without them its tests are skipped and counted.
+cross: setup
+	@(for tool in cmake c++ aarch64-linux-gnu-g++ qemu-aarch64-static; do \
+	  command -v $$tool >/dev/null || exit 1; done) || { [ "$$(id -u)" = 0 ] && \
+	  apt-get -qq update && apt-get -qq install --yes --no-install-recommends $(CROSS) \
+	  >/dev/null; } || \
+	  echo "The cross compiler or the emulator is not installed: tests of the runner are skipped." \
+	    "On Debian: sudo apt-get install $(CROSS)"
+	@$(RUN) -m benchmarks.runner.build --target aarch64 --fetch-only || \
+	  echo "ExecuTorch's SDK for aarch64 was not fetched: tests of the runner are skipped."
+
 corpus: setup espeak
 	$(RUN) -m training.corpus build
 
-train: setup espeak
-	$(RUN) -m training.train --out build/nano
+# Two processes of one thread: small models gain more from this than from more threads.
+train: setup espeak $(INITIAL)
+	OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --nproc-per-node 2 --master-addr 127.0.0.1 \
+	  -m training.train training/recipes/nano.yaml --out build/nano --threads 1
+
+# The four-language nano of an earlier commit, whose edge the recipe starts from.
+$(INITIAL):
+	mkdir -p build/initial
+	git archive 75a97fe models/esrt-nano | tar -x -C build/initial
 
 evaluate: setup espeak
-	$(RUN) -m training.evaluate --json models/esrt-nano/evaluation.json
+	$(RUN) -m training.evaluate --json models/esrt-nano/evaluation.json \
+	  --plot docs/figures/directions.png
+
+ablation: setup espeak $(INITIAL)
+	$(RUN) -m training.ablation --json docs/figures/ablation.json
 
 export: setup
 	$(RUN) export/to_onnx.py
 	$(RUN) export/to_executorch.py
+
+runner: cross
+	$(RUN) -m benchmarks.runner.build --target x86-64
+	$(RUN) -m benchmarks.runner.build --target aarch64
 
 clean:
 	rm -rf build

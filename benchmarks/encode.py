@@ -6,13 +6,16 @@ number of threads. Quality is that of nano's test split, translated from each ba
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -21,34 +24,50 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, Gemma3ForCausalLM
 
-from benchmarks.record import Bar, Record
 from edge_runtime.backends import open_backend
-from esrt.checkpoint import Checkpoint, open_checkpoint
+from esrt.checkpoint import Checkpoint, open_checkpoint, random_checkpoint
 from esrt.command import reported
-from esrt.config import ModelConfig
+from esrt.config import ModelConfig, named_config
+from esrt.frontend import FRAMES_PER_SECOND
 from esrt.manifest import SplitPoint
 from esrt.model import Projector
+from esrt.record import Bar, Record
 from export.parity import sample_mels
 from export.target import Precision, Target, export
 from export.to_executorch import TARGET as EXECUTORCH
 from export.to_onnx import TARGET as ONNX
 from training.corpus.build import CORPUS, Corpus, load
 from training.evaluate import score, translate
+from training.plots import save
 
 Array = NDArray[np.float32]
 Encode = Callable[[Array], Array]
 
-EAGER = "torch fp32"
+EAGER, ET_INT8, ORT_INT8 = "torch fp32", "executorch int8", "onnxruntime int8"
+PRECISIONS = (Precision.FP32, Precision.INT8)
 SPLIT: SplitPoint = "qformer"
 TARGETS = {"executorch": EXECUTORCH, "onnxruntime": ONNX}
-FRAMES_PER_SECOND = 100
+TOOLS = ("torch", "executorch", "onnxruntime")
+NANO_SECONDS = (3, 10)
+# whisper-small's encoder as the released models are built: padded to 30 s, 80 queries. Beside it
+# the same encoder length-aware, with about as many tokens for 30 s.
+SMALL = named_config("whisper-small")
+SMALL_AWARE = replace(
+    SMALL,
+    name="whisper-small-length-aware",
+    padded=False,
+    q_former=replace(SMALL.q_former, queries=1, stride=16, overlap=16),
+)
 # The threads of one backend wait for more work by spinning, which would slow the next one down.
 _IDLE_SECONDS = 0.05
-TOOLS = ("torch", "executorch", "onnxruntime")
+# Into so many languages each utterance of the test split goes, in turn.
+_DIRECTIONS = 2
 
 
-def backends(checkpoint: Checkpoint, folder: Path, threads: int) -> dict[str, Encode]:
-    """Torch, and every target in every precision, exported anew: log-mel to features, batch 1."""
+def backends(
+    checkpoint: Checkpoint, folder: Path, threads: int, precisions: Iterable[Precision] = PRECISIONS
+) -> dict[str, Encode]:
+    """Torch, and every target in each precision, exported anew: log-mel to features, batch 1."""
     model = checkpoint.edge_model()
     torch.set_num_threads(threads)
 
@@ -58,36 +77,56 @@ def backends(checkpoint: Checkpoint, folder: Path, threads: int) -> dict[str, En
 
     runs: dict[str, Encode] = {EAGER: eager}
     for name, target in TARGETS.items():
-        for precision in Precision:
-            out = folder / f"{target.kind}-{precision}"
-            _export(target, checkpoint, out, precision)
-            runs[f"{name} {precision}"] = open_backend(out, threads=threads).encode
+        for precision in precisions:
+            out = folder / f"{checkpoint.config.name}-{target.kind}-{precision}"
+            runs[f"{name} {precision}"] = _exported(target, checkpoint, out, precision, threads)
     return runs
 
 
-def _export(target: Target, checkpoint: Checkpoint, out: Path, precision: Precision) -> None:
-    with Console(stderr=True).status(f"exporting to {target.title}, {precision}"):
+def _exported(
+    target: Target, checkpoint: Checkpoint, out: Path, precision: Precision, threads: int
+) -> Encode:
+    doing = f"exporting {checkpoint.config.name} to {target.title}, {precision}"
+    with Console(stderr=True).status(doing):
         export(target, checkpoint, out, precision, SPLIT)
+    return open_backend(out, threads=threads).encode
 
 
 def speech(config: ModelConfig, seconds: float) -> Array:
-    """That much of the bundled clips, one after the other: (128, frames)."""
-    clips = np.concatenate(list(sample_mels(config)), axis=1)
+    """That much of the bundled clips, over and over: (128, frames)."""
+    clips = np.concatenate(list(sample_mels(replace(config, padded=False))), axis=1)
     frames = int(seconds * FRAMES_PER_SECOND) // config.frame_multiple * config.frame_multiple
-    return np.ascontiguousarray(clips[:, :frames])
+    return np.ascontiguousarray(np.resize(clips.T, (frames, config.encoder.mel_bins)).T)
 
 
-def medians(runs: dict[str, Encode], mel: Array, rounds: int) -> dict[str, float]:
-    """Milliseconds of each backend, which take turns; each runs once before it is timed."""
+def medians(runs: Mapping[str, Callable[[], Array]], rounds: int) -> dict[str, float]:
+    """Milliseconds of each, which take turns; each runs once before it is timed."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
-        for name, encode in runs.items():
+        for name, run in runs.items():
             time.sleep(_IDLE_SECONDS)
-            encode(mel)
+            run()
             start = time.perf_counter()
-            encode(mel)
+            run()
             times[name].append(1000 * (time.perf_counter() - start))
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _on(runs: dict[str, Encode], mel: Array) -> dict[str, Callable[[], Array]]:
+    return {name: partial(run, mel) for name, run in runs.items()}
+
+
+def measure_small(folder: Path, threads: int, rounds: int) -> tuple[dict[str, float], float]:
+    """Milliseconds of each backend for 30 s at whisper-small's size, and `length_3s_over_30s`."""
+    runs = backends(random_checkpoint(SMALL), folder, threads, [Precision.INT8])
+    padded = speech(SMALL, SMALL.max_seconds)
+    ms = medians(_on(runs, padded), rounds)
+    aware = random_checkpoint(SMALL_AWARE)
+    out = folder / f"{SMALL_AWARE.name}-{EXECUTORCH.kind}-int8"
+    encode = _exported(EXECUTORCH, aware, out, Precision.INT8, threads)
+    pair = {"3 s": partial(encode, speech(SMALL_AWARE, 3)), "30 s": partial(runs[ET_INT8], padded)}
+    lengths = medians(pair, rounds)
+    return ms, lengths["3 s"] / lengths["30 s"]
 
 
 class _Edge:
@@ -112,53 +151,83 @@ def quality(
     decoder = Gemma3ForCausalLM.from_pretrained(checkpoint.decoder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.decoder)
     projector = checkpoint.projector()
+    edges = {name: _Edge(run, projector, checkpoint.config) for name, run in runs.items()}
     return {
-        name: score(translate(_Edge(run, projector, checkpoint.config), decoder, tokenizer, corpus))
-        for name, run in track(runs.items(), description="translating", total=len(runs))
+        name: score(translate(edge, decoder, tokenizer, corpus, directions=_DIRECTIONS))
+        for name, edge in track(edges.items(), description="translating", total=len(runs))
     }
 
 
-def bars(times: dict[str, dict[str, float]], scores: dict[str, dict[str, Any]]) -> list[Bar]:
+def bars(
+    times: dict[str, dict[str, float]], length: float | None, scores: dict[str, dict[str, Any]]
+) -> list[Bar]:
     """The ratios that are asked for, by case, and what int8 costs on the worst backend."""
     found = []
     for case, ms in times.items():
-        int8 = ms["executorch int8"]
-        found.append(Bar(f"et_int8_over_ort_int8_{case}", int8 / ms["onnxruntime int8"], 1.0))
-        found.append(Bar(f"et_int8_over_eager_fp32_{case}", int8 / ms[EAGER], 0.5))
+        found.append(Bar(f"et_int8_over_ort_int8_{case}", ms[ET_INT8] / ms[ORT_INT8], 1.0))
+        found.append(Bar(f"et_int8_over_eager_fp32_{case}", ms[ET_INT8] / ms[EAGER], 0.5))
+    if length is not None:
+        found.append(Bar("length_3s_over_30s", length, 0.15))
     for key, bound in (("chrf", 0.5), ("exact", 1.0)) if scores else ():
         losses = [scores[f"{name} fp32"][key] - scores[f"{name} int8"][key] for name in TARGETS]
         found.append(Bar(f"int8_{key}_loss", round(max(losses), 3), bound))
     return found
 
 
+def plot(times: dict[str, dict[str, float]], path: Path) -> None:
+    """Draw the times as bars, a panel for each case, as a PNG."""
+    figure = Figure(figsize=(4 * len(times), 3.2))
+    panels = figure.subplots(1, len(times), squeeze=False)
+    for axes, (case, ms) in zip(panels[0], times.items(), strict=True):
+        bars_drawn = axes.barh(list(ms), list(ms.values()))
+        axes.bar_label(bars_drawn, fmt="%.1f", padding=2)
+        axes.invert_yaxis()
+        axes.margins(x=0.18)
+        axes.set_title(case)
+        axes.set_xlabel("ms")
+    figure.tight_layout()
+    save(figure, path)
+
+
 def main(
     json_file: Annotated[Path, typer.Option("--json", help="Write the figures here.")],
+    report: Annotated[
+        Path | None, typer.Option(help="Draw the comparison as encode.png in this folder.")
+    ] = None,
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")] = Path("models/esrt-nano"),
     threads: Annotated[int, typer.Option(min=1)] = 2,
     rounds: Annotated[int, typer.Option(min=1)] = 41,
-    quick: Annotated[bool, typer.Option("--quick", help="Few rounds, no quality.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few rounds of nano, no quality, not the small model.")
+    ] = False,
 ) -> None:
-    """Measure encoding time of every backend at 3 and 10 s, and translation quality."""
-    opened = open_checkpoint(checkpoint)
+    """Measure every backend: nano at 3 and 10 s, whisper-small's size at 30 s, int8's price."""
+    opened, folder = open_checkpoint(checkpoint), Path("build/benchmarks/encode")
     rounds = 3 if quick else rounds
-    runs = backends(opened, Path("build/benchmarks/encode"), threads)
-    cases = {f"nano_{seconds}s": seconds for seconds in (3, 10)}
+    runs = backends(opened, folder, threads)
     times = {
-        case: medians(runs, speech(opened.config, seconds), rounds)
-        for case, seconds in cases.items()
+        f"nano_{seconds}s": medians(_on(runs, speech(opened.config, seconds)), rounds)
+        for seconds in NANO_SECONDS
     }
-    scores = {} if quick else quality(runs, opened, load(CORPUS, "test"))
-    rows = [
-        {
-            "backend": name,
-            **{f"{case}_ms": round(ms[name], 3) for case, ms in times.items()},
-            **{key: scores[name][key] for key in ("exact", "chrf") if scores},
-        }
-        for name in runs
-    ]
-    settings = {"threads": threads, "rounds": rounds, "fingerprint": opened.fingerprint}
-    record = Record(settings, rows, bars(times, scores), TOOLS)
+    held_out = None if quick else load(CORPUS, "test").only(opened.config.languages)
+    scores = {} if held_out is None else quality(runs, opened, held_out)
+    length = None
+    if not quick:
+        times["small_30s"], length = measure_small(folder, threads, max(3, rounds // 8))
+    record = Record(
+        settings={"threads": threads, "rounds": rounds, "fingerprint": opened.fingerprint},
+        rows=[
+            {"case": case, "backend": name, "ms": round(value, 3)}
+            for case, ms in times.items()
+            for name, value in ms.items()
+        ],
+        bars=bars(times, length, scores),
+        tools=TOOLS,
+        more={"quality": scores},
+    )
     record.write(json_file)
+    if report:
+        plot(times, report / "encode.png")
     _print(record)
 
 

@@ -71,6 +71,29 @@ class Checkpoint:
         return model.eval()
 
 
+@dataclass(frozen=True)
+class RandomCheckpoint(Checkpoint):
+    """A configuration with random weights, always the same; there are no files, and no decoder."""
+
+    seed: int
+
+    def edge_model(self) -> EdgeModel:
+        """Encoder, Q-Former and projector in float32, in evaluation mode."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            return EdgeModel(self.config).eval()
+
+    def projector(self) -> Projector:
+        """The projector alone."""
+        return self.edge_model().mlp
+
+
+def random_checkpoint(config: ModelConfig, seed: int = 0) -> RandomCheckpoint:
+    """Random weights of a configuration, for tests and measurements of size and speed."""
+    marked = digest(config, [("random", torch.tensor([seed]))])
+    return RandomCheckpoint(Path(f"random:{config.name}"), config, marked, seed)
+
+
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint's configuration and compute its fingerprint.
 

@@ -1,4 +1,4 @@
-"""Shapes of the model's parts, the three named configurations, and their JSON form. No torch."""
+"""Shapes of the model's parts, the named configurations, and their JSON form. No torch."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -118,6 +118,7 @@ class ModelConfig:
 # The encoder of whisper-large-v3; the projector's inner width follows the published sibling code:
 # 1536 up to a decoder of 3072, else 2560.
 _LARGE_V3 = EncoderConfig(width=1280, layers=32, heads=20, inner_width=5120)
+_SMALL = EncoderConfig(width=768, layers=12, heads=12, inner_width=3072)
 _ALL = tuple(LANGUAGES)
 _LARGE_Q_FORMER = QFormerConfig(width=768, layers=8, heads=12, inner_width=3072, queries=80)
 
@@ -134,8 +135,10 @@ CONFIGS: dict[str, ModelConfig] = {
             projector_width=384,
             padded=False,
             max_seconds=12.0,
-            languages=("eng", "deu", "spa", "fra"),
+            languages=tuple("eng deu spa fra rus hin ara tur fin kor ind cmn".split()),
         ),
+        # Not a released model: an encoder of whisper-small's size, to measure on.
+        ModelConfig("whisper-small", _SMALL, _LARGE_Q_FORMER, 1152, 1536, True, 30.0, _ALL),
         ModelConfig("esrt-4b", _LARGE_V3, _LARGE_Q_FORMER, 2560, 1536, True, 30.0, _ALL),
         ModelConfig("esrt-12b", _LARGE_V3, _LARGE_Q_FORMER, 3840, 2560, True, 30.0, _ALL),
     )

@@ -19,6 +19,7 @@ FORMAT = 1
 
 Kind = Literal["onnx", "executorch", "coreml"]
 Precision = Literal["fp32", "fp16", "int8"]
+Activations = Literal["dynamic", "static", "float"]
 SplitPoint = Literal["qformer", "adapter"]
 
 
@@ -50,13 +51,33 @@ class FrontEnd:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """What int8 means in an artifact.
+
+    ``activations``: what the linear layers make of their inputs: int8 by the range of each input
+    (``dynamic``), by ranges calibrated on speech (``static``), or nothing, only the weights being
+    int8 (``float``). ``kept`` are the linear layers that stay in floating point. ``errors`` maps
+    layers to the error of their output that int8 causes, relative to the output's root mean
+    square.
+    """
+
+    activations: Activations
+    kept: tuple[str, ...]
+    errors: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """An artifact's description.
 
     ``fingerprint`` ties its features to one cloud decoder. ``files`` maps each file of the
     artifact to its SHA-256; ``entry`` is the one to load. ``languages`` are those that the
     checkpoint was trained for. ``parity`` holds the figures measured at export against torch, by
-    name. ``created_from`` names the checkpoint.
+    name. ``created_from`` names the checkpoint. ``lengths`` are the seconds that the graph is made
+    for, audio being padded to the next; empty for every length up to the longest.
+    ``quantization`` says how an int8 artifact was quantized.
+
+    Fields with a default of nothing may be missing from the file.
     """
 
     model: str
@@ -76,11 +97,20 @@ class Manifest:
     parity: dict[str, float]
     created_from: str
     format: int = FORMAT
+    lengths: tuple[float, ...] = ()
+    quantization: Quantization | None = None
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` into the artifact's folder."""
-        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        data = dataclasses.asdict(self)
+        for name in _OPTIONAL:
+            if not data[name]:
+                del data[name]
+        text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
         (folder / MANIFEST_FILE).write_text(text, "utf-8")
+
+
+_OPTIONAL = frozenset({"lengths", "quantization"})
 
 
 def read_manifest(folder: Path, *, verify: bool = True) -> Manifest:
@@ -132,10 +162,12 @@ def _parse(value: Any, kind: Any, where: str) -> Any:
     make: Callable[..., Any] = kind
     if dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
-        if not isinstance(value, dict) or value.keys() != hints.keys():
+        if not isinstance(value, dict) or not hints.keys() - _OPTIONAL <= value.keys() <= set(
+            hints
+        ):
             found = sorted(value) if isinstance(value, dict) else type(value).__name__
             raise ValueError(f"{where} must have the keys {sorted(hints)}, found {found}")
-        return make(**{key: _parse(value[key], hints[key], f"{where}.{key}") for key in hints})
+        return make(**{key: _parse(value[key], hints[key], f"{where}.{key}") for key in value})
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         if value not in arguments:
@@ -146,6 +178,8 @@ def _parse(value: Any, kind: Any, where: str) -> Any:
     if origin is dict and isinstance(value, dict):
         return {key: _parse(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
     accepted = arguments if origin is UnionType else (kind,)
+    if value is not None and dataclasses.is_dataclass(accepted[0]):
+        return _parse(value, accepted[0], where)
     if float in accepted and type(value) is int:
         value = float(value)
     if type(value) not in accepted:

@@ -9,6 +9,7 @@ from tempfile import mkdtemp
 
 from esrt import frontend
 from esrt.checkpoint import Checkpoint
+from esrt.config import ModelConfig
 from esrt.errors import ArtifactError
 from esrt.manifest import (
     MANIFEST_FILE,
@@ -16,6 +17,7 @@ from esrt.manifest import (
     Kind,
     Manifest,
     Precision,
+    Quantization,
     SplitPoint,
     TensorSpec,
     sha256,
@@ -51,6 +53,7 @@ def _is_empty_folder(path: Path) -> bool:
 
 def describe(
     checkpoint: Checkpoint,
+    config: ModelConfig,
     folder: Path,
     entry: str,
     *,
@@ -59,9 +62,14 @@ def describe(
     split: SplitPoint,
     parity: dict[str, float],
     tools: tuple[str, ...],
+    lengths: tuple[int, ...] = (),
+    quantization: Quantization | None = None,
 ) -> Manifest:
-    """The manifest of the files in ``folder``; ``tools`` are the distributions to name."""
-    config = checkpoint.config
+    """The manifest of the files in ``folder``.
+
+    ``config`` is the checkpoint's, as limited to ``lengths`` (mel frames); ``tools`` are the
+    distributions to name.
+    """
     width = config.feature_width(split)
     frames, tokens = (config.max_frames, config.max_tokens) if config.padded else (None, None)
     return Manifest(
@@ -93,4 +101,6 @@ def describe(
         tools={name: version(name) for name in tools},
         parity=parity,
         created_from=checkpoint.folder.resolve().name,
+        lengths=tuple(frames / frontend.FRAMES_PER_SECOND for frames in lengths),
+        quantization=quantization,
     )

@@ -3,16 +3,23 @@
 import logging
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from esrt.checkpoint import open_checkpoint
 from esrt.command import reported
-from esrt.released import is_released, open_released
-from export.target import Exported, Precision, Split, Target, export
+from esrt.manifest import Manifest, Quantization
+from export.progress import step, told
+from export.source import open_source
+from export.target import Activations, Exported, Precision, Split, Target, export
+
+# How many layers the report names.
+_WORST = 3
 
 
 def run(target: Target) -> None:
@@ -20,10 +27,28 @@ def run(target: Target) -> None:
 
     def main(
         checkpoint: Annotated[
-            Path, typer.Option(help="Checkpoint folder, ours or a released one.")
-        ] = Path("models/esrt-nano"),
+            str,
+            typer.Option(
+                help="A folder, ours or a released one; a Hugging Face id, as yxdu/ESRT-4B; or"
+                " random weights, as random:esrt-4b."
+            ),
+        ] = "models/esrt-nano",
         precision: Annotated[Precision, typer.Option()] = Precision.INT8,
         split: Annotated[Split, typer.Option(help="Where the cloud takes over.")] = Split.QFORMER,
+        seconds: Annotated[
+            list[float] | None,
+            typer.Option(
+                help="A length that the graph is made for; may be repeated. One of them fixes the"
+                " shape of the input. Default: what the model was trained for."
+            ),
+        ] = None,
+        activations: Annotated[
+            Activations,
+            typer.Option(
+                help="What int8 layers make of their inputs; here:"
+                f" {', '.join(target.activations)}."
+            ),
+        ] = target.activations[0],
         out: Annotated[
             Path | None,
             typer.Option(
@@ -31,7 +56,7 @@ def run(target: Target) -> None:
             ),
         ] = None,
     ) -> None:
-        _export(target, checkpoint, precision, split, out)
+        _export(target, checkpoint, precision, split, seconds or [], activations, out)
 
     main.__doc__ = (
         f"Export encoder and Q-Former (and projector, with --split adapter) to {target.title}."
@@ -43,19 +68,67 @@ def run(target: Target) -> None:
 
 
 def _export(
-    target: Target, checkpoint: Path, precision: Precision, split: Split, out: Path | None
+    target: Target,
+    checkpoint: str,
+    precision: Precision,
+    split: Split,
+    seconds: list[float],
+    activations: Activations,
+    out: Path | None,
 ) -> None:
     console = Console(highlight=False, soft_wrap=True)
     started = time.monotonic()
-    with reported():
-        released = is_released(checkpoint)
-        opened = open_released(checkpoint) if released else open_checkpoint(checkpoint)
+    with reported(), _shown(console):
+        step("reading the checkpoint")
+        opened = open_source(checkpoint)
         if out is None:
             name = f"{opened.config.name}-{target.kind}-{precision.value}"
             out = Path("build/artifacts") / (f"{name}-adapter" if split is Split.ADAPTER else name)
-        with console.status(f"exporting {opened.config.name} to {target.title}, {precision.value}"):
-            exported = export(target, opened, out, precision, split.value)
+        exported = export(
+            target,
+            opened,
+            out,
+            precision,
+            split.value,
+            seconds=seconds,
+            activations=activations if precision is Precision.INT8 else None,
+        )
     _report(console, exported, out, time.monotonic() - started)
+
+
+@contextmanager
+def _shown(console: Console) -> Iterator[None]:
+    """Show each step with the time that it takes, on a terminal."""
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        tasks: list[TaskID] = []
+
+        def begin(doing: str) -> None:
+            for task in tasks:
+                progress.update(task, total=1, completed=1)
+            tasks.append(progress.add_task(doing, total=None))
+
+        with told(begin):
+            yield
+
+
+def _precision(manifest: Manifest) -> str:
+    quantization = manifest.quantization
+    if quantization is None:
+        return manifest.precision
+    return f"{manifest.precision}, {quantization.activations} activations"
+
+
+def _layers(quantization: Quantization | None) -> Iterator[tuple[str, str]]:
+    """What int8 costs the layers, the worst first, and those that it is not done to."""
+    if quantization is None:
+        return
+    worst = sorted(quantization.errors.items(), key=lambda item: -item[1])[:_WORST]
+    if worst:
+        yield "layer error", ", ".join(f"{error:.2%} {name}" for name, error in worst)
+    yield "kept float", ", ".join(quantization.kept) or "no layer"
 
 
 def _report(console: Console, exported: Exported, out: Path, seconds: float) -> None:
@@ -65,9 +138,11 @@ def _report(console: Console, exported: Exported, out: Path, seconds: float) -> 
     console.print(f"[bold]{out}[/bold]")
     for label, text in (
         ("model", f"{manifest.model}, fingerprint {manifest.fingerprint}"),
-        ("precision", f"{manifest.precision}, split after the {manifest.split}"),
+        ("precision", f"{_precision(manifest)}, split after the {manifest.split}"),
+        ("lengths", ", ".join(f"{length:g} s" for length in manifest.lengths) or "any"),
         ("size", f"{size / 1e6:.1f} MB"),
         *exported.notes,
+        *_layers(manifest.quantization),
         ("parity", figures),
         ("took", f"{seconds:.0f} s"),
     ):

@@ -60,8 +60,13 @@ def summarize(program: ExportedProgram) -> Summary:
     return Summary(subgraphs, dict(inside), dict(outside), float_linears)
 
 
-def check(summary: Summary, precision: Precision) -> None:
+def check(summary: Summary, precision: Precision, kept: int = 0) -> None:
     """Fail an export that would be slow.
+
+    Args:
+        summary: what was delegated.
+        precision: what was asked for.
+        kept: how many linear layers of an int8 program are meant to be in floating point.
 
     Raises:
         CheckFailed: a product was left to a portable kernel, or an int8 program has linear layers
@@ -74,10 +79,10 @@ def check(summary: Summary, precision: Precision) -> None:
             f"XNNPACK does not take {named}, which would run on portable kernels.",
             "Nothing was written; write them as export/delegable.py does.",
         )
-    if precision is Precision.INT8 and summary.float_linears:
+    if precision is Precision.INT8 and summary.float_linears != kept:
         raise CheckFailed(
             f"{summary.float_linears} linear layers of the int8 program multiply in floating"
-            " point.",
+            f" point, instead of {kept}.",
             "Nothing was written; check the executorch version against the lock.",
         )
 

@@ -1,5 +1,7 @@
 """What every target exports: the part of the model that runs on the device."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +28,23 @@ class DeviceGraph(nn.Module):
         """Run encoder and Q-Former, and the projector for the ``adapter`` split."""
         features = self.model.features(mel)
         return features if self.split == "qformer" else self.model.mlp(features)
+
+
+class HalfGraph(nn.Module):
+    """A graph whose weights and arithmetic are fp16 and whose ends are float32.
+
+    Args:
+        graph: what to run; it is left as it is.
+    """
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.inner = copy.deepcopy(graph).half()
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """As the graph's."""
+        features: Tensor = self.inner(mel.half())
+        return features.float()
 
 
 def trace(graph: nn.Module, config: ModelConfig) -> torch.export.ExportedProgram:

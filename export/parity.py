@@ -1,7 +1,7 @@
 """Is an artifact still the model? Features of the bundled clips, torch against the graph."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,12 +33,17 @@ class Bounds:
 # fp32 differs by the order of summation only. The features' standard deviation is about 1.7.
 BOUNDS: dict[Precision, Bounds] = {
     "fp32": Bounds(cosine=0.99999, error=1e-3),
+    "fp16": Bounds(cosine=0.9995, error=0.1),
     "int8": Bounds(cosine=0.995, error=0.5),
 }
 
 
-def sample_mels(config: ModelConfig, folder: Path = SAMPLES) -> Iterator[Array]:
+def sample_mels(
+    config: ModelConfig, lengths: Sequence[int] = (), folder: Path = SAMPLES
+) -> Iterator[Array]:
     """The log-mels of the bundled clips, as this model takes them: (128, frames) each.
+
+    With ``lengths`` (frames, rising) a clip is padded to the next of them, or cut to the last.
 
     Raises:
         CheckpointError: the clips are missing.
@@ -50,39 +55,49 @@ def sample_mels(config: ModelConfig, folder: Path = SAMPLES) -> Iterator[Array]:
             "Write it: python -m training.corpus samples.",
         )
     for row in json.loads(index.read_text("utf-8")):
-        audio, _ = soundfile.read(folder / row["file"], dtype="float32")
+        audio = read_audio(row["file"], folder)
         yield frontend.features(
             audio,
             frame_multiple=config.frame_multiple,
-            padded_seconds=config.padded_seconds,
+            padded_seconds=_padded_seconds(len(audio), lengths)
+            if lengths
+            else config.padded_seconds,
         )
 
 
-def _extremes(mel: Array, config: ModelConfig) -> tuple[Array, ...]:
-    """Speech of the shortest and of the longest length, where a model's length is free."""
-    if config.padded:
-        return ()
+def read_audio(name: str, folder: Path = SAMPLES) -> Array:
+    """A bundled clip: mono, 16 kHz, (samples,)."""
+    audio, _ = soundfile.read(folder / name, dtype="float32")
+    return np.asarray(audio)
+
+
+def _padded_seconds(samples: int, lengths: Sequence[int]) -> float:
+    fitting = (frames for frames in lengths if frames * frontend.HOP >= samples)
+    return next(fitting, lengths[-1]) / frontend.FRAMES_PER_SECOND
+
+
+def _others(mel: Array, config: ModelConfig, lengths: Sequence[int]) -> Iterator[Array]:
+    """Speech of lengths that the clips may lack: each one asked for, or the two extremes."""
     repeated = np.tile(mel, -(-config.max_frames // mel.shape[1]))
-    return (
-        np.ascontiguousarray(mel[:, : config.frame_multiple]),
-        np.ascontiguousarray(repeated[:, : config.max_frames]),
-    )
+    for frames in lengths or (config.frame_multiple, config.max_frames):
+        yield np.ascontiguousarray(repeated[:, :frames])
 
 
 @torch.inference_mode()
-def measure(graph: DeviceGraph, run: Runner) -> dict[str, float]:
+def measure(graph: DeviceGraph, run: Runner, lengths: Sequence[int] = ()) -> dict[str, float]:
     """Compare torch with an artifact on every clip, and on the lengths between which they lie.
 
     Args:
         graph: the torch side.
         run: the artifact: (1, 128, frames) to (1, tokens, width).
+        lengths: the frames that it takes, rising; none for every length up to the longest.
 
     Returns:
         ``cosine_min`` and ``cosine_mean`` over tokens, ``error_max`` over all numbers, ``clips``.
     """
     cosines, errors = [], []
-    clips = list(sample_mels(graph.model.config))
-    for mel in (*clips, *_extremes(clips[0], graph.model.config)):
+    clips = list(sample_mels(graph.model.config, lengths))
+    for mel in (*clips, *_others(clips[0], graph.model.config, lengths)):
         expected = graph(torch.from_numpy(mel[None])).numpy()[0].astype(np.float64)
         found = run(mel[None])[0].astype(np.float64)
         norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)

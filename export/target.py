@@ -3,24 +3,36 @@
 To add a target: a file beside to_onnx.py with a `Target`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from esrt.checkpoint import Checkpoint
-from esrt.manifest import Kind, Manifest, SplitPoint
+from esrt.errors import ArtifactError
+from esrt.manifest import Kind, Manifest, Quantization, SplitPoint
 from esrt.model import EdgeModel
 from export import parity
 from export.artifact import artifact_folder, describe
 from export.graph import DeviceGraph
+from export.lengths import frames_of, limited
+from export.progress import step
 
 
 class Precision(StrEnum):
     """What the weights of linear layers, and their products, are computed in."""
 
     FP32 = "fp32"
+    FP16 = "fp16"
     INT8 = "int8"
+
+
+class Activations(StrEnum):
+    """What int8 linear layers make of their inputs; see `esrt.manifest.Quantization`."""
+
+    DYNAMIC = "dynamic"
+    STATIC = "static"
+    FLOAT = "float"
 
 
 class Split(StrEnum):
@@ -31,14 +43,36 @@ class Split(StrEnum):
 
 
 @dataclass(frozen=True)
+class Settings:
+    """What to make of a model.
+
+    ``activations`` matter to ``int8`` only. ``lengths`` are the mel frames that the graph must
+    take, rising: one of them fixes the input's shape; none means every length that the model
+    takes.
+    """
+
+    precision: Precision = Precision.INT8
+    split: SplitPoint = "qformer"
+    activations: Activations = Activations.DYNAMIC
+    lengths: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Lowered:
-    """A file that was written: how to run it, and lines for the report as (label, text)."""
+    """A file that was written.
+
+    ``run`` runs it, ``notes`` are lines for the report as (label, text), ``kept`` and ``errors``
+    are those of `esrt.manifest.Quantization`.
+    """
 
     run: parity.Runner
     notes: tuple[tuple[str, str], ...] = ()
+    kept: tuple[str, ...] = ()
+    errors: dict[str, float] = field(default_factory=dict)
 
 
-Lower = Callable[[EdgeModel, SplitPoint, Precision, Path], Lowered]
+# The model's configuration is already limited to the lengths (`export.lengths.limited`).
+Lower = Callable[[EdgeModel, Settings, Path], Lowered]
 
 
 @dataclass(frozen=True)
@@ -47,7 +81,8 @@ class Target:
 
     ``lower`` writes the model up to the split, in a precision, to a file and returns how to run
     it; it raises `CheckFailed` when the result is not what was asked for. ``tools`` are the
-    distributions that the manifest names.
+    distributions that the manifest names. ``activations`` are those that int8 offers, the default
+    first.
     """
 
     kind: Kind
@@ -55,6 +90,7 @@ class Target:
     entry: str
     tools: tuple[str, ...]
     lower: Lower
+    activations: tuple[Activations, ...] = (Activations.FLOAT,)
 
 
 @dataclass(frozen=True)
@@ -66,7 +102,14 @@ class Exported:
 
 
 def export(
-    target: Target, checkpoint: Checkpoint, out: Path, precision: Precision, split: SplitPoint
+    target: Target,
+    checkpoint: Checkpoint,
+    out: Path,
+    precision: Precision,
+    split: SplitPoint,
+    *,
+    seconds: Sequence[float] = (),
+    activations: Activations | None = None,
 ) -> Exported:
     """Write an artifact.
 
@@ -74,22 +117,36 @@ def export(
         target: the format.
         checkpoint: what to export.
         out: the artifact's folder; an existing one is replaced.
-        precision: ``int8`` quantizes the linear layers: weights per channel, activations
-            dynamically.
+        precision: ``int8`` quantizes the linear layers, weights per channel.
         split: the graph's end, after the Q-Former or after the projector.
+        seconds: the lengths to make it for; none for what the model was trained for.
+        activations: what int8 layers make of their inputs; none for the target's default.
 
     Raises:
+        ArtifactError: the target does not offer these activations, or the model not this length.
         CheckFailed: the graph's features differ from torch's beyond the bounds, or the target
             found that it does not compute as it should.
         CheckpointError: the checkpoint's weights do not fit.
     """
+    activations = activations or target.activations[0]
+    if activations not in target.activations:
+        raise ArtifactError(
+            f"{target.title} offers no int8 with {activations} activations.",
+            f"Use one of: {', '.join(target.activations)}.",
+        )
+    lengths = frames_of(checkpoint.config, seconds)
+    step("loading the weights")
     model = checkpoint.edge_model()
+    model.config = limited(model.config, lengths)
+    settings = Settings(precision, split, activations, lengths)
     with artifact_folder(out) as folder:
-        lowered = target.lower(model, split, precision, folder / target.entry)
-        figures = parity.measure(DeviceGraph(model, split), lowered.run)
+        lowered = target.lower(model, settings, folder / target.entry)
+        step("comparing with torch")
+        figures = parity.measure(DeviceGraph(model, split), lowered.run, lengths)
         parity.check(figures, parity.BOUNDS[precision.value])
         manifest = describe(
             checkpoint,
+            model.config,
             folder,
             target.entry,
             kind=target.kind,
@@ -97,6 +154,10 @@ def export(
             split=split,
             parity=figures,
             tools=target.tools,
+            lengths=lengths,
+            quantization=Quantization(activations.value, lowered.kept, lowered.errors)
+            if precision is Precision.INT8
+            else None,
         )
         manifest.write(folder)
     return Exported(manifest, lowered.notes)

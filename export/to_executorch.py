@@ -8,16 +8,19 @@ hold.
 import sys
 from pathlib import Path
 
+from torch import nn
+
 if __package__ is None:  # run as a file: the repository, not this folder, holds the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from esrt.checkpoint import Checkpoint
 from esrt.manifest import Manifest, SplitPoint
 from esrt.model import EdgeModel
-from export import command, delegation, parity, xnnpack
+from export import command, delegation, layers, parity, xnnpack
 from export.delegable import DelegableGraph
-from export.graph import trace
-from export.target import Lowered, Precision, Target, export
+from export.graph import HalfGraph, trace
+from export.progress import step
+from export.target import Activations, Lowered, Precision, Settings, Target, export
 
 
 def export_executorch(
@@ -27,17 +30,31 @@ def export_executorch(
     return export(TARGET, checkpoint, out, precision, split).manifest
 
 
-def _lower(model: EdgeModel, split: SplitPoint, precision: Precision, path: Path) -> Lowered:
-    config = model.config
-    program = trace(DelegableGraph(model, split), config)
+def _lower(model: EdgeModel, settings: Settings, path: Path) -> Lowered:
+    config, precision = model.config, settings.precision
+    graph: nn.Module = DelegableGraph(model, settings.split)
+    if precision is Precision.FP16:
+        graph = HalfGraph(graph)
+    errors: dict[str, float] = {}
+    kept: tuple[str, ...] = ()
     if precision is Precision.INT8:
-        program = trace(xnnpack.quantized(program, parity.sample_mels(config)), config)
+        step("measuring what int8 costs each layer")
+        mels = list(parity.sample_mels(config, settings.lengths))
+        errors = layers.errors(graph, mels[: layers.CLIPS], settings.activations.value)
+        kept = layers.hurt(errors)
+    step("tracing")
+    program = trace(graph, config)
+    if precision is Precision.INT8:
+        step("quantizing")
+        program = trace(xnnpack.quantized(program, mels, settings.activations, kept), config)
+    step("lowering to XNNPACK")
     lowered = xnnpack.lower(program)
     summary = delegation.summarize(lowered.exported_program())
-    delegation.check(summary, precision)
+    delegation.check(summary, precision, len(kept))
+    step("writing")
     path.write_bytes(lowered.to_executorch().buffer)
     run = xnnpack.runner(path, config.max_frames)
-    return Lowered(run, (("delegation", str(summary)),))
+    return Lowered(run, (("delegation", str(summary)),), kept, errors)
 
 
 TARGET = Target(
@@ -46,6 +63,7 @@ TARGET = Target(
     entry="model.pte",
     tools=("torch", "transformers", "torchao", "executorch"),
     lower=_lower,
+    activations=(Activations.DYNAMIC, Activations.STATIC),
 )
 
 if __name__ == "__main__":

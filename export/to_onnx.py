@@ -4,15 +4,24 @@ Load, trace, optionally quantize, compare with torch on the bundled clips, descr
 written unless the comparison holds.
 """
 
+import ast
 import sys
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 if __package__ is None:  # run as a file: the repository, not this folder, holds the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -21,9 +30,14 @@ from esrt.checkpoint import Checkpoint
 from esrt.errors import CheckFailed
 from esrt.manifest import Manifest, SplitPoint
 from esrt.model import EdgeModel
-from export import command, parity
+from export import command, layers, parity
 from export.graph import INPUT, OUTPUT, DeviceGraph, trace
-from export.target import Lowered, Precision, Target, export
+from export.progress import step
+from export.target import Activations, Lowered, Precision, Settings, Target, export
+
+FLOAT = onnx.TensorProto.FLOAT
+# Where torch's exporter writes the modules that a node comes from.
+_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def export_onnx(
@@ -33,9 +47,18 @@ def export_onnx(
     return export(TARGET, checkpoint, out, precision, split).manifest
 
 
-def _lower(model: EdgeModel, split: SplitPoint, precision: Precision, path: Path) -> Lowered:
+def _lower(model: EdgeModel, settings: Settings, path: Path) -> Lowered:
+    graph = DeviceGraph(model, settings.split)
+    errors: dict[str, float] = {}
+    kept: tuple[str, ...] = ()
+    if settings.precision is Precision.INT8:
+        step("measuring what int8 costs each layer")
+        mels = list(parity.sample_mels(model.config, settings.lengths))
+        errors = layers.errors(graph, mels[: layers.CLIPS], settings.activations.value)
+        kept = layers.hurt(errors)
+    step("tracing")
     exported = torch.onnx.export(
-        trace(DeviceGraph(model, split), model.config),
+        trace(graph, model.config),
         input_names=[INPUT],
         output_names=[OUTPUT],
         dynamo=True,
@@ -45,32 +68,108 @@ def _lower(model: EdgeModel, split: SplitPoint, precision: Precision, path: Path
     if exported is None:
         raise CheckFailed("The ONNX exporter returned nothing.", "See its messages above.")
     exported.save(str(path))
-    if precision is Precision.INT8:
-        _quantize(path)
-    return Lowered(_runner(path))
+    if settings.precision is Precision.FP16:
+        onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), path)
+    if settings.precision is Precision.INT8:
+        step("quantizing")
+        _quantize(path, mels if settings.activations is Activations.STATIC else None, kept)
+    return Lowered(runner(path), (), kept, errors)
 
 
-def _quantize(path: Path) -> None:
-    """Linear layers to int8, per channel; the convolutions stay in fp32."""
+def _quantize(path: Path, mels: Iterable[parity.Array] | None, kept: Collection[str]) -> None:
+    """Linear layers to int8, per channel; the convolutions and attention stay in fp32.
+
+    Args:
+        path: the graph, which is replaced.
+        mels: log-mels of speech, (128, frames) each, to take fixed ranges of activations from;
+            without, each input is quantized by its own.
+        kept: the linear layers, by name, to leave in floating point.
+    """
     prepared = path.with_suffix(".prepared.onnx")
     quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
-    quantize_dynamic(
-        prepared,
-        path,
-        op_types_to_quantize=["MatMul", "Gemm"],
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-    )
-    prepared.unlink()
-    operators = {node.op_type for node in onnx.load(path).graph.node}
-    if "MatMulInteger" not in operators:
+    linear = _linear_layers(path, prepared)
+    lost = sorted(set(kept) - set(linear.values()))
+    if lost:
         raise CheckFailed(
-            "The int8 graph multiplies in floating point.",
+            f"The graph's nodes do not tell which are {', '.join(lost)}.",
+            "Nothing was written; check the torch version against the lock.",
+        )
+    chosen = [node for node, layer in linear.items() if layer not in kept]
+    shared: dict[str, Any] = {
+        "op_types_to_quantize": ["MatMul", "Gemm"],
+        "nodes_to_quantize": chosen,
+        "per_channel": True,
+        "weight_type": QuantType.QInt8,
+    }
+    if mels is None:
+        quantize_dynamic(prepared, path, **shared)
+    else:
+        quantize_static(
+            prepared,
+            path,
+            _Speech(mels),
+            activation_type=QuantType.QUInt8,  # what kernels on x86-64 multiply by int8
+            # A product's result goes on in fp32, as there is nothing else for it to feed.
+            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
+            **shared,
+        )
+    prepared.unlink()
+    graph = onnx.load(path).graph
+    held = {tensor.name for tensor in graph.initializer if tensor.data_type == FLOAT}
+    floating = [
+        node.name
+        for node in graph.node
+        if node.op_type in ("MatMul", "Gemm") and node.input[1] in held
+    ]
+    if len(floating) != len(kept):
+        raise CheckFailed(
+            f"{len(floating)} linear layers of the int8 graph multiply in floating point, instead"
+            f" of {len(kept)}.",
             "Nothing was written; check the onnxruntime version against the lock.",
         )
 
 
-def _runner(path: Path) -> parity.Runner:
+class _Speech(CalibrationDataReader):  # type: ignore[misc]
+    """Feeds speech to ONNX Runtime's calibration."""
+
+    def __init__(self, mels: Iterable[parity.Array]) -> None:
+        self._mels = iter(mels)
+
+    def get_next(self) -> dict[str, parity.Array] | None:
+        """The next input, or ``None`` after the last."""
+        mel = next(self._mels, None)
+        return None if mel is None else {INPUT: mel[None]}
+
+
+def _linear_layers(traced: Path, prepared: Path) -> dict[str, str]:
+    """Products by weights of the prepared graph: the node's name, and its layer's.
+
+    The layer is what torch wrote at the node of that name in the traced graph; preparing drops it,
+    and may append to a name what it fused.
+    """
+    layer_of = {
+        node.name: _innermost(entry.value)
+        for node in onnx.load(traced).graph.node
+        for entry in node.metadata_props
+        if entry.key == _SCOPES
+    }
+    graph = onnx.load(prepared).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    return {
+        node.name: layer_of.get(node.name.split("/")[0], "")
+        for node in graph.node
+        if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights
+    }
+
+
+def _innermost(scopes: str) -> str:
+    """The module of a node, from torch's list of the names of all that it is in."""
+    modules = [name for name in ast.literal_eval(scopes)[:-1] if name]
+    return str(modules[-1]) if modules else ""
+
+
+def runner(path: Path) -> parity.Runner:
+    """Run a graph by ONNX Runtime."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run(mel: parity.Array) -> parity.Array:
@@ -85,6 +184,7 @@ TARGET = Target(
     entry="model.onnx",
     tools=("torch", "transformers", "onnx", "onnxscript", "onnxruntime"),
     lower=_lower,
+    activations=(Activations.DYNAMIC, Activations.STATIC),
 )
 
 if __name__ == "__main__":

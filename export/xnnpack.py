@@ -1,7 +1,8 @@
 """ExecuTorch's tools around XNNPACK: quantize, lower, run."""
 
+import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -10,40 +11,74 @@ from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
     XNNPACKQuantizer,
     get_symmetric_quantization_config,
 )
+from executorch.backends.xnnpack.quantizer.xnnpack_quantizer_utils import QuantizationConfig
 from executorch.exir import EdgeProgramManager, to_edge_transform_and_lower
 from executorch.runtime import Runtime
 from torch import nn
 from torch.export import ExportedProgram
+from torch.fx import Node
+from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from esrt.errors import CheckFailed
 from export import parity
+from export.target import Activations
 
-# Activations are quantized by what each input holds, so nothing of the speech is learned here; but
-# the scales of the weights are only set where a run comes by.
-CALIBRATION_CLIPS = 1
+# The quantizer's own least scale, 2**-12, is coarse for weights below 0.03, which wide layers have.
+_LEAST_SCALE = 1e-9
 
 
-def quantized(program: ExportedProgram, mels: Iterable[parity.Array]) -> nn.Module:
+def quantized(
+    program: ExportedProgram,
+    mels: Iterable[parity.Array],
+    activations: Activations = Activations.DYNAMIC,
+    kept: Collection[str] = (),
+) -> nn.Module:
     """The graph with its linear layers in int8, the rest in fp32.
-
-    Weights per channel, activations dynamically per tensor: closer to torch than fixed ranges
-    calibrated on the same clips, at nearly the same speed.
 
     Args:
         program: the float graph, as traced.
-        mels: log-mels of speech, (128, frames) each.
+        mels: log-mels of speech, (128, frames) each. ``static`` takes its ranges from all of them;
+            ``dynamic`` learns nothing from them, but the scales of the weights are only set where
+            a run comes by, so it takes the first.
+        activations: by the range of each row (``dynamic``), or by fixed ranges (``static``).
+        kept: the linear layers, by name, to leave in floating point.
     """
+    dynamic = activations is Activations.DYNAMIC
     quantizer = XNNPACKQuantizer()
-    quantizer.set_module_type(
-        nn.Linear, get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
-    )
+    quantizer.set_module_type(nn.Linear, _configuration(dynamic))
+    quantizer.set_filter_function(lambda node: _module(node) not in kept)
     prepared = prepare_pt2e(program.module(), quantizer)
     with torch.no_grad():
-        for mel in itertools.islice(mels, CALIBRATION_CLIPS):
+        for mel in itertools.islice(mels, 1) if dynamic else mels:
             prepared(torch.from_numpy(mel[None]))
     converted: nn.Module = convert_pt2e(prepared)
     return converted
+
+
+def _configuration(dynamic: bool) -> QuantizationConfig:
+    """Weights symmetric per channel, activations asymmetric; the scales as small as need be."""
+    usual = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=dynamic)
+    weight = dataclasses.replace(
+        usual.weight,
+        observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=_LEAST_SCALE),
+    )
+    if dynamic:
+        return dataclasses.replace(usual, weight=weight)
+    activation = dataclasses.replace(
+        usual.input_activation,
+        observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=_LEAST_SCALE),
+    )
+    return dataclasses.replace(
+        usual, weight=weight, input_activation=activation, output_activation=activation
+    )
+
+
+def _module(node: Node) -> str:
+    """The name of the module that a node was traced from."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    name: str = stack[-1][0] if stack else ""
+    return name.removeprefix("L['self'].")
 
 
 def lower(program: ExportedProgram) -> EdgeProgramManager:

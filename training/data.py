@@ -1,30 +1,36 @@
 """Batches of log-mels and token ids from a built corpus."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from random import Random
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerFast
 
+from esrt.config import ModelConfig
+from esrt.frontend import features
 from esrt.languages import LANGUAGES
 from esrt.prompt import separator, target_text
+from training.augment import Audio, augment
 from training.corpus.build import Corpus, Example
+from training.recipe import Recipe, Stage, Task
+from training.sampling import Item, Sampler
 
 IGNORE = -100
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A training batch.
+    """A training batch of B items, of which the first A have speech.
 
-    ``mel`` (batch, 128, frames) and ``frames`` (batch,) go into the edge model; ``text`` (batch,
-    length) is prompt and target; ``labels`` equals it where the loss counts and is -100
-    elsewhere; ``letters`` and ``pieces`` are the transcript's UTF-8 bytes and tokens, one row
-    after the other, for the two CTC losses, with their lengths.
+    ``mel`` (A, 128, frames) and ``frames`` (A,) go into the edge model; ``text`` (B, length) is
+    what the decoder reads after the features; ``labels`` (B, length) equals it where the loss
+    counts and is -100 elsewhere; ``letters`` and ``pieces`` are the A transcripts' characters and
+    tokens, one row after the other, for the two CTC losses, with their lengths.
     """
 
     mel: Tensor
@@ -36,66 +42,108 @@ class Batch:
     pieces: Tensor
     piece_counts: Tensor
 
-
-def batches(corpus: Corpus, size: int, random: Random) -> Iterator[tuple[list[Example], list[str]]]:
-    """One pass over the corpus: examples of like length together, each with a random target."""
-    order = list(range(len(corpus.examples)))
-    random.shuffle(order)
-    groups: list[list[int]] = []
-    for start in range(0, len(order), 50 * size):
-        window = sorted(order[start : start + 50 * size], key=lambda i: corpus.examples[i].frames)
-        groups += [window[i : i + size] for i in range(0, len(window), size)]
-    random.shuffle(groups)
-    for group in groups:
-        examples = [corpus.examples[i] for i in group]
-        targets = [
-            random.choice([code for code in example.texts if code != example.language])
-            for example in examples
-        ]
-        yield examples, targets
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on another device."""
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
-def mel_batch(corpus: Corpus, examples: list[Example]) -> tuple[Tensor, Tensor]:
+class Collator:
+    """Makes batches: what the model hears, what it must write, and what does not count."""
+
+    def __init__(
+        self, config: ModelConfig, tokenizer: PreTrainedTokenizerFast, alphabet: str
+    ) -> None:
+        self._config, self._tokenizer = config, tokenizer
+        self._letters = {letter: 1 + number for number, letter in enumerate(alphabet)}
+
+    def __call__(self, items: list[Item], audio: list[Audio]) -> Batch:
+        """Collate.
+
+        Args:
+            items: those with speech first.
+            audio: the speech of each item that has it, shape (samples,).
+        """
+        mel, frames = mel_batch(self._config, audio)
+        targets = [self._target(item) for item in items]
+        texts, labels = [text for text, _ in targets], [label for _, label in targets]
+        heard = [item.example.texts[item.example.language] for item in items[: len(audio)]]
+        letters = [torch.tensor([self._letters[letter] for letter in text]) for text in heard]
+        pieces = [torch.tensor(self._ids(text)) for text in heard]
+        return Batch(
+            mel,
+            frames,
+            pad_sequence(texts, batch_first=True, padding_value=self._tokenizer.pad_token_id),
+            pad_sequence(labels, batch_first=True, padding_value=IGNORE),
+            torch.cat(letters) if letters else torch.zeros(0, dtype=torch.long),
+            torch.tensor([len(row) for row in letters], dtype=torch.long),
+            torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.long),
+            torch.tensor([len(row) for row in pieces], dtype=torch.long),
+        )
+
+    def _target(self, item: Item) -> tuple[Tensor, Tensor]:
+        """What the decoder reads, and its labels.
+
+        Recognition ends after the separator; text-side translation is given all up to there.
+        """
+        pair = LANGUAGES[item.example.language], LANGUAGES[item.target]
+        transcript = item.example.texts[item.example.language]
+        translation = item.example.texts[item.target]
+        if item.task is Task.SMT:
+            given = self._ids(target_text(transcript, "", *pair))
+            asked = [*self._ids(translation), self._tokenizer.eos_token_id]
+        elif item.task is Task.ASR:
+            given = self._ids(separator(*pair))
+            asked = self._ids(target_text(transcript, "", *pair))
+        else:
+            given = self._ids(separator(*pair))
+            asked = self._ids(target_text(transcript, translation, *pair))
+            asked.append(self._tokenizer.eos_token_id)
+        return torch.tensor(given + asked), torch.tensor([IGNORE] * len(given) + asked)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+
+class Stream(IterableDataset[Batch]):
+    """A stage's batches without end, sounds changed at random, the same for the same seed."""
+
+    def __init__(
+        self, corpus: Corpus, recipe: Recipe, stage: Stage, collator: Collator, seed: int
+    ) -> None:
+        self._corpus, self._recipe, self._stage = corpus, recipe, stage
+        self._collator, self._seed = collator, seed
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches."""
+        sampler = Sampler(self._corpus, self._recipe.balance, self._stage.tasks, Random(self._seed))
+        random = np.random.default_rng(self._seed)
+        for items in sampler.batches(self._recipe.batch):
+            items.sort(key=lambda item: item.task is Task.SMT)
+            audio = [
+                augment(self._corpus.speech(item.example), self._recipe.augmentation, random)
+                for item in items
+                if item.task is not Task.SMT
+            ]
+            yield self._collator(items, audio)
+
+
+def mel_batch(config: ModelConfig, audio: list[Audio]) -> tuple[Tensor, Tensor]:
     """Log-mels padded to the longest, (batch, 128, frames), and the frames of each."""
-    frames = torch.tensor([example.frames for example in examples])
-    mels = [torch.from_numpy(corpus.log_mel(example).astype(np.float32)) for example in examples]
+    mels = [
+        torch.from_numpy(
+            features(
+                one, frame_multiple=config.frame_multiple, padded_seconds=config.padded_seconds
+            ).T
+        )
+        for one in audio
+    ]
+    if not mels:
+        return torch.zeros(0, config.encoder.mel_bins, 0), torch.zeros(0, dtype=torch.long)
+    frames = torch.tensor([len(mel) for mel in mels])
     return pad_sequence(mels, batch_first=True).transpose(1, 2), frames
 
 
-def make_batch(
-    corpus: Corpus,
-    tokenizer: PreTrainedTokenizerFast,
-    examples: list[Example],
-    targets: list[str],
-    translate: bool,
-) -> Batch:
-    """Collate; without ``translate`` the target ends with the separator: recognition alone."""
-    mel, frames = mel_batch(corpus, examples)
-    texts, labels, letters, pieces = [], [], [], []
-    for example, target in zip(examples, targets, strict=True):
-        pair = LANGUAGES[example.language], LANGUAGES[target]
-        prompt = _ids(tokenizer, separator(*pair))
-        transcript = example.texts[example.language]
-        translation = example.texts[target] if translate else ""
-        ids = _ids(tokenizer, target_text(transcript, translation, *pair))
-        if translate:
-            ids.append(tokenizer.eos_token_id)
-        texts.append(torch.tensor(prompt + ids))
-        labels.append(torch.tensor([IGNORE] * len(prompt) + ids))
-        letters.append(torch.tensor(list(transcript.encode())))
-        pieces.append(torch.tensor(_ids(tokenizer, transcript)))
-    return Batch(
-        mel,
-        frames,
-        pad_sequence(texts, batch_first=True, padding_value=tokenizer.pad_token_id),
-        pad_sequence(labels, batch_first=True, padding_value=IGNORE),
-        torch.cat(letters) + 1,
-        torch.tensor([len(row) for row in letters]),
-        torch.cat(pieces),
-        torch.tensor([len(row) for row in pieces]),
-    )
-
-
-def _ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
-    return ids
+def alphabet_of(examples: Iterable[Example]) -> str:
+    """Every character of the examples' texts, in order: the classes of the letters' CTC."""
+    return "".join(sorted({c for e in examples for text in e.texts.values() for c in text}))

@@ -1,12 +1,15 @@
 """Evaluates a checkpoint on a held-out split: ``python -m training.evaluate --json FILE``."""
 
-import json
 import re
+import statistics
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
+import jiwer
+import numpy as np
 import torch
 import typer
 from rich.console import Console
@@ -16,16 +19,36 @@ from sacrebleu.metrics import CHRF
 from torch import Tensor
 from transformers import AutoTokenizer, Gemma3ForCausalLM, PreTrainedTokenizerFast
 
-from esrt.checkpoint import open_checkpoint
+from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.command import reported
 from esrt.config import ModelConfig
 from esrt.languages import LANGUAGES
 from esrt.model import generate_greedy
 from esrt.prompt import separator, split_target
+from esrt.record import Bar, Record
+from training.augment import Audio, add_noise, narrow, reverberate
 from training.corpus.build import CORPUS, Corpus, load, sentences
+from training.corpus.speech import UNSEEN_VARIANTS
 from training.data import mel_batch
+from training.plots import heat_map
 
-MAX_NEW_TOKENS = 96
+MAX_NEW_TOKENS = 128
+# Written without spaces between words: their transcripts are scored by characters.
+BY_CHARACTER = frozenset({"cmn", "jpn", "khm", "lao", "mya", "tha", "yue"})
+
+Sound = Callable[[Audio], Audio]
+
+
+def _clean(audio: Audio) -> Audio:
+    return audio
+
+
+CONDITIONS: dict[str, Sound] = {
+    "noise_20db": lambda audio: add_noise(audio, 20, 1, np.random.default_rng(0)),
+    "noise_10db": lambda audio: add_noise(audio, 10, 1, np.random.default_rng(0)),
+    "reverberation_0.4s": lambda audio: reverberate(audio, 0.4, np.random.default_rng(0)),
+    "narrow_band_8khz": lambda audio: narrow(audio, 8000),
+}
 
 
 class Split(StrEnum):
@@ -41,6 +64,7 @@ class Row:
 
     source: str
     target: str
+    variant: str
     transcript: str
     spoken: str
     translation: str
@@ -63,9 +87,10 @@ def translate(
     tokenizer: PreTrainedTokenizerFast,
     corpus: Corpus,
     directions: int | None = None,
-    batch: int = 48,
+    sound: Sound = _clean,
+    batch: int = 96,
 ) -> list[Row]:
-    """Translate a split greedily, unsplit, in float32.
+    """Translate a split greedily, unsplit, in float32; each utterance is encoded once.
 
     Args:
         edge: encoder, Q-Former and projector.
@@ -73,34 +98,43 @@ def translate(
         tokenizer: the decoder's.
         corpus: what to translate.
         directions: into how many languages each utterance goes, in turn; ``None`` for all others.
-        batch: translations at once.
+        sound: what happens to the audio before.
+        batch: about so many translations at once.
     """
+    device = next(decoder.parameters()).device
     tasks = []
     for number, example in enumerate(corpus.examples):
         others = [code for code in example.texts if code != example.language]
         turn = number % len(others)
-        tasks += [(example, target) for target in (others[turn:] + others[:turn])[:directions]]
-    tasks.sort(key=lambda task: task[0].frames)
+        tasks.append((example, (others[turn:] + others[:turn])[:directions]))
+    tasks.sort(key=lambda task: task[0].samples)
+    size = max(1, batch // max(len(targets) for _, targets in tasks)) if tasks else 1
     rows = []
-    starts = range(0, len(tasks), batch)
-    for start in track(starts, description="translating", transient=True):
-        part = tasks[start : start + batch]
-        mel, frames = mel_batch(corpus, [example for example, _ in part])
-        pairs = [(LANGUAGES[example.language], LANGUAGES[target]) for example, target in part]
+    for start in track(range(0, len(tasks), size), description="translating", transient=True):
+        part = tasks[start : start + size]
+        audio = [sound(corpus.speech(example)) for example, _ in part]
+        mel, frames = mel_batch(edge.config, audio)
+        embeddings = edge(mel.to(device), frames.to(device))
+        tokens = torch.tensor([edge.config.tokens(count) for count in frames.tolist()])
+        wanted = [(row, target) for row, (_, targets) in enumerate(part) for target in targets]
+        places = torch.tensor([row for row, _ in wanted], device=device)
+        pairs = [(LANGUAGES[part[row][0].language], LANGUAGES[target]) for row, target in wanted]
         written = generate_greedy(
             decoder,
             tokenizer,
-            edge(mel, frames),
-            frames // edge.config.frame_multiple,
+            embeddings[places],
+            tokens.to(device)[places],
             [separator(*pair) for pair in pairs],
             MAX_NEW_TOKENS,
         )
-        for (example, target), pair, text in zip(part, pairs, written, strict=True):
+        for (row, target), pair, text in zip(wanted, pairs, written, strict=True):
+            example = part[row][0]
             transcript, translation = split_target(text, *pair)
             rows.append(
                 Row(
                     example.language,
                     target,
+                    example.variant,
                     transcript,
                     example.texts[example.language],
                     translation,
@@ -118,33 +152,99 @@ def score(rows: list[Row]) -> dict[str, Any]:
     chrf = CHRF().corpus_score([row.translation for row in rows], [[row.reference for row in rows]])
     return {
         "n": count,
-        "exact": round(100 * sum(row.translation == row.reference for row in rows) / count, 2),
+        "exact": _percent(row.translation == row.reference for row in rows),
         "chrf": round(chrf.score, 2),
-        "transcript_exact": round(
-            100 * sum(row.transcript == row.spoken for row in rows) / count, 2
-        ),
+        "transcript_exact": _percent(row.transcript == row.spoken for row in rows),
     }
 
 
+def error_rate(rows: list[Row]) -> dict[str, float]:
+    """Errors in the transcripts of one source language, in percent of its words or characters."""
+    spoken, heard = [row.spoken for row in rows], [row.transcript for row in rows]
+    if rows[0].source in BY_CHARACTER:
+        return {"cer": round(100 * jiwer.cer(spoken, heard), 2)}
+    return {"wer": round(100 * jiwer.wer(spoken, heard), 2)}
+
+
 def report(rows: list[Row], trained: set[str]) -> dict[str, Any]:
-    """Scores over everything, over what is new by more than its numbers, and for each direction.
+    """Scores over everything, over groups, and for each source language and direction.
+
+    ``beyond_numbers`` is what is new by more than its numbers; ``unseen_voices`` what voices said
+    that training never heard. ``consistency`` compares means of exact match: the best and the
+    worst source language, and directions with English against those without.
 
     Args:
         rows: the translations.
         trained: every text of the training split.
     """
-    pairs = sorted({(row.source, row.target) for row in rows})
     patterns = {_without_numbers(text) for text in trained}
-    novel = [row for row in rows if _without_numbers(row.spoken) not in patterns]
+    directions = [
+        {"src": source, "tgt": target} | score(group)
+        for (source, target), group in _grouped(rows, lambda row: (row.source, row.target)).items()
+    ]
+    sources = [
+        {"src": source} | score(group) | error_rate(group)
+        for source, group in _grouped(rows, lambda row: row.source).items()
+    ]
     return {
         "overall": score(rows),
-        "beyond_numbers": score(novel),
-        "directions": [
-            {"src": source, "tgt": target}
-            | score([row for row in rows if (row.source, row.target) == (source, target)])
-            for source, target in pairs
-        ],
+        "beyond_numbers": score(
+            [row for row in rows if _without_numbers(row.spoken) not in patterns]
+        ),
+        "known_voices": score([row for row in rows if row.variant not in UNSEEN_VARIANTS]),
+        "unseen_voices": score([row for row in rows if row.variant in UNSEEN_VARIANTS]),
+        "consistency": _consistency(directions, sources),
+        "sources": sources,
+        "directions": directions,
     }
+
+
+def _consistency(
+    directions: list[dict[str, Any]], sources: list[dict[str, Any]]
+) -> dict[str, float | None]:
+    exact = [row["exact"] for row in sources]
+    english = [row["exact"] for row in directions if "eng" in (row["src"], row["tgt"])]
+    other = [row["exact"] for row in directions if "eng" not in (row["src"], row["tgt"])]
+    means = [round(statistics.mean(some), 2) if some else None for some in (english, other)]
+    return {
+        "source_spread": round(max(exact) - min(exact), 2),
+        "with_english": means[0],
+        "without_english": means[1],
+    }
+
+
+def bars(result: dict[str, Any], checkpoint_bytes: int) -> list[Bar]:
+    """The figures that a bundled model is held to."""
+    found = [
+        Bar("exact_all", result["overall"]["exact"], 90, at_least=True),
+        Bar("chrf_all", result["overall"]["chrf"], 95, at_least=True),
+        Bar(
+            "exact_worst_direction",
+            min(row["exact"] for row in result["directions"]),
+            80,
+            at_least=True,
+        ),
+        Bar("checkpoint_mb", round(checkpoint_bytes / 1e6, 2), 40),
+    ]
+    consistency = result["consistency"]
+    if None not in consistency.values():
+        gap = consistency["with_english"] - consistency["without_english"]
+        found.append(Bar("english_gap", round(gap, 2), 3))
+    if result["unseen_voices"]["n"]:
+        exact = result["unseen_voices"]["exact"]
+        found.append(Bar("exact_unseen_voices", exact, 75, at_least=True))
+    return found
+
+
+def _grouped(rows: list[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return dict(sorted(groups.items()))
+
+
+def _percent(truths: Iterable[bool]) -> float:
+    return round(100 * statistics.mean(truths), 2)
 
 
 def _without_numbers(text: str) -> str:
@@ -152,13 +252,33 @@ def _without_numbers(text: str) -> str:
 
 
 def _print(result: dict[str, Any]) -> None:
-    table = Table("direction", "n", "exact %", "chrF", "transcript exact %")
-    rows = [(f"{row['src']} to {row['tgt']}", row) for row in result["directions"]]
-    rows += [("all", result["overall"]), ("new by more than numbers", result["beyond_numbers"])]
-    for name, row in rows:
-        figures = (row.get(key, "") for key in ("n", "exact", "chrf", "transcript_exact"))
-        table.add_row(name, *map(str, figures))
+    table = Table("from", "n", "exact %", "chrF", "transcript exact %", "WER or CER %")
+    groups = ("overall", "beyond_numbers", "known_voices", "unseen_voices")
+    rows = [{"src": row["src"], **row} for row in result["sources"]]
+    rows += [{"src": name, **result[name]} for name in groups]
+    rows += [{"src": name, **row} for name, row in result["conditions"].items()]
+    for row in rows:
+        keys = ("src", "n", "exact", "chrf", "transcript_exact")
+        rate = row.get("wer", row.get("cer", ""))
+        table.add_row(*(str(row.get(key, "")) for key in keys), str(rate))
     Console().print(table)
+
+
+def evaluate(checkpoint: Checkpoint, held_out: Corpus, trained: set[str]) -> dict[str, Any]:
+    """Everything there is to say about a checkpoint on a split: see `report`.
+
+    ``conditions`` are scores under noise, reverberation and a narrow band, each utterance into
+    one language.
+    """
+    edge = checkpoint.edge_model()
+    decoder = Gemma3ForCausalLM.from_pretrained(checkpoint.decoder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.decoder)
+    result = report(translate(edge, decoder, tokenizer, held_out), trained)
+    conditions = {
+        name: score(translate(edge, decoder, tokenizer, held_out, directions=1, sound=sound))
+        for name, sound in CONDITIONS.items()
+    }
+    return result | {"conditions": conditions}
 
 
 def main(
@@ -168,25 +288,33 @@ def main(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here.")
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw exact match, source by target, as PNG here.")
+    ] = None,
 ) -> None:
-    """Translate a held-out split in every direction; print and write the scores."""
+    """Translate a held-out split in every direction; print, write and draw the scores."""
     opened = open_checkpoint(checkpoint)
-    edge, held_out = opened.edge_model(), load(corpus, split)
-    decoder = Gemma3ForCausalLM.from_pretrained(opened.decoder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(opened.decoder)
-    rows = translate(edge, decoder, tokenizer, held_out)
-    result = {
-        "model": opened.config.name,
-        "fingerprint": opened.fingerprint,
-        "split": split,
-        "utterances": len(held_out.examples),
-        "languages": list(opened.config.languages),
-        **report(rows, {text for one in sentences("train") for text in one.texts.values()}),
-    }
+    held_out = load(corpus, split).only(opened.config.languages)
+    trained = {text for one in sentences("train") for text in one.texts.values()}
+    result = evaluate(opened, held_out, trained)
     _print(result)
+    if plot:
+        heat_map(result["directions"], plot)
     if json_file:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        weights = sum(file.stat().st_size for file in checkpoint.rglob("*.safetensors"))
+        Record(
+            settings={
+                "model": opened.config.name,
+                "fingerprint": opened.fingerprint,
+                "split": split,
+                "utterances": len(held_out.examples),
+            },
+            rows=result["directions"],
+            bars=bars(result, weights),
+            tools=("torch", "transformers", "sacrebleu", "jiwer"),
+            more={"languages": list(opened.config.languages)}
+            | {name: value for name, value in result.items() if name != "directions"},
+        ).write(json_file)
 
 
 if __name__ == "__main__":

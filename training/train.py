@@ -1,121 +1,38 @@
-"""Trains esrt-nano: ``python -m training.train --out DIR --minutes N``.
+"""Trains a model by a recipe: ``python -m training.train RECIPE --out DIR``.
 
-A curriculum under a budget of time: recognition alone first, then recognition and translation in
-one target. Two auxiliary CTC losses give the ear its own teachers: UTF-8 bytes on the encoder's
-states, the decoder's tokens on the Q-Former's output. The run can be killed at any moment and
-started again with the same command; it loses at most the minutes since its last save.
+A curriculum under a budget: each stage mixes its tasks (`training.recipe.Task`). Two auxiliary CTC
+losses give the ear its own teachers: characters on the encoder's states, the decoder's tokens on
+the Q-Former's output. The run can be killed at any moment and started again with the same command;
+it loses at most the minutes since its last save. On several devices: ``accelerate launch -m
+training.train RECIPE --out DIR``.
 """
 
 import json
 import math
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from random import Random
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader
 
 from esrt.checkpoint import save_checkpoint
 from esrt.command import reported
-from esrt.config import ModelConfig, named_config
-from esrt.model import EdgeModel, join
 from training.corpus.build import CORPUS, Corpus, load
-from training.data import IGNORE, Batch, batches, make_batch
+from training.data import Batch, Stream
 from training.evaluate import score, translate
-from training.tokenizer import train_tokenizer
+from training.learner import Learner
+from training.plots import curves
+from training.recipe import Recipe, Stage, read_recipe
 
-STATE_FILE = "state.pt"
+STATE_FILE, LOG_FILE = "state.pt", "log.jsonl"
 SAVE_EVERY_SECONDS = 300
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The settings of a run. ``recognition`` is the share of the time spent on stage 1."""
-
-    minutes: float
-    recognition: float = 0.3
-    batch: int = 16
-    learning_rate: float = 1e-3
-    warmup_steps: int = 300
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    letter_ctc: float = 0.3
-    piece_ctc: float = 0.3
-    vocabulary: int = 1200
-    seed: int = 17
-
-
-class Learner(nn.Module):
-    """The whole model with its auxiliary heads, which are not kept."""
-
-    def __init__(self, config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> None:
-        super().__init__()
-        self.edge = EdgeModel(config)
-        self.decoder = Gemma3ForCausalLM(decoder_config(config, tokenizer))
-        self.letters = nn.Linear(config.encoder.width, 257)
-        self.pieces = nn.Linear(config.q_former.width, len(tokenizer))
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses of a batch, each a mean in nats."""
-        states = self.edge.encoder(batch.mel, batch.frames)
-        features = self.edge.q_former(states, batch.frames // 2)
-        tokens = batch.frames // self.edge.config.frame_multiple
-        text = self.decoder.get_input_embeddings()(batch.text)
-        sequence, mask = join(self.edge.mlp(features), tokens, text)
-        hidden = self.decoder.model(inputs_embeds=sequence, attention_mask=mask.long())
-        written = hidden.last_hidden_state[:, features.shape[1] - 1 : -1]
-        counted = batch.labels != IGNORE
-        logits = self.decoder.lm_head(written[counted]).float()
-        return {
-            "text": nn.functional.cross_entropy(logits, batch.labels[counted]),
-            "letters": _ctc(
-                self.letters(states), batch.letters, batch.frames // 2, batch.letter_counts
-            ),
-            "pieces": _ctc(self.pieces(features), batch.pieces, tokens, batch.piece_counts),
-        }
-
-
-def _ctc(logits: Tensor, targets: Tensor, lengths: Tensor, target_lengths: Tensor) -> Tensor:
-    """CTC per target symbol; rows too short for their target count as zero."""
-    return nn.functional.ctc_loss(
-        logits.float().log_softmax(-1).transpose(0, 1),
-        targets,
-        lengths,
-        target_lengths,
-        zero_infinity=True,
-    )
-
-
-def decoder_config(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> Gemma3TextConfig:
-    """A Gemma 3 of four layers over the tokenizer's vocabulary."""
-    return Gemma3TextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=config.decoder_width,
-        intermediate_size=3 * config.decoder_width,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        query_pre_attn_scalar=64,
-        max_position_embeddings=512,
-        sliding_window=512,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        attn_implementation="sdpa",
-    )
-
-
-def _endless(corpus: Corpus, size: int, random: Random) -> Iterator[tuple[list[Any], list[str]]]:
-    while True:
-        yield from batches(corpus, size, random)
+_SMOOTHING = 0.98
 
 
 class Run:
@@ -123,18 +40,16 @@ class Run:
 
     def __init__(self, recipe: Recipe, corpus: Corpus, folder: Path) -> None:
         self.recipe, self.corpus, self.folder = recipe, corpus, folder
+        self.accelerator = Accelerator(
+            mixed_precision="bf16",
+            cpu=not torch.cuda.is_available(),
+            # A batch of text alone does not touch the edge.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
         torch.manual_seed(recipe.seed)
-        texts = [text for example in corpus.examples for text in example.texts.values()]
-        self.tokenizer = train_tokenizer(texts, recipe.vocabulary)
-        self.learner = Learner(named_config("esrt-nano"), self.tokenizer)
-        for model in (
-            self.learner.edge.encoder,
-            self.learner.edge.q_former.qformer,
-            self.learner.decoder,
-        ):
-            model.set_attn_implementation("eager")  # SDPA's backward is slow on a CPU
+        self.learner = Learner(recipe, corpus)
         self.optimizer = torch.optim.AdamW(
-            self.learner.parameters(),
+            [weight for weight in self.learner.parameters() if weight.requires_grad],
             lr=recipe.learning_rate,
             betas=(0.9, 0.98),
             weight_decay=recipe.weight_decay,
@@ -142,10 +57,11 @@ class Run:
         )
         self.step, self.seconds = 0, 0.0
         if self.state_path.exists():
-            state = torch.load(self.state_path, weights_only=True)
+            state = torch.load(self.state_path, weights_only=True, map_location="cpu")
             self.learner.load_state_dict(state["learner"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds = state["step"], state["seconds"]
+        self.model, self.optimizer = self.accelerator.prepare(self.learner, self.optimizer)
 
     @property
     def state_path(self) -> Path:
@@ -155,10 +71,14 @@ class Run:
     @property
     def done(self) -> float:
         """The share of the budget that is spent."""
-        return self.seconds / 60 / self.recipe.minutes
+        if self.recipe.minutes:
+            return self.seconds / 60 / self.recipe.minutes
+        return self.step / (self.recipe.steps or 1)
 
     def save(self) -> None:
         """Save the state, whole or not at all."""
+        if not self.accelerator.is_main_process:
+            return
         temporary = self.state_path.with_suffix(".tmp")
         state = {
             "learner": self.learner.state_dict(),
@@ -175,79 +95,95 @@ class Run:
             self.folder / "checkpoint",
             self.learner.edge,
             self.learner.decoder,
-            self.tokenizer,
-            torch.float16,
+            self.learner.tokenizer,
+            getattr(torch, self.recipe.stored_as),
         )
 
-    def train_step(self, examples: list[Any], targets: list[str]) -> dict[str, float]:
+    def train_step(self, batch: Batch) -> dict[str, float]:
         """One optimizer step; returns the losses."""
         recipe = self.recipe
-        translating = self.done >= recipe.recognition
-        batch = make_batch(self.corpus, self.tokenizer, examples, targets, translating)
         warmup = min(1.0, (self.step + 1) / recipe.warmup_steps)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.done)))
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate * warmup * max(cosine, 0.01)
-        with torch.autocast("cpu", torch.bfloat16):
-            losses = self.learner(batch)
-        total = (
-            losses["text"]
-            + recipe.letter_ctc * losses["letters"]
-            + recipe.piece_ctc * losses["pieces"]
-        )
+        losses = self.model(batch.to(self.accelerator.device))
         self.optimizer.zero_grad()
-        total.backward()
-        nn.utils.clip_grad_norm_(self.learner.parameters(), recipe.clip)
+        self.accelerator.backward(losses["total"])
+        self.accelerator.clip_grad_norm_(self.learner.parameters(), recipe.clip)
         self.optimizer.step()
         self.step += 1
-        return {name: loss.item() for name, loss in losses.items()}
+        return {name: loss.item() for name, loss in losses.items() if name != "total"}
 
-    def validate(self, corpus: Corpus) -> float:
-        """Exact translations on a split, in percent."""
+    def validate(self, corpus: Corpus) -> dict[str, float]:
+        """Exact transcripts and translations of a split, in percent."""
         learner = self.learner.eval()
-        rows = translate(learner.edge, learner.decoder, self.tokenizer, corpus, directions=1)
+        rows = translate(learner.edge, learner.decoder, learner.tokenizer, corpus, directions=1)
         self.learner.train()
-        exact: float = score(rows)["exact"]
-        return exact
+        found = score(rows)
+        return {name: found[name] for name in ("transcript_exact", "exact")}
 
     def run(self, validation: Corpus) -> None:
-        """Train until the budget is spent."""
-        stream = _endless(self.corpus, self.recipe.batch, Random(self.recipe.seed + self.step))
+        """Train until the budget is spent; write the checkpoint and draw the curves."""
         columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
-        saved, mean = self.seconds, {"text": 0.0, "letters": 0.0, "pieces": 0.0}
-        with Progress(*columns) as progress:
-            bar = progress.add_task(
-                "", total=60 * self.recipe.minutes, completed=round(self.seconds)
+        with Progress(*columns, disable=not self.accelerator.is_main_process) as progress:
+            bar = progress.add_task("", total=1.0)
+            for stage in self.recipe.stages:
+                if self.done < stage.until:
+                    self._run_stage(stage, validation, progress, bar)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.export()
+            curves(self.folder / LOG_FILE, self.folder / "training.png")
+
+    def _run_stage(self, stage: Stage, validation: Corpus, progress: Progress, bar: TaskID) -> None:
+        seed = hash((self.recipe.seed, self.step, self.accelerator.process_index)) % 2**32
+        stream = Stream(self.corpus, self.recipe, stage, self.learner.collator, seed)
+        loader = iter(DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=8))
+        tasks = " ".join(f"{task} {weight:g}" for task, weight in stage.tasks.items())
+        mean: dict[str, float] = {}
+        saved, began, first = self.seconds, self.seconds, self.step
+        while self.done < stage.until:
+            started = time.monotonic()
+            losses = self.train_step(next(loader))
+            self._count(time.monotonic() - started)
+            for name, loss in losses.items():
+                mean[name] = _SMOOTHING * mean.get(name, loss) + (1 - _SMOOTHING) * loss
+            items = (self.step - first) * self.recipe.batch * self.accelerator.num_processes
+            rate = items / (self.seconds - began)
+            text = " ".join(f"{name} {value:.3f}" for name, value in mean.items())
+            progress.update(
+                bar,
+                completed=self.done,
+                description=f"{tasks}: step {self.step} {text} {rate:.0f}/s",
             )
-            while self.done < 1:
-                started = time.monotonic()
-                losses = self.train_step(*next(stream))
-                self.seconds += time.monotonic() - started
-                mean = {k: 0.98 * mean[k] + 0.02 * losses[k] for k in mean}
-                text = " ".join(f"{name} {value:.3f}" for name, value in mean.items())
-                progress.update(bar, completed=self.seconds, description=f"{self.step} {text}")
-                if self.seconds - saved > SAVE_EVERY_SECONDS or self.done >= 1:
-                    saved = self.seconds
-                    self.save()
-                    row = {"step": self.step, "seconds": round(self.seconds), **mean}
-                    if self.done >= self.recipe.recognition:
-                        row["validation_exact"] = self.validate(validation)
-                    with (self.folder / "log.jsonl").open("a") as log:
-                        log.write(json.dumps(row) + "\n")
-        self.export()
+            if self.seconds - saved > SAVE_EVERY_SECONDS or self.done >= 1:
+                saved = self.seconds
+                self.save()
+                row = {"step": self.step, "seconds": round(self.seconds), "tasks": tasks}
+                self._log({**row, "rate": round(rate, 1), **mean, **self.validate(validation)})
+
+    def _count(self, seconds: float) -> None:
+        """Add to the time that is spent, by the main process's clock."""
+        spent = torch.tensor(seconds, device=self.accelerator.device)
+        self.seconds += float(broadcast(spent)) if self.accelerator.num_processes > 1 else seconds
+
+    def _log(self, row: dict[str, object]) -> None:
+        if self.accelerator.is_main_process:
+            with (self.folder / LOG_FILE).open("a") as log:
+                log.write(json.dumps(row) + "\n")
 
 
 def main(
+    recipe: Annotated[Path, typer.Argument(help="YAML file, such as training/recipes/nano.yaml.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; resumed if it exists.")],
-    minutes: Annotated[float, typer.Option(help="Budget of training time.")] = 75,
     corpus: Annotated[Path, typer.Option(help="Folder of the corpus.")] = CORPUS,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = os.cpu_count() or 1,
 ) -> None:
-    """Train esrt-nano on the synthetic corpus and write OUT/checkpoint."""
+    """Train by a recipe, and write OUT/checkpoint."""
     torch.set_num_threads(threads)
+    settings = read_recipe(recipe)
     out.mkdir(parents=True, exist_ok=True)
-    run = Run(Recipe(minutes), load(corpus, "train"), out)
-    run.run(load(corpus, "validation"))
+    Run(settings, load(corpus, "train"), out).run(load(corpus, "validation"))
 
 
 if __name__ == "__main__":

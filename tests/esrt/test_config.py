@@ -61,7 +61,7 @@ def test_other_json_is_refused(data: Any) -> None:
 
 
 def test_named_configurations() -> None:
-    assert list(CONFIGS) == ["esrt-nano", "esrt-4b", "esrt-12b"]
+    assert list(CONFIGS) == ["esrt-nano", "whisper-small", "esrt-4b", "esrt-12b"]
     assert all(named_config(name).name == name for name in CONFIGS)
     with pytest.raises(CheckpointError, match="esrt-nano"):
         named_config("esrt-13b")

@@ -21,10 +21,10 @@ from esrt.errors import CheckFailed
 from esrt.manifest import read_manifest
 from esrt.model import EdgeModel
 from esrt.released import open_released
-from export import delegation, parity, xnnpack
+from export import delegation, inspect_executorch, layers, parity, xnnpack
 from export.delegable import DelegableGraph
 from export.delegation import Summary
-from export.target import Exported, Precision, export
+from export.target import Activations, Exported, Precision, export
 from export.to_executorch import TARGET, export_executorch
 from tests.export.kit import cosines, expected, mel
 from tests.tiny import TINY
@@ -192,6 +192,56 @@ def test_a_released_checkpoint_to_the_projector_in_int8(tmp_path: Path) -> None:
         reference = model(torch.from_numpy(mel(200))).numpy()
     assert cosines(found, reference).min() > 0.97
     assert np.abs(found - reference).max() > 1e-6  # it is quantized indeed
+
+
+# --- Precisions, lengths and ranges -----------------------------------------------------------
+
+
+def test_fp16_keeps_float32_at_its_ends(
+    lively: Checkpoint, model: EdgeModel, tmp_path: Path
+) -> None:
+    manifest = export_executorch(lively, tmp_path / "half", Precision.FP16, "qformer")
+    assert manifest.precision == "fp16"
+    found, reference = runner(tmp_path / "half")(mel(152)), expected(model, mel(152))
+    assert found.dtype == np.float32
+    assert 1e-5 < np.abs(found - reference).max() < 0.1
+
+
+def test_fixed_ranges_come_from_speech(
+    lively: Checkpoint, model: EdgeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Static int8 of one length, with one layer that is said to hurt."""
+    layer = "encoder.layers.0.fc2"
+    monkeypatch.setattr(layers, "hurt", lambda _: (layer,))
+    out = tmp_path / "static"
+    settings = (lively, out, Precision.INT8, "qformer")
+    done = export(TARGET, *settings, seconds=[1.5], activations=Activations.STATIC)
+    manifest = done.manifest
+    assert manifest.quantization is not None
+    assert manifest.quantization.activations == "static"
+    assert manifest.quantization.kept == (layer,)
+    assert layer in manifest.quantization.errors
+    assert manifest.lengths == (1.52,)
+    assert manifest.inputs[0].shape == (1, 128, 152)
+    inspection = inspect_executorch.inspect(out / "model.pte", manifest, mel(152)[0])
+    linear = [operation for operation in inspection.operations if operation.linear]
+    assert sum(not operation.integer for operation in linear) == 1
+    (clip, *_) = parity.sample_mels(model.config, (152,))
+    found, reference = runner(out)(clip[None]), expected(model, clip[None])
+    assert cosines(found, reference).min() > 0.97
+
+
+def test_small_weights_keep_their_precision() -> None:
+    """Of wide layers the weights are small, and the quantizer's own least scale is too coarse."""
+    torch.manual_seed(0)
+    linear = torch.nn.Sequential(torch.nn.Linear(64, 64))
+    with torch.no_grad():
+        linear[0].weight.mul_(1e-3)
+    values = torch.randn(1, 64)
+    program = torch.export.export(linear, (values,))
+    found = xnnpack.quantized(program, [values[0].numpy()])(values)
+    weights = linear(values) - linear[0].bias
+    assert (found - linear(values)).square().mean() < 1e-3 * weights.square().mean()
 
 
 # --- Failures ---------------------------------------------------------------------------------

@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from esrt.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
-from esrt.errors import CheckFailed
+from esrt.errors import ArtifactError, CheckFailed
 from esrt.manifest import Manifest, read_manifest
 from esrt.model import EdgeModel
-from export import parity
+from export import layers, parity
 from export.graph import DeviceGraph
-from export.to_onnx import Precision, export_onnx
+from export.target import Activations, export
+from export.to_onnx import TARGET, Precision, export_onnx
 from tests.export.kit import Array, cosines, expected, mel
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +120,10 @@ def test_both_are_close_to_torch_on_real_speech(artifact: Path, model: EdgeModel
 
 
 def _constant_float_products(graph: onnx.GraphProto) -> list[str]:
-    """Matrix products in floating point by a weight that the file holds."""
+    """Matrix products in floating point by a weight that the file holds.
+
+    Products of two dequantized inputs are int8: ONNX Runtime computes them so.
+    """
     floats = {
         tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT
     }
@@ -128,10 +132,18 @@ def _constant_float_products(graph: onnx.GraphProto) -> list[str]:
     for node in graph.node:
         if node.op_type in ("Transpose", "Identity", "DequantizeLinear") and {*node.input} & floats:
             floats.add(node.output[0])
+    dequantized = {
+        output
+        for node in graph.node
+        if node.op_type == "DequantizeLinear"
+        for output in node.output
+    }
     return [
         node.name
         for node in graph.node
-        if node.op_type in ("MatMul", "Gemm") and {*node.input[:2]} & floats
+        if node.op_type in ("MatMul", "Gemm")
+        and {*node.input[:2]} & floats
+        and not {*node.input[:2]} <= dequantized
     ]
 
 
@@ -347,3 +359,76 @@ def test_nothing_but_an_artifact_is_replaced(lively: Checkpoint, tmp_path: Path,
     assert "is not an artifact" in done.stderr
     assert "Traceback" not in done.stderr
     assert thesis.read_text() == "years of work"
+
+
+# --- Precisions, lengths and ranges -----------------------------------------------------------
+
+
+def test_fp16_keeps_float32_at_its_ends(
+    lively: Checkpoint, model: EdgeModel, tmp_path: Path
+) -> None:
+    manifest = export_onnx(lively, tmp_path / "half", Precision.FP16, "qformer")
+    assert manifest.precision == "fp16"
+    graph = onnx.load(tmp_path / "half" / "model.onnx").graph
+    large = [tensor for tensor in graph.initializer if len(tensor.dims) > 1]
+    assert {tensor.data_type for tensor in large} == {onnx.TensorProto.FLOAT16}
+    found, reference = run(tmp_path / "half", mel(152)), expected(model, mel(152))
+    assert found.dtype == np.float32
+    assert 1e-5 < np.abs(found - reference).max() < 0.1
+
+
+def test_fixed_ranges_come_from_speech(
+    lively: Checkpoint, model: EdgeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Static int8, with one layer that is said to hurt."""
+    layer = "model.encoder.layers.0.fc2"
+    monkeypatch.setattr(layers, "hurt", lambda _: (layer,))
+    out = tmp_path / "static"
+    settings = (lively, out, Precision.INT8, "qformer")
+    manifest = export(TARGET, *settings, activations=Activations.STATIC).manifest
+    assert manifest.quantization is not None
+    assert manifest.quantization.activations == "static"
+    assert manifest.quantization.kept == (layer,)
+    assert layer in manifest.quantization.errors
+    graph = onnx.load(out / "model.onnx").graph
+    assert len(_constant_float_products(graph)) == 1
+    assert "DynamicQuantizeLinear" not in {node.op_type for node in graph.node}
+    clip = next(parity.sample_mels(model.config))[None, :, : model.config.max_frames]
+    assert cosines(run(out, clip), expected(model, clip)).min() > 0.97
+
+
+def test_one_length_fixes_the_shape_and_pads(lively: Checkpoint, tmp_path: Path) -> None:
+    out = tmp_path / "fixed"
+    manifest = export(TARGET, lively, out, Precision.FP32, "qformer", seconds=[1.5]).manifest
+    assert manifest.lengths == (1.52,)
+    assert (manifest.front_end.padded_seconds, manifest.front_end.max_seconds) == (1.52, 1.52)
+    assert manifest.inputs[0].shape == (1, 128, 152)
+    assert (manifest.outputs[0].shape, manifest.max_tokens) == ((1, 19, 24), 19)
+    assert session(out).get_inputs()[0].shape == [1, 128, 152]
+    assert read_manifest(out) == manifest
+
+
+def test_several_lengths_bound_the_shape(
+    lively: Checkpoint, model: EdgeModel, tmp_path: Path
+) -> None:
+    out = tmp_path / "several"
+    manifest = export(TARGET, lively, out, Precision.FP32, "qformer", seconds=[3, 1]).manifest
+    assert manifest.lengths == (1.04, 3.04)
+    assert (manifest.front_end.padded_seconds, manifest.front_end.max_seconds) == (None, 3.04)
+    assert manifest.inputs[0].shape == (1, 128, None)
+    for frames in (104, 304):
+        np.testing.assert_allclose(
+            run(out, mel(frames)), expected(model, mel(frames)), rtol=0, atol=1e-4
+        )
+
+
+def test_activations_that_are_not_offered(lively: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"dynamic, static"):
+        export(
+            TARGET,
+            lively,
+            tmp_path / "x",
+            Precision.INT8,
+            "qformer",
+            activations=Activations.FLOAT,
+        )

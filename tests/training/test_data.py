@@ -1,105 +1,204 @@
 """Batches: what the model hears, what it must write, and what does not count."""
 
-from random import Random
+import itertools
 
 import numpy as np
+import pytest
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from esrt.frontend import features
 from esrt.languages import direction
 from esrt.prompt import separator, target_text
-from training.corpus.build import Corpus, Example
-from training.data import IGNORE, batches, make_batch, mel_batch
+from tests.training.kit import PADDED, SMALL, recipe
+from training.augment import Audio
+from training.corpus.build import Corpus
+from training.data import IGNORE, Batch, Collator, Stream, alphabet_of, mel_batch
+from training.recipe import Augmentation, Task
+from training.sampling import Item
 
-SIZE = 5
-
-
-def first(corpus: Corpus) -> tuple[list[Example], list[str]]:
-    return next(batches(corpus, SIZE, Random(0)))
-
-
-def test_a_pass_has_every_utterance_once(corpus: Corpus) -> None:
-    passed = list(batches(corpus, SIZE, Random(0)))
-    starts = [example.start for examples, _ in passed for example in examples]
-    assert sorted(starts) == [example.start for example in corpus.examples]
-    assert all(len(examples) == len(targets) <= SIZE for examples, targets in passed)
-    assert len(passed) == -(-len(corpus.examples) // SIZE)
+HOP = 160
 
 
-def test_targets_are_other_languages(corpus: Corpus) -> None:
-    directions = {
-        (example.language, target)
-        for seed in range(20)
-        for examples, targets in batches(corpus, SIZE, Random(seed))
-        for example, target in zip(examples, targets, strict=True)
-    }
-    assert len(directions) == 4 * 3
-    assert all(source != target for source, target in directions)
+@pytest.fixture(scope="module")
+def collator(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> Collator:
+    return Collator(SMALL, tokenizer, alphabet_of(corpus.examples))
 
 
-def test_batches_follow_the_seed(corpus: Corpus) -> None:
-    assert first(corpus) == first(corpus)
-    assert first(corpus) != next(batches(corpus, SIZE, Random(1)))
-
-
-def test_batches_hold_like_lengths(corpus: Corpus) -> None:
-    spreads = [
-        max(e.frames for e in examples) - min(e.frames for e in examples)
-        for examples, _ in batches(corpus, SIZE, Random(0))
+def items_of(corpus: Corpus, *tasks: Task) -> list[Item]:
+    """An item of each task, each of another language, into Turkish or English."""
+    return [
+        Item(example, "eng" if example.language == "tur" else "tur", task)
+        for example, task in zip(corpus.examples, tasks, strict=False)
     ]
-    lengths = [example.frames for example in corpus.examples]
-    assert np.mean(spreads) < (max(lengths) - min(lengths)) / 2
+
+
+def speech_of(corpus: Corpus, items: list[Item]) -> list[Audio]:
+    return [corpus.speech(item.example) for item in items if item.task is not Task.SMT]
+
+
+def parts(item: Item) -> tuple[str, str, str]:
+    """Separator, transcript and translation."""
+    tags = separator(*direction(item.example.language, item.target))
+    return tags, item.example.texts[item.example.language], item.example.texts[item.target]
+
+
+def written(tokenizer: PreTrainedTokenizerFast, row: Tensor) -> str:
+    text: str = tokenizer.decode(row[row != IGNORE].tolist())
+    return text
 
 
 def test_log_mels_are_padded_at_the_end(corpus: Corpus) -> None:
-    examples, _ = first(corpus)
-    mel, frames = mel_batch(corpus, examples)
-    assert mel.shape == (SIZE, 128, max(example.frames for example in examples))
+    audio = [corpus.speech(example) for example in corpus.examples[:5]]
+    mel, frames = mel_batch(SMALL, audio)
+    assert mel.shape == (5, 128, int(frames.max()))
     assert mel.dtype == torch.float32
-    assert frames.tolist() == [example.frames for example in examples]
-    for row, example in zip(mel.numpy(), examples, strict=True):
-        np.testing.assert_array_equal(row[:, : example.frames].T, corpus.log_mel(example))
-        assert not row[:, example.frames :].any()
+    for row, count, one in zip(mel.numpy(), frames.tolist(), audio, strict=True):
+        assert count % 8 == 0
+        assert count - 8 < len(one) / HOP <= count
+        np.testing.assert_array_equal(row[:, :count], features(one, frame_multiple=8))
+        assert not row[:, count:].any()
 
 
-def test_labels_are_the_target_and_ignore_prompt_and_padding(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerFast
+def test_padded_models_hear_one_length(corpus: Corpus) -> None:
+    audio = [corpus.speech(corpus.examples[0]), np.tile(corpus.speech(corpus.examples[1]), 20)]
+    mel, frames = mel_batch(PADDED, audio)
+    assert mel.shape == (2, 128, 200)
+    assert frames.tolist() == [200, 200]
+    short = features(audio[0], frame_multiple=2, padded_seconds=2.0)
+    np.testing.assert_array_equal(mel[0].numpy(), short)
+
+
+def test_no_audio_is_an_empty_batch() -> None:
+    mel, frames = mel_batch(SMALL, [])
+    assert mel.shape == (0, 128, 0)
+    assert frames.shape == (0,)
+
+
+def test_translating_speech_asks_for_transcript_and_translation(
+    corpus: Corpus, collator: Collator, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    examples, targets = first(corpus)
-    batch = make_batch(corpus, tokenizer, examples, targets, translate=True)
-    assert batch.text.shape == batch.labels.shape
-    for row, (example, code) in enumerate(zip(examples, targets, strict=True)):
-        pair = direction(example.language, code)
-        counted = batch.labels[row] != IGNORE
-        assert counted.nonzero()[0].item() == 2  # two tags of prompt
-        written = tokenizer.decode(batch.labels[row][counted].tolist())
-        target = target_text(example.texts[example.language], example.texts[code], *pair)
-        assert written == target + tokenizer.eos_token
-        assert torch.equal(batch.text[row][counted], batch.labels[row][counted])
-        assert tokenizer.decode(batch.text[row][:2].tolist()) == separator(*pair)
-        length = 2 + int(counted.sum())
-        assert (batch.text[row][length:] == tokenizer.pad_token_id).all()
+    items = items_of(corpus, *[Task.SRT] * 12)
+    batch = collator(items, speech_of(corpus, items))
+    for item, labels in zip(items, batch.labels, strict=True):
+        _, transcript, translation = parts(item)
+        pair = direction(item.example.language, item.target)
+        asked = target_text(transcript, translation, *pair)
+        assert written(tokenizer, labels) == asked + tokenizer.eos_token
 
 
-def test_recognition_alone_ends_with_the_separator(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerFast
+def test_recognition_ends_with_the_separator(
+    corpus: Corpus, collator: Collator, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    examples, targets = first(corpus)
-    batch = make_batch(corpus, tokenizer, examples, targets, translate=False)
-    for row, (example, code) in enumerate(zip(examples, targets, strict=True)):
-        written = tokenizer.decode(batch.labels[row][batch.labels[row] != IGNORE].tolist())
-        tags = separator(*direction(example.language, code))
-        assert written == example.texts[example.language] + tags
+    items = items_of(corpus, *[Task.ASR] * 12)
+    batch = collator(items, speech_of(corpus, items))
+    for item, labels in zip(items, batch.labels, strict=True):
+        tags, transcript, _ = parts(item)
+        assert written(tokenizer, labels) == transcript + tags
     assert not (batch.labels == tokenizer.eos_token_id).any()
 
 
-def test_ctc_targets_are_the_transcripts_bytes_and_tokens(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerFast
+def test_translating_text_is_given_the_transcript(
+    corpus: Corpus, collator: Collator, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    examples, targets = first(corpus)
-    batch = make_batch(corpus, tokenizer, examples, targets, translate=True)
-    transcripts = [example.texts[example.language] for example in examples]
+    items = items_of(corpus, *[Task.SMT] * 12)
+    batch = collator(items, [])
+    for item, text, labels in zip(items, batch.text, batch.labels, strict=True):
+        tags, transcript, translation = parts(item)
+        assert written(tokenizer, labels) == translation + tokenizer.eos_token
+        first = int((labels != IGNORE).nonzero()[0])
+        assert tokenizer.decode(text[:first].tolist()) == transcript + tags
+    assert batch.mel.shape[0] == len(batch.frames) == len(batch.letters) == len(batch.pieces) == 0
+
+
+def test_what_is_given_and_padding_do_not_count(
+    corpus: Corpus, collator: Collator, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    items = items_of(corpus, Task.SRT, Task.SRT, Task.ASR, Task.SMT, Task.SMT)
+    batch = collator(items, speech_of(corpus, items))
+    assert batch.text.shape == batch.labels.shape
+    for item, text, labels in zip(items, batch.text, batch.labels, strict=True):
+        counted = labels != IGNORE
+        assert torch.equal(text[counted], labels[counted])
+        first, last = counted.nonzero()[[0, -1], 0].tolist()
+        assert counted[first : last + 1].all()
+        assert (text[last + 1 :] == tokenizer.pad_token_id).all()
+        if item.task is not Task.SMT:
+            assert tokenizer.decode(text[:first].tolist()) == parts(item)[0]
+
+
+def test_ctc_targets_are_the_transcripts_characters_and_tokens(
+    corpus: Corpus, collator: Collator, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    items = items_of(corpus, *[Task.SRT] * 10, Task.SMT, Task.SMT)
+    batch = collator(items, speech_of(corpus, items))
+    heard = [parts(item)[1] for item in items[:10]]
+    alphabet = alphabet_of(corpus.examples)
     letters = batch.letters.split(batch.letter_counts.tolist())
-    assert [bytes((row - 1).tolist()).decode() for row in letters] == transcripts  # 0 is the blank
+    spelled = ["".join(alphabet[number - 1] for number in row) for row in letters]
+    assert spelled == heard  # 0 is the blank
     pieces = batch.pieces.split(batch.piece_counts.tolist())
-    assert [tokenizer.decode(row.tolist()) for row in pieces] == transcripts
+    assert [tokenizer.decode(row.tolist()) for row in pieces] == heard
+
+
+def test_the_alphabet_has_every_character_once(corpus: Corpus) -> None:
+    alphabet = alphabet_of(corpus.examples)
+    assert list(alphabet) == sorted(set(alphabet))
+    assert set(alphabet) == {c for e in corpus.examples for t in e.texts.values() for c in t}
+
+
+TASKS = {"until": 1, "tasks": {"asr": 0.3, "smt": 0.3, "srt": 0.4}}
+
+
+def batches(
+    corpus: Corpus, collator: Collator, seed: int, count: int = 12, **changes: object
+) -> list[Batch]:
+    settings = recipe(stages=[TASKS], **changes)
+    stream = Stream(corpus, settings, settings.stages[0], collator, seed)
+    return list(itertools.islice(stream, count))
+
+
+def test_a_stream_mixes_the_stages_tasks(
+    corpus: Corpus, collator: Collator, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    found = batches(corpus, collator, 0)
+    assert {len(batch.text) for batch in found} == {4}
+    spoken = [len(batch.frames) for batch in found]
+    assert 0 < sum(spoken) < 4 * len(found)
+    for batch in found:
+        assert batch.mel.shape[0] == len(batch.letter_counts) == len(batch.frames)
+        # What has speech comes first: it is given two tags alone.
+        given = [int((labels != IGNORE).nonzero()[0]) for labels in batch.labels]
+        assert [count == 2 for count in given] == [n < len(batch.frames) for n in range(4)]
+
+
+def test_a_stream_follows_its_seed(corpus: Corpus, collator: Collator) -> None:
+    everything = Augmentation(noise=1, reverberation=1, narrow_band=1, gain=6)
+
+    def first(seed: int) -> list[Batch]:
+        return batches(corpus, collator, seed, 4, augmentation=everything)
+
+    for one, again in zip(first(5), first(5), strict=True):
+        assert all(torch.equal(value, vars(again)[name]) for name, value in vars(one).items())
+    assert any(
+        one.text.shape != other.text.shape or not torch.equal(one.text, other.text)
+        for one, other in zip(first(5), first(6), strict=True)
+    )
+
+
+def test_a_stream_changes_the_sound_and_nothing_else(corpus: Corpus, collator: Collator) -> None:
+    plain = batches(corpus, collator, 0, 4)
+    noisy = batches(corpus, collator, 0, 4, augmentation=Augmentation(noise=1))
+    for one, other in zip(plain, noisy, strict=True):
+        assert torch.equal(one.text, other.text)
+        assert torch.equal(one.frames, other.frames)
+        assert one.mel.shape == other.mel.shape
+        if one.mel.numel():
+            assert not torch.allclose(one.mel, other.mel, atol=1e-3)
+
+
+def test_a_batch_moves_whole(corpus: Corpus, collator: Collator) -> None:
+    (batch,) = batches(corpus, collator, 0, 1)
+    moved = batch.to(torch.device("meta"))
+    assert {value.device.type for value in vars(moved).values()} == {"meta"}

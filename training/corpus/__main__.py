@@ -9,18 +9,17 @@ import typer
 
 from esrt.command import reported
 from esrt.frontend import SAMPLE_RATE
-from training.corpus.build import CORPUS, SEED, build, sentences, utterances
+from training.corpus.build import CORPUS, build, utterances
 from training.corpus.speech import speak
-from training.corpus.text import LOCALES
+from training.corpus.spoken import SPOKEN
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
-SAMPLE_KINDS = ("phrase", "phrase", "places", "phrase", "date")
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 
 
 @app.command("build")
 def build_command(out: Out = CORPUS) -> None:
-    """Speak and transform all splits (about five minutes on two cores)."""
+    """Speak all splits (about five minutes on two cores)."""
     for name in ("test", "validation", "train"):
         build(out, name)
 
@@ -28,22 +27,18 @@ def build_command(out: Out = CORPUS) -> None:
 @app.command()
 def samples(
     out: Out = Path("models/esrt-nano/samples"),
-    count: Annotated[int, typer.Option(help="Clips in each language.")] = 5,
+    count: Annotated[int, typer.Option(help="Clips in each language.")] = 2,
 ) -> None:
-    """Write some test utterances as FLAC, with an index of what is said and its translations."""
+    """Write some test phrases as FLAC, with an index of what is said and its translations."""
     out.mkdir(parents=True, exist_ok=True)
-    unused = utterances(sentences("test"), SEED)
+    phrases = (pair for pair in utterances("test") if pair[0].kind == "phrase")
     index = []
-    for number in range(count * len(LOCALES)):
-        clip, code = number // len(LOCALES), list(LOCALES)[number % len(LOCALES)]
-        kind = SAMPLE_KINDS[clip % len(SAMPLE_KINDS)]
-        sentence, utterance = next(
-            pair for pair in unused if pair[0].kind == kind and pair[1].language == code
-        )
-        unused = [pair for pair in unused if pair[0] is not sentence]
-        name = f"{code}-{clip + 1}.flac"
-        soundfile.write(out / name, speak(utterance), SAMPLE_RATE, subtype="PCM_16")
-        index.append({"file": name, "language": code, "texts": sentence.texts})
+    for clip in range(1, count + 1):
+        for number, code in enumerate(SPOKEN):
+            sentence, said = next(phrases)
+            name = f"{code}-{clip}.flac"
+            soundfile.write(out / name, speak(said[number]), SAMPLE_RATE, subtype="PCM_16")
+            index.append({"file": name, "language": code, "texts": sentence.texts})
     (out / "index.json").write_text(json.dumps(index, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 

@@ -3,6 +3,7 @@
 import io
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 
 from esrt.errors import EsrtError
 from esrt.frontend import SAMPLE_RATE
+from training.corpus.spoken import SPOKEN
 
-VOICES = {"eng": "en-us", "deu": "de", "spa": "es", "fra": "fr"}
-VARIANTS = ("m1", "m3", "m7", "f1", "f2", "f4")
+# espeak-ng's voice variants; the unseen ones speak in the test split alone.
+VARIANTS = ("m1", "m3", "m4", "m6", "m7", "f1", "f2", "f4")
+UNSEEN_VARIANTS = ("m2", "m5", "f3")
 
 
 class SpeechError(EsrtError):
@@ -33,12 +36,12 @@ class Utterance:
     pitch: int
 
 
-def cast(language: str, text: str, random: Random) -> Utterance:
+def cast(language: str, text: str, random: Random, variants: Sequence[str] = VARIANTS) -> Utterance:
     """An utterance with a random speaker."""
     return Utterance(
         language,
         text,
-        random.choice(VARIANTS),
+        random.choice(variants),
         random.randrange(170, 211),
         random.randrange(35, 66),
     )
@@ -50,7 +53,7 @@ def speak(utterance: Utterance) -> NDArray[np.float32]:
     Raises:
         SpeechError: espeak-ng is not installed or refused.
     """
-    voice = f"{VOICES[utterance.language]}+{utterance.variant}"
+    voice = f"{SPOKEN[utterance.language].voice}+{utterance.variant}"
     arguments = ["-v", voice, "-s", str(utterance.speed), "-p", str(utterance.pitch), "--stdout"]
     wave = _espeak(*arguments, utterance.text)
     audio, rate = soundfile.read(io.BytesIO(wave), dtype="float32")

@@ -1,11 +1,9 @@
-"""Parallel sentences: a phrasebook with slots, and lists, dates, units and money from CLDR.
-
-To add a language: one entry in ``LOCALES`` and one file in ``phrasebook/``.
-"""
+"""Parallel sentences: a phrasebook with slots, and lists, dates, times, units, money from CLDR."""
 
 import datetime
 import re
 import tomllib
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,31 +18,32 @@ from babel.lists import format_list
 from babel.numbers import format_currency
 from babel.units import format_unit
 
-LOCALES = {"eng": "en", "deu": "de", "spa": "es", "fra": "fr"}
+from training.corpus.spoken import SPOKEN
 
-# A curated few, so that every name is heard often enough to be learned.
+# A curated few of everything, so that each name is heard often enough to be learned.
 _COUNTRIES = (
-    "AR AU AT BE BR CA CL CN CO CU CZ DK EG FI FR DE GR HU IS IN ID IE IL IT JP KE KR MX MA NL "
-    "NZ NG NO PE PH PL PT RO RU SA SN ZA ES SE CH TH TN TR UA GB US UY VE VN"
+    "AR AU AT BR CA CN CU EG FI FR DE GR IN ID IE IT JP KE MX NL NO PE PL PT RU ES SE TH TR US VN "
+    "ZA"
 ).split()
-# Time zones whose exemplar city CLDR names in every locale above.
+# Time zones whose exemplar city CLDR names in every locale; where it does not, the English name.
 _CITIES = (
-    "Europe/Amsterdam Europe/Athens Europe/Berlin Europe/Brussels Europe/Bucharest "
-    "Europe/Budapest Europe/Copenhagen Europe/Dublin Europe/Helsinki Europe/Istanbul "
-    "Europe/Lisbon Europe/London Europe/Luxembourg Europe/Madrid Europe/Moscow Europe/Oslo "
-    "Europe/Paris Europe/Prague Europe/Rome Europe/Sofia Europe/Stockholm Europe/Vienna "
-    "Europe/Warsaw Europe/Zurich Asia/Baghdad Asia/Bangkok Asia/Beirut Asia/Damascus Asia/Dubai "
-    "Asia/Jakarta Asia/Jerusalem Asia/Seoul Asia/Shanghai Asia/Singapore Asia/Tokyo "
-    "Africa/Algiers Africa/Nairobi Africa/Tunis America/Bogota America/Chicago America/Lima "
-    "America/Mexico_City America/New_York America/Toronto Australia/Sydney"
+    "Europe/Amsterdam Europe/Athens Europe/Berlin Europe/Brussels Europe/Budapest Europe/Dublin "
+    "Europe/Helsinki Europe/Istanbul Europe/Lisbon Europe/London Europe/Madrid Europe/Moscow "
+    "Europe/Oslo Europe/Paris Europe/Prague Europe/Rome Europe/Stockholm Europe/Vienna "
+    "Europe/Warsaw Asia/Bangkok Asia/Jakarta Asia/Seoul Asia/Tokyo America/Lima "
+    "America/New_York America/Toronto Australia/Sydney"
 ).split()
-_SPOKEN_LANGUAGES = "ar zh da nl en fi fr de el hi hu it ja ko no pl pt ru es sv th tr vi".split()
+_SPOKEN_LANGUAGES = "ar zh nl en fi fr de el hi id it ja ko pl pt ru es tr".split()
 _UNITS = (
-    "length-kilometer length-meter length-centimeter mass-kilogram mass-gram volume-liter "
-    "duration-year duration-month duration-week duration-day duration-hour duration-minute "
-    "duration-second temperature-celsius speed-kilometer-per-hour"
+    "length-kilometer length-meter mass-kilogram mass-gram volume-liter duration-year "
+    "duration-month duration-week duration-day duration-hour duration-minute temperature-celsius"
 ).split()
 _CURRENCIES = "EUR USD GBP JPY CHF CNY".split()
+
+# Few numbers, so that each is heard often; from 3 on, because 1 and 2 have forms of their own.
+_COUNTS = (*range(3, 21), *range(30, 100, 10))
+_QUARTERS = (15, 30, 45)
+_YEARS = range(2020, 2030)
 
 # In how many training sentences a word must occur to be asked for in a held-out one.
 _KNOWN = 3
@@ -68,67 +67,120 @@ def phrasebook(code: str) -> dict[str, dict[str, str]]:
 
 
 def _in_all(make: Callable[[Locale], str]) -> Texts:
-    """The text in every language, with plain spaces."""
-    texts = {code: make(Locale.parse(name)) for code, name in LOCALES.items()}
-    return {code: " ".join(text.replace("’", "'").split()) for code, text in texts.items()}
+    """The text in every language, with plain spaces and without directional marks."""
+    texts = {code: make(Locale.parse(spoken.locale)) for code, spoken in SPOKEN.items()}
+    return {
+        code: " ".join(text.replace("’", "'").replace("\u200f", "").split())
+        for code, text in texts.items()
+    }
 
 
-def _city(random: Random) -> Texts:
+def _unit(number: int, unit: str) -> Callable[[Locale], str]:
+    """The number with its unit, in short where CLDR has no long form and babel names the unit."""
+
+    def text(locale: Locale) -> str:
+        long = format_unit(number, unit, "long", locale=locale)
+        return str(format_unit(number, unit, "short", locale=locale) if unit in long else long)
+
+    return text
+
+
+def _city(random: Random) -> dict[str, Texts]:
     zone = random.choice(_CITIES)
     default = zone.split("/")[-1].replace("_", " ")
-    return _in_all(lambda locale: locale.time_zones.get(zone, {}).get("city") or default)
+    names = _in_all(lambda locale: locale.time_zones.get(zone, {}).get("city") or default)
+    return {"city": names}
 
 
-def _day(random: Random) -> Texts:
+def _day(random: Random) -> dict[str, Texts]:
     day = random.randrange(7)
-    return _in_all(lambda locale: str(locale.days["format"]["wide"][day]))
+    return {"day": _in_all(lambda locale: _weekday(locale, day))}
 
 
-def _time(random: Random) -> Texts:
-    time = datetime.time(random.randrange(2, 24), random.randrange(0, 60, 5))
-    return _in_all(lambda locale: str(format_skeleton("Hm", time, locale=locale)))
+def _weekday(locale: Locale, day: int) -> str:
+    return str(locale.days["format"]["wide"][day])
 
 
-def _language(random: Random) -> Texts:
+def _time(random: Random) -> dict[str, Texts]:
+    time = _draw_time(random)
+    return {"time": _in_all(lambda locale: str(format_skeleton("Hm", time, locale=locale)))}
+
+
+def _draw_time(random: Random) -> datetime.time:
+    return datetime.time(random.randrange(5, 24), random.choice(_QUARTERS))
+
+
+def _language(random: Random) -> dict[str, Texts]:
     code = random.choice(_SPOKEN_LANGUAGES)
-    return _in_all(lambda locale: str(locale.languages[code]))
+    return {"language": _in_all(lambda locale: str(locale.languages[code]))}
 
 
-def _count(random: Random) -> Texts:
-    count = random.randrange(2, 100)
-    return _in_all(lambda locale: str(count))
+def _count(random: Random) -> dict[str, Texts]:
+    count = random.choice(_COUNTS)
+    return {"count": _in_all(lambda locale: str(count))}
 
 
-def _temperature(random: Random) -> Texts:
-    degrees = random.randrange(2, 45)
-    return _in_all(lambda locale: format_unit(degrees, "temperature-celsius", locale=locale))
+def _temperature(random: Random) -> dict[str, Texts]:
+    return {"temperature": _in_all(_unit(random.choice(_COUNTS), "temperature-celsius"))}
 
 
-_SLOTS: dict[str, Callable[[Random], Texts]] = {
+def _duration(slot: str, unit: str) -> Callable[[Random], dict[str, Texts]]:
+    """A span of time as a slot, and its bare number for phrases that need another case."""
+
+    def draw(random: Random) -> dict[str, Texts]:
+        count = random.choice(_COUNTS)
+        return {slot: _in_all(_unit(count, unit)), "count": _in_all(lambda locale: str(count))}
+
+    return draw
+
+
+def _euros(random: Random) -> dict[str, Texts]:
+    count = random.choice(_COUNTS)
+    return {
+        "euros": _in_all(_amount(count, "EUR")),
+        "count": _in_all(lambda locale: str(count)),
+    }
+
+
+def _amount(amount: int, currency: str) -> Callable[[Locale], str]:
+    return lambda locale: format_currency(
+        amount, currency, format="#", locale=locale, currency_digits=False, format_type="name"
+    )
+
+
+# What the slot of an English phrase draws: its own text, and sometimes the bare number beside it.
+_SLOTS: dict[str, Callable[[Random], dict[str, Texts]]] = {
     "city": _city,
     "count": _count,
     "day": _day,
+    "days": _duration("days", "duration-day"),
+    "euros": _euros,
+    "hours": _duration("hours", "duration-hour"),
     "language": _language,
+    "minutes": _duration("minutes", "duration-minute"),
     "temperature": _temperature,
     "time": _time,
+    "years": _duration("years", "duration-year"),
 }
 
 
-def _slot(name: str, random: Random) -> Texts:
+def _slot(name: str, random: Random) -> dict[str, Texts]:
     if name in _SLOTS:
         return _SLOTS[name](random)
     word = random.choice(sorted(phrasebook("eng")[name]))
-    return {code: phrasebook(code)[name][word] for code in LOCALES}
+    return {name: {code: phrasebook(code)[name][word] for code in SPOKEN}}
 
 
 def _phrase(random: Random) -> Texts:
     key = random.choice(sorted(phrasebook("eng")["phrases"]))
-    texts = {code: phrasebook(code)["phrases"][key] for code in LOCALES}
-    for name in [*_SLOTS, *phrasebook("eng")]:
-        slot = "{" + name + "}"
-        if slot in texts["eng"]:
-            words = _slot(name, random)
-            texts = {code: text.replace(slot, words[code]) for code, text in texts.items()}
+    words: dict[str, Texts] = {}
+    for name in re.findall(r"{(\w+)}", phrasebook("eng")["phrases"][key]):
+        words |= _slot(name, random)
+    texts = {}
+    for code in SPOKEN:
+        filling = {name: texts_of[code] for name, texts_of in words.items()}
+        text = phrasebook(code)["phrases"][key].format_map(filling)
+        texts[code] = text[0].upper() + text[1:]
     return texts
 
 
@@ -141,31 +193,29 @@ def _places(random: Random) -> Texts:
 
 def _measures(random: Random) -> Texts:
     measures = [
-        (random.randrange(2, 100), unit) for unit in random.sample(_UNITS, random.choice((1, 2)))
+        _unit(random.choice(_COUNTS), unit) for unit in random.sample(_UNITS, random.choice((1, 2)))
     ]
     return _in_all(
-        lambda locale: format_list(
-            [format_unit(number, unit, locale=locale) for number, unit in measures], locale=locale
-        )
+        lambda locale: format_list([measure(locale) for measure in measures], locale=locale)
     )
 
 
 def _money(random: Random) -> Texts:
-    amount, currency = random.randrange(2, 1000), random.choice(_CURRENCIES)
+    amount = random.choice(_COUNTS) * random.choice((1, 100))
+    return _in_all(_amount(amount, random.choice(_CURRENCIES)))
+
+
+def _moment(random: Random) -> Texts:
+    day, time = random.randrange(7), _draw_time(random)
     return _in_all(
-        lambda locale: format_currency(
-            amount,
-            currency,
-            format="#",
-            locale=locale,
-            currency_digits=False,
-            format_type="name",
+        lambda locale: str(locale.datetime_formats["medium"]).format(
+            format_skeleton("Hm", time, locale=locale), _weekday(locale, day)
         )
     )
 
 
 def _date(random: Random) -> Texts:
-    day = datetime.date(2000, 1, 1) + datetime.timedelta(random.randrange(365 * 30))
+    day = datetime.date(random.choice(_YEARS), 1, 1) + datetime.timedelta(random.randrange(365))
     full = random.random() < 0.5
     return _in_all(
         lambda locale: (
@@ -177,11 +227,12 @@ def _date(random: Random) -> Texts:
 
 
 _KINDS: dict[str, tuple[Callable[[Random], Texts], float]] = {
-    "phrase": (_phrase, 0.65),
-    "places": (_places, 0.1),
-    "measures": (_measures, 0.1),
+    "phrase": (_phrase, 0.7),
+    "places": (_places, 0.08),
+    "measures": (_measures, 0.08),
     "money": (_money, 0.05),
-    "date": (_date, 0.1),
+    "moment": (_moment, 0.03),
+    "date": (_date, 0.06),
 }
 
 
@@ -227,10 +278,23 @@ def split(seed: int, held_out: dict[str, int], train: int) -> dict[str, list[Sen
     } | {"train": training}
 
 
+# Scripts without spaces between words, and Hangul, whose particles cling: characters are words.
+_ALONE = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+)
+
+
 def _words(sentence: Sentence) -> set[tuple[str, str]]:
     """The words in every language, as (language, word); numbers do not count, digits compose."""
     return {
         (code, word)
         for code, text in sentence.texts.items()
-        for word in re.findall(r"[^\W\d_]+", text)
+        for word in "".join(map(_spread, text)).split()
     }
+
+
+def _spread(character: str) -> str:
+    """The character, a space in the place of what is neither letter nor mark of one."""
+    if unicodedata.category(character)[0] not in "LM":
+        return " "
+    return f" {character} " if _ALONE.match(character) else character

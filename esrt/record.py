@@ -1,11 +1,11 @@
-"""What every benchmark writes: where it ran, what it ran, its rows, and the bars it is held to."""
+"""What every measurement writes: where and what it ran, its rows, and the bars it is held to."""
 
 import dataclasses
 import json
 import os
 import platform
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,26 +13,31 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Bar:
-    """A figure with its bound, which it must not exceed."""
+    """A figure with its bound, which it must not exceed, or with ``at_least`` must reach."""
 
     name: str
     value: float
     bound: float
+    at_least: bool = False
 
     @property
     def holds(self) -> bool:
         """Whether the figure is within its bound; a NaN is not."""
-        return self.value <= self.bound
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
 
 
 @dataclass(frozen=True)
 class Record:
-    """A benchmark's result. ``tools`` are the distributions whose versions matter."""
+    """A measurement's result.
+
+    ``tools`` are the distributions whose versions matter; ``more`` is what does not fit rows.
+    """
 
     settings: dict[str, Any]
     rows: list[dict[str, Any]]
     bars: list[Bar]
     tools: tuple[str, ...]
+    more: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
@@ -41,6 +46,7 @@ class Record:
             "versions": {name: version(name) for name in self.tools},
             "commit": commit(),
             "settings": self.settings,
+            **self.more,
             "rows": self.rows,
             "bars": [{**dataclasses.asdict(bar), "holds": bar.holds} for bar in self.bars],
         }

@@ -1,0 +1,1 @@
+"""A C++ program that runs a ``.pte`` as a phone would, and what builds it."""

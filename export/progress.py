@@ -1,0 +1,23 @@
+"""What an export is doing at the moment, for whoever shows it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_LISTENER: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)
+
+
+def step(doing: str) -> None:
+    """Say what begins now, in a few words: ``tracing``."""
+    if listener := _LISTENER.get():
+        listener(doing)
+
+
+@contextmanager
+def told(listener: Callable[[str], None]) -> Iterator[None]:
+    """Call ``listener`` with each step inside the block."""
+    token = _LISTENER.set(listener)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(token)

@@ -1,0 +1,102 @@
+"""What the curriculum and the balancing are worth: ``python -m training.ablation --json FILE``.
+
+A few languages with unequal amounts of data, short utterances, and one run for each variant of the
+recipe, with the same steps and seed. Runs that are killed go on with the same command.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoTokenizer, Gemma3ForCausalLM
+
+from esrt.checkpoint import open_checkpoint
+from esrt.command import reported
+from esrt.frontend import SAMPLE_RATE
+from esrt.record import Record
+from training.corpus.build import CORPUS, Corpus, load
+from training.evaluate import report, translate
+from training.recipe import Balance, Recipe, read_recipe
+from training.train import Run
+
+# The share of its training utterances that each language keeps.
+SHARES = {"eng": 1.0, "spa": 0.5, "tur": 0.25, "ind": 0.125}
+_SHORT = round(2.2 * SAMPLE_RATE)
+
+
+def variants(full: Recipe) -> dict[str, Recipe]:
+    """The full recipe, and it without one of its parts."""
+    return {
+        "full": full,
+        "without curriculum": full.model_copy(update={"stages": full.stages[-1:]}),
+        "without balancing": full.model_copy(update={"balance": Balance()}),
+    }
+
+
+def unequal(corpus: Corpus, shares: dict[str, float], seed: int) -> Corpus:
+    """The short utterances of some languages, of each language the given share."""
+    random, kept = Random(seed), []
+    short = [e for e in corpus.only(shares).examples if e.samples <= _SHORT]
+    for code, share in shares.items():
+        own = [example for example in short if example.language == code]
+        kept += random.sample(own, round(share * len(own)))
+    return replace(corpus, examples=kept)
+
+
+def run(recipe: Recipe, corpus: Path, folder: Path) -> dict[str, Any]:
+    """Train one variant and score it on the test split."""
+    whole = dict.fromkeys(SHARES, 1.0)
+    training = unequal(load(corpus, "train"), SHARES, recipe.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    learning = Run(recipe, training, folder)
+    if learning.done < 1:
+        learning.run(unequal(load(corpus, "validation"), whole, recipe.seed))
+    checkpoint = open_checkpoint(folder / "checkpoint")
+    decoder = Gemma3ForCausalLM.from_pretrained(checkpoint.decoder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.decoder)
+    held_out = unequal(load(corpus, "test"), whole, recipe.seed)
+    found = report(translate(checkpoint.edge_model(), decoder, tokenizer, held_out), set())
+    sources = {row["src"]: row["exact"] for row in found["sources"]}
+    return {
+        **found["overall"],
+        "exact_by_source": {code: sources[code] for code in SHARES},
+        "utterances": {
+            code: sum(example.language == code for example in training.examples) for code in SHARES
+        },
+    }
+
+
+def main(
+    json_file: Annotated[Path, typer.Option("--json", help="Write the figures here.")],
+    recipe: Annotated[Path, typer.Option(help="The full recipe.")] = Path(
+        "training/recipes/ablation.yaml"
+    ),
+    corpus: Annotated[Path, typer.Option(help="Folder of the corpus.")] = CORPUS,
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("build/ablation"),
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = os.cpu_count() or 1,
+) -> None:
+    """Train and score every variant; print and write what came out."""
+    torch.set_num_threads(threads)
+    full = read_recipe(recipe)
+    rows = [
+        {"variant": name, **run(variant, corpus, out / name.replace(" ", "-"))}
+        for name, variant in variants(full).items()
+    ]
+    table = Table("variant", "exact %", "chrF", "transcript exact %", *SHARES)
+    for row in rows:
+        figures = [row["exact"], row["chrf"], row["transcript_exact"]]
+        table.add_row(row["variant"], *map(str, [*figures, *row["exact_by_source"].values()]))
+    Console().print(table)
+    settings = {"recipe": full.model_dump(mode="json", exclude_defaults=True), "shares": SHARES}
+    Record(settings, rows, bars=[], tools=("torch", "transformers", "sacrebleu")).write(json_file)
+
+
+if __name__ == "__main__":
+    with reported():
+        typer.run(main)

@@ -1,0 +1,62 @@
+"""What a microphone and a room do to clean speech: noise, reverberation, a narrow band, gain."""
+
+import numpy as np
+import soxr
+from numpy.random import Generator
+from numpy.typing import NDArray
+from scipy.signal import fftconvolve
+
+from esrt.frontend import SAMPLE_RATE
+from training.recipe import Augmentation
+
+Audio = NDArray[np.float32]
+
+_NARROW_RATES = (8000, 11_025)
+
+
+def augment(audio: Audio, settings: Augmentation, random: Generator) -> Audio:
+    """Change an utterance at random: shape (samples,) in and out, clipped to [-1, 1]."""
+    if random.random() < settings.reverberation:
+        audio = reverberate(audio, random.uniform(0.1, 0.5), random)
+    if random.random() < settings.noise:
+        audio = add_noise(audio, random.uniform(5, 30), random.uniform(0, 2), random)
+    if random.random() < settings.narrow_band:
+        audio = narrow(audio, int(random.choice(_NARROW_RATES)))
+    gain = 10 ** (random.uniform(-settings.gain, settings.gain) / 20)
+    return np.clip(gain * audio, -1, 1).astype(np.float32)
+
+
+def add_noise(audio: Audio, snr: float, slope: float, random: Generator) -> Audio:
+    """Add stationary noise.
+
+    Args:
+        audio: shape (samples,).
+        snr: signal-to-noise ratio in dB, of the whole utterance's mean powers.
+        slope: the noise's power falls as 1 / frequency^slope: 0 is white, 1 pink, 2 brown.
+        random: where the noise comes from.
+    """
+    spectrum = np.fft.rfft(random.standard_normal(len(audio)))
+    frequency = np.maximum(np.arange(len(spectrum)), 1)
+    noise = np.fft.irfft(spectrum / frequency ** (slope / 2), len(audio))
+    ratio = np.mean(audio**2) / np.maximum(np.mean(noise**2), 1e-20)
+    return np.asarray(audio + np.sqrt(ratio / 10 ** (snr / 10)) * noise, np.float32)
+
+
+def reverberate(audio: Audio, seconds: float, random: Generator) -> Audio:
+    """Put the speaker into a room whose sound falls by 60 dB in that many seconds.
+
+    The impulse response is the direct sound and a tail of exponentially decaying noise, together
+    as loud as the direct sound (Polack's model).
+    """
+    times = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    tail = random.standard_normal(len(times)) * 10 ** (-3 * times / seconds)
+    response = tail / np.sqrt(np.sum(tail**2))
+    response[0] = 1.0
+    return np.asarray(fftconvolve(audio, response)[: len(audio)], np.float32)
+
+
+def narrow(audio: Audio, rate: int) -> Audio:
+    """What is left after recording at a lower sampling rate, in hertz."""
+    there: Audio = soxr.resample(audio, SAMPLE_RATE, rate)
+    back: Audio = soxr.resample(there, rate, SAMPLE_RATE)
+    return np.pad(back[: len(audio)], (0, max(0, len(audio) - len(back))))
