@@ -78,6 +78,7 @@ ablation: setup espeak $(INITIAL)
 export: setup
 	$(RUN) export/to_onnx.py
 	$(RUN) export/to_executorch.py
+	$(RUN) export/to_coreml.py
 
 runner: cross
 	$(RUN) -m benchmarks.runner.build --target x86-64

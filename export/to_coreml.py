@@ -1,0 +1,106 @@
+"""Exports the device's part of a checkpoint to Core ML: ``python export/to_coreml.py``.
+
+Trace, convert, optionally quantize, save, read the saved program back, check it, compare it with
+torch on the bundled clips, describe. The comparison evaluates the program with export/mil.py, so
+it needs no Mac. Nothing is written unless the checks hold.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+if __package__ is None:  # run as a file: the repository, not this folder, holds the packages
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    # coremltools tells at import what it cannot do here, and draws a bar for each of its steps.
+    logging.disable(logging.WARNING)
+    os.environ["TQDM_DISABLE"] = "1"
+
+from esrt.checkpoint import Checkpoint
+from esrt.errors import CheckFailed
+from esrt.manifest import Manifest, SplitPoint
+from esrt.model import EdgeModel
+from export import command, coreml, layers, parity
+from export.graph import INPUT, OUTPUT
+from export.mil import Program
+from export.progress import step
+from export.target import Activations, Lowered, Precision, Settings, Target, export
+
+
+def export_coreml(
+    checkpoint: Checkpoint, out: Path, precision: Precision, split: SplitPoint
+) -> Manifest:
+    """Write a Core ML artifact; see :func:`export.target.export`."""
+    return export(TARGET, checkpoint, out, precision, split).manifest
+
+
+def _lower(model: EdgeModel, settings: Settings, path: Path) -> Lowered:
+    graph = coreml.CoreMLGraph(model, settings.split)
+    ranges: coreml.Ranges = {}
+    errors: dict[str, float] = {}
+    kept: tuple[str, ...] = ()
+    if settings.precision is Precision.INT8:
+        step("measuring what int8 costs each layer")
+        mels = list(parity.sample_mels(model.config, settings.lengths))
+        errors = layers.errors(graph, mels[: layers.CLIPS], settings.activations.value)
+        kept = layers.hurt(errors)
+        if settings.activations is Activations.STATIC:
+            ranges = coreml.input_ranges(graph, mels)
+    coreml.convert(graph, settings, ranges, kept).save(str(path))
+    for part in path.rglob("*"):  # coremltools leaves some to their owner alone
+        part.chmod(0o755 if part.is_dir() else 0o644)
+    step("reading the program back")
+    program = Program(path)
+    check(program, settings, kept)
+    products = len(program.of_type("linear"))
+    notes = (
+        ("program", f"{len(program.steps)} operations, {products} of them linear layers"),
+        ("needs", program.needs),
+    )
+    return Lowered(runner(program), notes, kept, errors)
+
+
+def runner(program: Program) -> parity.Runner:
+    """Run a program by its evaluator."""
+
+    def run(mel: parity.Array) -> parity.Array:
+        return program.run({INPUT: mel})[OUTPUT]
+
+    return run
+
+
+def check(program: Program, settings: Settings, kept: tuple[str, ...]) -> None:
+    """Fail an int8 export whose linear layers are not int8, but for those that are kept.
+
+    Raises:
+        CheckFailed: it names the weights and inputs that are in floating point.
+    """
+    if settings.precision is not Precision.INT8:
+        return
+    allowed = {coreml.weight_name(name) for name in kept}
+    makers = {each.output: each.type for each in program.steps}
+    left = []
+    for linear in program.of_type("linear"):
+        (weight,), (values,) = linear.inputs["weight"], linear.inputs["x"]
+        if makers.get(weight) != "constexpr_affine_dequantize":
+            left += [weight] if weight not in allowed else []
+        elif settings.activations is Activations.STATIC and makers.get(values) != "dequantize":
+            left.append(values)
+    if left:
+        raise CheckFailed(
+            f"The int8 program keeps in floating point: {', '.join(left)}.",
+            "Nothing was written; check the coremltools version against the lock.",
+        )
+
+
+TARGET = Target(
+    kind="coreml",
+    title="Core ML",
+    entry="model.mlpackage",
+    tools=("torch", "transformers", "coremltools"),
+    lower=_lower,
+    activations=(Activations.FLOAT, Activations.STATIC),
+)
+
+if __name__ == "__main__":
+    command.run(TARGET)
