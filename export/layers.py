@@ -1,13 +1,18 @@
 """What int8 does to each linear layer: the error of its output on real speech, in torch."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from esrt.config import ModelConfig
 from esrt.manifest import Activations
+from export import parity
+from export.progress import step
+from export.target import Precision, Settings
 
 Array = NDArray[np.float32]
 # A layer's name and weights to the weights that int8 makes of them.
@@ -19,6 +24,29 @@ LIMIT = 0.05
 CLIPS = 3
 _LEVELS = 255
 _LARGEST = 127
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What int8 does to a graph; all empty at other precisions.
+
+    ``mels`` are the bundled clips, (128, frames) each; ``errors`` and ``kept`` as in
+    `esrt.manifest.Quantization`.
+    """
+
+    mels: list[Array] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
+
+
+def judge(graph: nn.Module, config: ModelConfig, settings: Settings) -> Verdict:
+    """Measure a graph's layers on speech, and choose those to keep in floating point."""
+    if settings.precision is not Precision.INT8:
+        return Verdict()
+    step("measuring what int8 costs each layer")
+    mels = list(parity.sample_mels(config, settings.lengths))
+    found = errors(graph, mels[:CLIPS], settings.activations.value)
+    return Verdict(mels, found, hurt(found))
 
 
 def per_channel(_: str, weight: Tensor) -> Tensor:

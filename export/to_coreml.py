@@ -36,28 +36,21 @@ def export_coreml(
 
 def _lower(model: EdgeModel, settings: Settings, path: Path) -> Lowered:
     graph = coreml.CoreMLGraph(model, settings.split)
-    ranges: coreml.Ranges = {}
-    errors: dict[str, float] = {}
-    kept: tuple[str, ...] = ()
-    if settings.precision is Precision.INT8:
-        step("measuring what int8 costs each layer")
-        mels = list(parity.sample_mels(model.config, settings.lengths))
-        errors = layers.errors(graph, mels[: layers.CLIPS], settings.activations.value)
-        kept = layers.hurt(errors)
-        if settings.activations is Activations.STATIC:
-            ranges = coreml.input_ranges(graph, mels)
-    coreml.convert(graph, settings, ranges, kept).save(str(path))
+    int8 = layers.judge(graph, model.config, settings)
+    static = settings.activations is Activations.STATIC
+    ranges = coreml.input_ranges(graph, int8.mels) if int8.mels and static else {}
+    coreml.convert(graph, settings, ranges, int8.kept).save(str(path))
     for part in path.rglob("*"):  # coremltools leaves some to their owner alone
         part.chmod(0o755 if part.is_dir() else 0o644)
     step("reading the program back")
     program = Program(path)
-    check(program, settings, kept)
+    check(program, settings, int8.kept)
     products = len(program.of_type("linear"))
     notes = (
         ("program", f"{len(program.steps)} operations, {products} of them linear layers"),
         ("needs", program.needs),
     )
-    return Lowered(runner(program), notes, kept, errors)
+    return Lowered(runner(program), notes, int8.kept, int8.errors)
 
 
 def runner(program: Program) -> parity.Runner:

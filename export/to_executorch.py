@@ -16,7 +16,7 @@ if __package__ is None:  # run as a file: the repository, not this folder, holds
 from esrt.checkpoint import Checkpoint
 from esrt.manifest import Manifest, SplitPoint
 from esrt.model import EdgeModel
-from export import command, delegation, layers, parity, xnnpack
+from export import command, delegation, layers, xnnpack
 from export.delegable import DelegableGraph
 from export.graph import HalfGraph, trace
 from export.progress import step
@@ -35,26 +35,22 @@ def _lower(model: EdgeModel, settings: Settings, path: Path) -> Lowered:
     graph: nn.Module = DelegableGraph(model, settings.split)
     if precision is Precision.FP16:
         graph = HalfGraph(graph)
-    errors: dict[str, float] = {}
-    kept: tuple[str, ...] = ()
-    if precision is Precision.INT8:
-        step("measuring what int8 costs each layer")
-        mels = list(parity.sample_mels(config, settings.lengths))
-        errors = layers.errors(graph, mels[: layers.CLIPS], settings.activations.value)
-        kept = layers.hurt(errors)
+    int8 = layers.judge(graph, config, settings)
     step("tracing")
     program = trace(graph, config)
     if precision is Precision.INT8:
         step("quantizing")
-        program = trace(xnnpack.quantized(program, mels, settings.activations, kept), config)
+        program = trace(
+            xnnpack.quantized(program, int8.mels, settings.activations, int8.kept), config
+        )
     step("lowering to XNNPACK")
     lowered = xnnpack.lower(program)
     summary = delegation.summarize(lowered.exported_program())
-    delegation.check(summary, precision, len(kept))
+    delegation.check(summary, precision, len(int8.kept))
     step("writing")
     path.write_bytes(lowered.to_executorch().buffer)
     run = xnnpack.runner(path, config.max_frames)
-    return Lowered(run, (("delegation", str(summary)),), kept, errors)
+    return Lowered(run, (("delegation", str(summary)),), int8.kept, int8.errors)
 
 
 TARGET = Target(

@@ -49,13 +49,7 @@ def export_onnx(
 
 def _lower(model: EdgeModel, settings: Settings, path: Path) -> Lowered:
     graph = DeviceGraph(model, settings.split)
-    errors: dict[str, float] = {}
-    kept: tuple[str, ...] = ()
-    if settings.precision is Precision.INT8:
-        step("measuring what int8 costs each layer")
-        mels = list(parity.sample_mels(model.config, settings.lengths))
-        errors = layers.errors(graph, mels[: layers.CLIPS], settings.activations.value)
-        kept = layers.hurt(errors)
+    int8 = layers.judge(graph, model.config, settings)
     step("tracing")
     exported = torch.onnx.export(
         trace(graph, model.config),
@@ -72,8 +66,9 @@ def _lower(model: EdgeModel, settings: Settings, path: Path) -> Lowered:
         onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), path)
     if settings.precision is Precision.INT8:
         step("quantizing")
-        _quantize(path, mels if settings.activations is Activations.STATIC else None, kept)
-    return Lowered(runner(path), (), kept, errors)
+        static = settings.activations is Activations.STATIC
+        _quantize(path, int8.mels if static else None, int8.kept)
+    return Lowered(runner(path), (), int8.kept, int8.errors)
 
 
 def _quantize(path: Path, mels: Iterable[parity.Array] | None, kept: Collection[str]) -> None:
