@@ -34,6 +34,7 @@ _CHECKED_BYTES = HEADER_BYTES - 4  # the checksum is the header's last field and
 _HALF: np.dtype[np.float16] = np.dtype("<f2")
 _FP16_MAX = 65504.0
 _INT8_MAX = 127
+_INT4_MAX = 7
 _MAX_DURATION_MS = (1 << 32) - 1
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 
@@ -68,6 +69,7 @@ class Codec(_WireName):
 
     FP16 = "fp16", 0
     INT8 = "int8", 1
+    INT4 = "int4", 2
 
 
 @dataclass(frozen=True, eq=False)  # a generated == would ask an array for one truth value
@@ -241,29 +243,61 @@ def _int8_size(tokens: int, width: int) -> int:
 
 
 def _int8_encode(features: Features) -> bytes:
-    exact: Features = np.abs(features).max(axis=1) / np.float32(_INT8_MAX)
-    _refuse(exact > _FP16_MAX, exact, "scale", "at most fp16's 65504", _CHECK_MODEL)
-    scales = exact.astype(_HALF)
-    # Quantizing with the scale that the decoder will see keeps the error within half a step; where
-    # that scale was rounded down, the largest values pass 127 by a little and are clipped.
-    steps = scales.astype(np.float32)
-    steps[steps == 0] = 1  # every value of such a token is far below 0.5
-    rounded: Features = np.rint(features / steps[:, np.newaxis])
-    quantized = rounded.clip(-_INT8_MAX, _INT8_MAX).astype(np.int8)
-    return scales.tobytes() + quantized.tobytes()
+    scales, quantized = _quantized(features, _INT8_MAX)
+    return scales + quantized.tobytes()
 
 
 def _int8_decode(payload: memoryview, tokens: int, width: int) -> Features:
+    quantized = np.frombuffer(payload, np.int8, offset=2 * tokens).reshape(tokens, width)
+    return quantized * _scales(payload, tokens)
+
+
+def _int4_size(tokens: int, width: int) -> int:
+    return 2 * tokens + (tokens * width + 1) // 2
+
+
+def _int4_encode(features: Features) -> bytes:
+    scales, quantized = _quantized(features, _INT4_MAX)
+    nibbles = quantized.ravel().astype(np.uint8) & 0xF
+    if nibbles.size % 2:
+        nibbles = np.append(nibbles, np.uint8(0))
+    return scales + (nibbles[::2] | nibbles[1::2] << 4).tobytes()
+
+
+def _int4_decode(payload: memoryview, tokens: int, width: int) -> Features:
+    pairs = np.frombuffer(payload, np.int8, offset=2 * tokens)
+    nibbles = np.stack([pairs << 4 >> 4, pairs >> 4], axis=1).ravel()  # >> keeps the sign
+    filling = nibbles[tokens * width :]
+    _refuse(filling != 0, filling, "half byte after the last value", "0", _RE_ENCODE)
+    return nibbles[: tokens * width].reshape(tokens, width) * _scales(payload, tokens)
+
+
+def _quantized(features: Features, largest: int) -> tuple[bytes, npt.NDArray[np.int8]]:
+    """Scales as they are written, and the values in steps of them, `largest` at most."""
+    exact: Features = np.abs(features).max(axis=1) / np.float32(largest)
+    _refuse(exact > _FP16_MAX, exact, "scale", "at most fp16's 65504", _CHECK_MODEL)
+    scales = exact.astype(_HALF)
+    # Quantizing with the scale that the decoder will see keeps the error within half a step; where
+    # that scale was rounded down, the largest values pass the largest step by a little and are
+    # clipped.
+    steps = scales.astype(np.float32)
+    steps[steps == 0] = 1  # every value of such a token is far below 0.5
+    rounded: Features = np.rint(features / steps[:, np.newaxis])
+    return scales.tobytes(), rounded.clip(-largest, largest).astype(np.int8)
+
+
+def _scales(payload: memoryview, tokens: int) -> Features:
+    """The scales that a payload begins with: (tokens, 1)."""
     scales = np.frombuffer(payload, _HALF, count=tokens).astype(np.float32)
     _refuse(~np.isfinite(scales), scales, "scale", "a finite number", _CHECK_MODEL)
     _refuse(np.signbit(scales), scales, "scale", "no sign bit", _RE_ENCODE)
-    quantized = np.frombuffer(payload, np.int8, offset=2 * tokens).reshape(tokens, width)
-    return quantized * scales[:, np.newaxis]
+    return scales[:, np.newaxis]
 
 
 _CODECS = {
     Codec.FP16: _CodecImplementation(_fp16_size, _fp16_encode, _fp16_decode),
     Codec.INT8: _CodecImplementation(_int8_size, _int8_encode, _int8_decode),
+    Codec.INT4: _CodecImplementation(_int4_size, _int4_encode, _int4_decode),
 }
 
 

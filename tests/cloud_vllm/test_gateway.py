@@ -25,7 +25,7 @@ from tests.tiny import SENTENCES, TINY
 
 
 @pytest.mark.parametrize("split", ["qformer", "adapter"])
-@pytest.mark.parametrize("codec", ["fp16", "int8"])
+@pytest.mark.parametrize("codec", ["fp16", "int8", "int4"])
 @pytest.mark.parametrize("sentence", range(len(SENTENCES)))
 def test_translates(
     client: TestClient,
@@ -91,7 +91,7 @@ def test_models_says_what_a_device_must_know(client: TestClient, checkpoint: Che
     assert model["fingerprint"] == checkpoint.fingerprint
     assert model["splits"] == {"qformer": 24, "adapter": 64}
     assert (model["max_tokens"], model["max_seconds"]) == (TINY.max_tokens, TINY.max_seconds)
-    assert model["codecs"] == ["fp16", "int8"]
+    assert model["codecs"] == ["fp16", "int8", "int4"]
     assert model["max_packet_bytes"] == wire.MAX_PACKET_BYTES
     assert [language["code"] for language in model["languages"]] == list(TINY.languages)
 

@@ -138,14 +138,15 @@ def test_fp16_round_trip_is_within_half_a_unit(features: Array) -> None:
     assert (np.abs(decoded - features) <= bound).all()
 
 
+@pytest.mark.parametrize(("codec", "steps"), [("int8", 127), ("int4", 7)])
 @many
-@given(st.one_of(arrays(65504 * 127), arrays(1), arrays(1e-4)))
-def test_int8_round_trip_is_within_half_a_step(features: Array) -> None:
-    decoded = wire.decode(make(features, "int8")).features.astype(np.float64)
+@given(features=st.one_of(arrays(65504 * 7), arrays(1), arrays(1e-4)))
+def test_integer_round_trip_is_within_half_a_step(codec: str, steps: int, features: Array) -> None:
+    decoded = wire.decode(make(features, codec)).features.astype(np.float64)
     largest = np.abs(features.astype(np.float64)).max(axis=1, keepdims=True)
-    step = (largest / np.float32(127)).astype(np.float16).astype(np.float64)
+    step = (largest / np.float32(steps)).astype(np.float16).astype(np.float64)
     # The second bound is for scales below binary16's normal range; 2^-16 is for the division.
-    bound = np.maximum(step / 2, 127 * 2.0**-25) + step * 2.0**-16
+    bound = np.maximum(step / 2, steps * 2.0**-25) + step * 2.0**-16
     assert (np.abs(decoded - features) <= bound).all()
 
 
@@ -178,7 +179,7 @@ def test_decoded_features_encode_to_features_as_near(codec: wire.Codec) -> None:
     np.testing.assert_allclose(twice, once, atol=3 / 127)
 
 
-@pytest.mark.parametrize(("codec", "size"), [("fp16", 122_912), ("int8", 61_632)])
+@pytest.mark.parametrize(("codec", "size"), [("fp16", 122_912), ("int8", 61_632), ("int4", 30_912)])
 def test_size_of_the_large_models_packet(codec: str, size: int) -> None:
     assert len(make(ramp(80, 768), codec)) == size
 
@@ -264,7 +265,7 @@ def test_encode_refuses_packets_over_the_size_limit() -> None:
         {"fingerprint": FINGERPRINT.upper()},
         {"fingerprint": FINGERPRINT + "\n"},
         {"split": "encoder"},
-        {"codec": "int4"},
+        {"codec": "int2"},
         {"duration_ms": -1},
         {"duration_ms": 2**32},
     ],
@@ -284,7 +285,7 @@ def test_encode_refuses_bad_fields(fields: dict[str, Any]) -> None:
         ({"version": 2}, "version 2, expected 1"),
         ({"flags": 0x80}, "flags are 0x80, expected 0x00"),
         ({"split": 7}, r"split id is 7, expected one of 0 \(qformer\), 1 \(adapter\)"),
-        ({"codec": 9}, r"codec id is 9, expected one of 0 \(fp16\), 1 \(int8\)"),
+        ({"codec": 9}, r"codec id is 9, expected one of 0 \(fp16\), 1 \(int8\), 2 \(int4\)"),
         ({"payload_bytes": 20}, "has 21 bytes, expected 20 as in the header"),
         ({"tokens": 4}, "has 21 bytes, expected 28 for 4 x 5 in int8"),
         ({"tokens": 0}, "0 x 5"),
@@ -346,7 +347,7 @@ small_or_any = st.one_of(st.integers(0, 8), st.integers(0, 65535))
         optional={
             "version": st.integers(0, 2),
             "split": st.integers(0, 3),
-            "codec": st.integers(0, 3),
+            "codec": st.integers(0, 4),
             "flags": st.integers(0, 1),
             "tokens": small_or_any,
             "width": small_or_any,

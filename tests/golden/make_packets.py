@@ -13,7 +13,7 @@ from typing import Any
 FOLDER = Path(__file__).parent / "packets"
 FINGERPRINT = "0123456789abcdef"
 SPLITS = {"qformer": 0, "adapter": 1}
-CODECS = {"fp16": 0, "int8": 1}
+CODECS = {"fp16": 0, "int8": 1, "int4": 2}
 FP16_STEP = 2.0**-24  # the smallest positive binary16
 MAX_PACKET_BYTES = 1 << 20
 
@@ -54,26 +54,50 @@ def _fp16(rows: Rows) -> tuple[bytes, Rows]:
 
 def _int8(rows: Rows) -> tuple[bytes, Rows]:
     """The payload and what it decodes to."""
-    scales = [_half(_single(max(abs(value) for value in row) / 127.0)) for row in rows]
+    return _int8_payload(*_in_steps(rows, 127))
+
+
+def _int4(rows: Rows) -> tuple[bytes, Rows]:
+    """The payload and what it decodes to."""
+    return _int4_payload(*_in_steps(rows, 7))
+
+
+def _in_steps(rows: Rows, largest: int) -> tuple[list[bytes], list[list[int]]]:
+    """Each token's scale, and its values in steps of it."""
+    scales = [_half(_single(max(abs(value) for value in row) / largest)) for row in rows]
     quantized = [
-        [_quantize(value, _from_half(scale)) for value in row]
+        [_quantize(value, _from_half(scale), largest) for value in row]
         for row, scale in zip(rows, scales, strict=True)
     ]
-    return _int8_payload(scales, quantized)
+    return scales, quantized
 
 
-def _quantize(value: float, scale: float) -> int:
+def _quantize(value: float, scale: float, largest: int) -> int:
     if scale == 0.0:
         return 0
-    return max(-127, min(127, round(_single(value / scale))))  # round() takes ties to even
+    # round() takes ties to even
+    return max(-largest, min(largest, round(_single(value / scale))))
 
 
 def _int8_payload(scales: list[bytes], quantized: list[list[int]]) -> tuple[bytes, Rows]:
     payload = b"".join(scales) + b"".join(struct.pack(f"<{len(q)}b", *q) for q in quantized)
-    decoded = [
+    return payload, _from_steps(scales, quantized)
+
+
+def _int4_payload(
+    scales: list[bytes], quantized: list[list[int]], filling: int = 0
+) -> tuple[bytes, Rows]:
+    values = [q % 16 for row in quantized for q in row]
+    if len(values) % 2:
+        values.append(filling)
+    pairs = bytes(low + 16 * high for low, high in zip(values[::2], values[1::2], strict=True))
+    return b"".join(scales) + pairs, _from_steps(scales, quantized)
+
+
+def _from_steps(scales: list[bytes], quantized: list[list[int]]) -> Rows:
+    return [
         [q * _from_half(scale) for q in row] for row, scale in zip(quantized, scales, strict=True)
     ]
-    return payload, decoded
 
 
 def _packet(payload: bytes, tokens: int, width: int, **fields: Any) -> bytes:
@@ -136,19 +160,27 @@ def _valid() -> list[Vector]:
         # An encoder never writes these two, a decoder reads them.
         _decoded("int8-minus-128", [_half(0.5)], [[-128, 127]]),
         _decoded("int8-scale-zero-with-values", [_half(0.0)], [[5, 127]]),
+        # Both halves of a byte, of both signs; in the first the last half is left over.
+        _encoded("int4-odd-count", "int4", [[7.0, -7.0, 1.0]]),
+        _encoded("int4-even-count", "int4", [[-7.0, 3.0], [0.5, -3.5]]),
+        _encoded("int4-ties-to-even", "int4", [[7.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5]]),
+        _encoded("int4-scale-rounded-down", "int4", [[_single(7 * 1.0004), -7.0, 1.0]]),
+        _encoded("int4-scale-vanishes", "int4", [[0.4 * 7 * FP16_STEP, -FP16_STEP, 0.0]]),
+        _decoded("int4-minus-8", [_half(0.5)], [[-8, 7]]),
     ]
     return vectors
 
 
 def _encoded(name: str, codec: str, rows: Rows, **fields: Any) -> Vector:
     rows = [[_single(value) for value in row] for row in rows]
-    payload, decoded = {"fp16": _fp16, "int8": _int8}[codec](rows)
+    payload, decoded = {"fp16": _fp16, "int8": _int8, "int4": _int4}[codec](rows)
     return _vector(name, codec, rows, payload, decoded, **fields)
 
 
 def _decoded(name: str, scales: list[bytes], quantized: list[list[int]]) -> Vector:
-    payload, decoded = _int8_payload(scales, quantized)
-    return _vector(name, "int8", None, payload, decoded)
+    codec = name[:4]
+    payload, decoded = {"int8": _int8_payload, "int4": _int4_payload}[codec](scales, quantized)
+    return _vector(name, codec, None, payload, decoded)
 
 
 def _vector(
@@ -224,6 +256,13 @@ def _malformed() -> list[Vector]:
         _bad("int8-scale-minus-zero", content, _packet(with_scale(_half(-0.0)), 3, 5, codec=1)),
         _bad("int8-scale-nan", content, _packet(with_scale(_half(nan)), 3, 5, codec=1)),
         _bad("int8-scale-infinite", content, _packet(with_scale(_half(infinity)), 3, 5, codec=1)),
+        _bad("int8-payload-as-int4", malformed, _packet(whole, 3, 5, codec=2)),
+        _bad("int4-scale-negative", content, _packet(_half(-1.0) + b"\1", 1, 2, codec=2)),
+        _bad(
+            "int4-left-over-half-set",
+            content,
+            _packet(_int4_payload([_half(1.0)], [[1, 2, 3]], filling=5)[0], 1, 3, codec=2),
+        ),
         _bad("fp16-nan", content, _packet(with_half(nan), 3, 5)),
         _bad("fp16-infinite", content, _packet(with_half(-infinity), 3, 5)),
         _bad("no-tokens", content, _packet(b"", 0, 5)),
@@ -256,6 +295,7 @@ def _unencodable() -> list[Vector]:
         _refused("fp16-overflow", "fp16", [[1.0, 65504.01]]),
         _refused("fp16-overflow-negative", "fp16", [[-65520.0], [0.0]]),
         _refused("int8-scale-overflow", "int8", [[1.0], [-65505.0 * 127]]),
+        _refused("int4-scale-overflow", "int4", [[-65505.0 * 7], [1.0]]),
         _refused("no-tokens", "int8", []),
         _refused("no-width", "fp16", [[], []]),
     ]
