@@ -28,12 +28,13 @@ from edge_runtime.backends import open_backend
 from esrt.checkpoint import Checkpoint, open_checkpoint, random_checkpoint
 from esrt.command import reported
 from esrt.config import ModelConfig, named_config
+from esrt.errors import CheckFailed
 from esrt.frontend import FRAMES_PER_SECOND
 from esrt.manifest import SplitPoint
 from esrt.model import Projector
 from esrt.record import Bar, Record
 from export.parity import sample_mels
-from export.target import Precision, Target, export
+from export.target import Activations, Precision, Target, export
 from export.to_executorch import TARGET as EXECUTORCH
 from export.to_onnx import TARGET as ONNX
 from training.corpus.build import CORPUS, Corpus, load
@@ -44,7 +45,12 @@ Array = NDArray[np.float32]
 Encode = Callable[[Array], Array]
 
 EAGER, ET_INT8, ORT_INT8 = "torch fp32", "executorch int8", "onnxruntime int8"
-PRECISIONS = (Precision.FP32, Precision.INT8)
+# What is measured of each target; int8 alone is its default, dynamic activations.
+VARIANTS: dict[str, tuple[Precision, Activations | None]] = {
+    "fp32": (Precision.FP32, None),
+    "int8": (Precision.INT8, None),
+    "int8 static": (Precision.INT8, Activations.STATIC),
+}
 SPLIT: SplitPoint = "qformer"
 TARGETS = {"executorch": EXECUTORCH, "onnxruntime": ONNX}
 TOOLS = ("torch", "executorch", "onnxruntime")
@@ -65,9 +71,13 @@ _DIRECTIONS = 2
 
 
 def backends(
-    checkpoint: Checkpoint, folder: Path, threads: int, precisions: Iterable[Precision] = PRECISIONS
-) -> dict[str, Encode]:
-    """Torch, and every target in each precision, exported anew: log-mel to features, batch 1."""
+    checkpoint: Checkpoint, folder: Path, threads: int, variants: Iterable[str] = VARIANTS
+) -> tuple[dict[str, Encode], dict[str, str]]:
+    """Torch, and every target in each variant, exported anew: log-mel to features, batch 1.
+
+    Returns:
+        The backends, and why the others, by name, were refused by their export's own check.
+    """
     model = checkpoint.edge_model()
     torch.set_num_threads(threads)
 
@@ -76,19 +86,24 @@ def backends(
         return np.asarray(model.features(torch.from_numpy(mel[None])).numpy()[0])
 
     runs: dict[str, Encode] = {EAGER: eager}
+    refused: dict[str, str] = {}
     for name, target in TARGETS.items():
-        for precision in precisions:
-            out = folder / f"{checkpoint.config.name}-{target.kind}-{precision}"
-            runs[f"{name} {precision}"] = _exported(target, checkpoint, out, precision, threads)
-    return runs
+        for variant in variants:
+            backend = f"{name} {variant}"
+            try:
+                runs[backend] = _exported(target, checkpoint, folder, variant, threads)
+            except CheckFailed as error:  # calibrated ranges may not do for every model
+                refused[f"{checkpoint.config.name} {backend}"] = error.cause
+    return runs, refused
 
 
 def _exported(
-    target: Target, checkpoint: Checkpoint, out: Path, precision: Precision, threads: int
+    target: Target, checkpoint: Checkpoint, folder: Path, variant: str, threads: int
 ) -> Encode:
-    doing = f"exporting {checkpoint.config.name} to {target.title}, {precision}"
-    with Console(stderr=True).status(doing):
-        export(target, checkpoint, out, precision, SPLIT)
+    model, (precision, activations) = checkpoint.config.name, VARIANTS[variant]
+    out = folder / f"{model}-{target.kind}-{variant.replace(' ', '-')}"
+    with Console(stderr=True).status(f"exporting {model} to {target.title}, {variant}"):
+        export(target, checkpoint, out, precision, SPLIT, activations=activations)
     return open_backend(out, threads=threads).encode
 
 
@@ -116,17 +131,21 @@ def _on(runs: dict[str, Encode], mel: Array) -> dict[str, Callable[[], Array]]:
     return {name: partial(run, mel) for name, run in runs.items()}
 
 
-def measure_small(folder: Path, threads: int, rounds: int) -> tuple[dict[str, float], float]:
-    """Milliseconds of each backend for 30 s at whisper-small's size, and `length_3s_over_30s`."""
-    runs = backends(random_checkpoint(SMALL), folder, threads, [Precision.INT8])
+def measure_small(
+    folder: Path, threads: int, rounds: int
+) -> tuple[dict[str, float], float, dict[str, str]]:
+    """Milliseconds of each backend for 30 s at whisper-small's size, and `length_3s_over_30s`.
+
+    The third are the backends that were refused; see `backends`.
+    """
+    runs, refused = backends(random_checkpoint(SMALL), folder, threads, ["int8", "int8 static"])
     padded = speech(SMALL, SMALL.max_seconds)
     ms = medians(_on(runs, padded), rounds)
     aware = random_checkpoint(SMALL_AWARE)
-    out = folder / f"{SMALL_AWARE.name}-{EXECUTORCH.kind}-int8"
-    encode = _exported(EXECUTORCH, aware, out, Precision.INT8, threads)
+    encode = _exported(EXECUTORCH, aware, folder, "int8", threads)
     pair = {"3 s": partial(encode, speech(SMALL_AWARE, 3)), "30 s": partial(runs[ET_INT8], padded)}
     lengths = medians(pair, rounds)
-    return ms, lengths["3 s"] / lengths["30 s"]
+    return ms, lengths["3 s"] / lengths["30 s"], refused
 
 
 class _Edge:
@@ -204,7 +223,7 @@ def main(
     """Measure every backend: nano at 3 and 10 s, whisper-small's size at 30 s, int8's price."""
     opened, folder = open_checkpoint(checkpoint), Path("build/benchmarks/encode")
     rounds = 3 if quick else rounds
-    runs = backends(opened, folder, threads)
+    runs, refused = backends(opened, folder, threads)
     times = {
         f"nano_{seconds}s": medians(_on(runs, speech(opened.config, seconds)), rounds)
         for seconds in NANO_SECONDS
@@ -213,7 +232,8 @@ def main(
     scores = {} if held_out is None else quality(runs, opened, held_out)
     length = None
     if not quick:
-        times["small_30s"], length = measure_small(folder, threads, max(3, rounds // 8))
+        times["small_30s"], length, more = measure_small(folder, threads, max(3, rounds // 8))
+        refused |= more
     record = Record(
         settings={"threads": threads, "rounds": rounds, "fingerprint": opened.fingerprint},
         rows=[
@@ -223,7 +243,7 @@ def main(
         ],
         bars=bars(times, length, scores),
         tools=TOOLS,
-        more={"quality": scores},
+        more={"quality": scores, "refused": refused},
     )
     record.write(json_file)
     if report:
@@ -236,6 +256,8 @@ def _print(record: Record) -> None:
     for row in record.rows:
         table.add_row(*(str(value) for value in row.values()))
     Console().print(table)
+    for name, why in record.more["refused"].items():
+        print(f"{name} was not exported: {why}")
     for bar in record.bars:
         verdict = "holds" if bar.holds else "misses"
         print(f"{bar.name} {bar.value:.3f}, bound {bar.bound:g}: {verdict}")

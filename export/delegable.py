@@ -43,21 +43,28 @@ class LayerNorm(nn.Module):
     """Layer norm over the rows of (rows, width), the means being products with a vector.
 
     A reduction over the last axis has no XNNPACK operator here, a product does.
+
+    Args:
+        norm: whose weights to use.
+        centred: the rows come without a mean, so that none need be taken away.
     """
 
     mean: Tensor
+    eps: Tensor
 
-    def __init__(self, norm: nn.LayerNorm) -> None:
+    def __init__(self, norm: nn.LayerNorm, *, centred: bool = False) -> None:
         super().__init__()
         (width,) = norm.normalized_shape
-        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
-        self.register_buffer("mean", torch.full((width, 1), 1 / width))
+        self.weight, self.bias, self.centred = norm.weight, norm.bias, centred
+        self.register_buffer("mean", _mean(width))
+        self.register_buffer("eps", torch.tensor([norm.eps]))
 
     def forward(self, rows: Tensor) -> Tensor:
         """(rows, width) to the same shape."""
-        centred = rows - rows @ self.mean
-        scale = torch.rsqrt((centred * centred) @ self.mean + self.eps)
-        return centred * scale * self.weight + self.bias
+        if not self.centred:
+            rows = rows - rows @ self.mean
+        scale = torch.rsqrt(torch.addmm(self.eps, rows * rows, self.mean))
+        return rows * scale * self.weight + self.bias
 
 
 class Attention(nn.Module):
@@ -72,7 +79,8 @@ class Attention(nn.Module):
 
     def forward(self, rows: Tensor, columns: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; ``mask`` (rows, columns) is added to the scores of each head."""
-        scores = torch.bmm(self._split(self.query(rows)), self._split(self.key(columns)).mT)
+        keys = self.key(columns).view(-1, self.heads, self.width).permute(1, 2, 0)
+        scores = torch.bmm(self._split(self.query(rows)), keys)
         if mask is not None:
             scores = scores + mask
         read = torch.bmm(scores.softmax(-1), self._split(self.value(columns)))
@@ -83,16 +91,22 @@ class Attention(nn.Module):
 
 
 class _EncoderLayer(nn.Module):
+    """A layer that adds to its states only what has no mean over the width.
+
+    Its norms, and all that read the states, would take the mean away (Ashkboos et al., SliceGPT,
+    arXiv 2401.15024, section 3.1), so it is taken from the weights, once.
+    """
+
     def __init__(self, layer: WhisperEncoderLayer) -> None:
         super().__init__()
         attention: WhisperAttention = layer.self_attn
-        self.attention_norm = LayerNorm(layer.self_attn_layer_norm)
+        self.attention_norm = LayerNorm(layer.self_attn_layer_norm, centred=True)
         self.attention = Attention(
             attention.q_proj, attention.k_proj, attention.v_proj, attention.num_heads
         )
-        self.out = attention.out_proj
-        self.norm = LayerNorm(layer.final_layer_norm)
-        self.fc1, self.fc2 = layer.fc1, layer.fc2
+        self.out = _centred(attention.out_proj)
+        self.norm = LayerNorm(layer.final_layer_norm, centred=True)
+        self.fc1, self.fc2 = layer.fc1, _centred(layer.fc2)
 
     def forward(self, states: Tensor) -> Tensor:
         normed = self.attention_norm(states)
@@ -104,19 +118,22 @@ class _EncoderLayer(nn.Module):
 
 class _Encoder(nn.Module):
     positions: Tensor
+    mean: Tensor
 
     def __init__(self, encoder: SpeechEncoder) -> None:
         super().__init__()
         self.width = encoder.conv2.out_channels
         self.conv1, self.conv2 = encoder.conv1, encoder.conv2
         self.register_buffer("positions", encoder.embed_positions.weight.detach().clone())
+        self.register_buffer("mean", _mean(self.width))
         self.layers = nn.ModuleList(_EncoderLayer(layer) for layer in encoder.layers)
-        self.norm = LayerNorm(encoder.layer_norm)
+        self.norm = LayerNorm(encoder.layer_norm, centred=True)
 
     def forward(self, mel: Tensor) -> Tensor:
         states = nn.functional.gelu(self.conv2(nn.functional.gelu(self.conv1(mel))))
         states = states.transpose(1, 2).contiguous().view(-1, self.width)
         states = states + self.positions[: mel.shape[2] // 2]
+        states = states - states @ self.mean
         for layer in self.layers:
             states = layer(states)
         normed: Tensor = self.norm(states)
@@ -207,6 +224,20 @@ def _projector(projector: Projector) -> nn.Module:
     return nn.Sequential(
         projector.linear1, projector.relu, projector.linear2, LayerNorm(projector.norm)
     )
+
+
+def _mean(width: int) -> Tensor:
+    """The vector by which a row's product is its mean."""
+    return torch.full((width, 1), 1 / width)
+
+
+@torch.no_grad()
+def _centred(linear: nn.Linear) -> nn.Linear:
+    """The layer whose outputs are this one's less their mean over the width."""
+    centred = nn.Linear(linear.in_features, linear.out_features)
+    centred.weight.copy_(linear.weight - linear.weight.mean(0))
+    centred.bias.copy_(linear.bias - linear.bias.mean())
+    return centred
 
 
 def _scaled(linear: nn.Linear, factor: float) -> nn.Linear:

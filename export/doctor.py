@@ -11,7 +11,7 @@ import itertools
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,13 +20,14 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
+from torch import nn
 
 from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.command import reported
-from esrt.config import ModelConfig
 from esrt.errors import ArtifactError, CheckFailed, EsrtError
 from esrt.frontend import FRAMES_PER_SECOND, HOP, log_mel
-from esrt.manifest import Kind, Manifest, read_manifest
+from esrt.manifest import Kind, Manifest, SplitPoint, read_manifest
+from esrt.model import EdgeModel
 from export import footprint, layers, parity, texts
 from export.graph import DeviceGraph
 from export.inspection import Inspection, counted, problems, share
@@ -42,11 +43,12 @@ class Kit:
     """How to examine one kind of artifact.
 
     ``inspect`` reads what it computes, given a log-mel (128, frames) of the longest input;
-    ``runner`` runs it.
+    ``runner`` runs it; ``graph`` has the layers whose weights it holds.
     """
 
     inspect: Callable[[Path, Manifest, Array], Inspection]
     runner: Callable[[Path, Manifest], parity.Runner]
+    graph: Callable[[EdgeModel, SplitPoint], nn.Module] = DeviceGraph
 
 
 def _onnx() -> Kit:
@@ -57,10 +59,12 @@ def _onnx() -> Kit:
 
 def _executorch() -> Kit:
     from export import inspect_executorch, xnnpack
+    from export.delegable import DelegableGraph
 
     return Kit(
         inspect_executorch.inspect,
         lambda path, manifest: xnnpack.runner(path, longest(manifest)),
+        DelegableGraph,
     )
 
 
@@ -150,11 +154,23 @@ def examine(folder: Path, checkpoint: Checkpoint | None) -> Diagnosis:
     spoken: dict[str, Any] = {}
     if checkpoint is not None:
         run = kit.runner(path, manifest)
-        errors, foreign = _layers(inspection, checkpoint, manifest)
-        if foreign:
-            found.append(f"{len(foreign)} weights are not the checkpoint's: {', '.join(foreign)}.")
-        figures, spoken, failed = _compare(run, checkpoint, manifest)
-        found.extend(failed)
+        lengths = tuple(round(seconds * FRAMES_PER_SECOND) for seconds in manifest.lengths)
+        model = checkpoint.edge_model()
+        model.config = limited(checkpoint.config, lengths)
+        if manifest.precision == "int8":
+            clips = itertools.islice(parity.sample_mels(model.config, lengths), layers.CLIPS)
+            own = kit.graph(model, manifest.split)
+            errors, foreign = _layers(inspection, own, clips, manifest)
+            if foreign:
+                names = ", ".join(foreign)
+                found.append(f"{len(foreign)} weights are not the checkpoint's: {names}.")
+        graph = DeviceGraph(model, manifest.split)
+        figures = parity.measure(graph, run, lengths)
+        spoken = texts.compare(run, graph, checkpoint, lengths)
+        try:
+            parity.check(figures, parity.BOUNDS[manifest.precision])
+        except CheckFailed as error:
+            found.append(error.cause)
     return Diagnosis(
         artifact=str(folder),
         kind=manifest.kind,
@@ -185,45 +201,16 @@ def _speech(frames: int) -> Array:
     return log_mel(np.resize(audio, frames * HOP))
 
 
-def _config(checkpoint: Checkpoint, manifest: Manifest) -> tuple[ModelConfig, tuple[int, ...]]:
-    lengths = tuple(round(seconds * FRAMES_PER_SECOND) for seconds in manifest.lengths)
-    return limited(checkpoint.config, lengths), lengths
-
-
 def _layers(
-    inspection: Inspection, checkpoint: Checkpoint, manifest: Manifest
+    inspection: Inspection, graph: nn.Module, clips: Iterable[Array], manifest: Manifest
 ) -> tuple[dict[str, float], list[str]]:
     """The error that the artifact's own int8 weights cause in each layer, and foreign weights."""
-    if manifest.precision != "int8":
-        return {}, []
-    config, lengths = _config(checkpoint, manifest)
-    model = checkpoint.edge_model()
-    model.config = config
-    graph = DeviceGraph(model, manifest.split)
     weights, foreign = layers.matched(graph, inspection.weights())
-    clips = itertools.islice(parity.sample_mels(config, lengths), layers.CLIPS)
     activations = manifest.quantization.activations if manifest.quantization else "dynamic"
     errors = layers.errors(
         graph, clips, activations, lambda name, weight: weights.get(name, weight)
     )
     return {name: error for name, error in errors.items() if name in weights}, foreign
-
-
-def _compare(
-    run: parity.Runner, checkpoint: Checkpoint, manifest: Manifest
-) -> tuple[dict[str, float], dict[str, Any], list[str]]:
-    """Figures of the features, of the texts, and what is out of bounds."""
-    config, lengths = _config(checkpoint, manifest)
-    model = checkpoint.edge_model()
-    model.config = config
-    graph = DeviceGraph(model, manifest.split)
-    figures = parity.measure(graph, run, lengths)
-    failed = []
-    try:
-        parity.check(figures, parity.BOUNDS[manifest.precision])
-    except CheckFailed as error:
-        failed.append(error.cause)
-    return figures, texts.compare(run, graph, checkpoint, lengths), failed
 
 
 def report(console: Console, diagnosis: Diagnosis) -> None:

@@ -158,7 +158,7 @@ def matched(
     """Which layers of a graph the weights of an artifact are.
 
     Artifacts do not keep names, so a layer is the one of the same shape whose weights point in
-    the same direction; a factor (attention's, folded into the queries) is taken out.
+    the same direction.
 
     Returns:
         The weights by layer, and the artifact's names of those that are no layer's.
@@ -176,9 +176,7 @@ def matched(
         if best is None or _cosine(layers[best], weight) < _SAME:
             foreign.append(where)
             continue
-        original = layers[best]
-        factor = float((weight * original).sum() / original.square().sum())
-        found[best] = weight / factor
+        found[best] = weight
     return found, foreign
 
 

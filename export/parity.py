@@ -19,6 +19,9 @@ from export.graph import DeviceGraph
 Array = NDArray[np.float32]
 Runner = Callable[[Array], Array]
 
+# So much speech is compared: all bundled clips, or four of them where each is padded to 30 s.
+_ENOUGH_SECONDS = 120
+
 SAMPLES = Path(__file__).resolve().parent.parent / "models" / "esrt-nano" / "samples"
 
 
@@ -41,9 +44,11 @@ BOUNDS: dict[Precision, Bounds] = {
 def sample_mels(
     config: ModelConfig, lengths: Sequence[int] = (), folder: Path = SAMPLES
 ) -> Iterator[Array]:
-    """The log-mels of the bundled clips, as this model takes them: (128, frames) each.
+    """The log-mels of the bundled clips, cut to the longest that this model takes: (128, frames).
 
-    With ``lengths`` (frames, rising) a clip is padded to the next of them, or cut to the last.
+    The last is the one that completes two minutes, so that large padded models are compared in
+    minutes too. With ``lengths`` (frames, rising) a clip is padded to the next of them, or cut to
+    the last.
 
     Raises:
         CheckpointError: the clips are missing.
@@ -54,15 +59,20 @@ def sample_mels(
             f"No speech to measure parity on: {index} is missing.",
             "Write it: python -m training.corpus samples.",
         )
+    frames = 0
     for row in json.loads(index.read_text("utf-8")):
         audio = read_audio(row["file"], folder)
-        yield frontend.features(
+        mel = frontend.features(
             audio,
             frame_multiple=config.frame_multiple,
             padded_seconds=_padded_seconds(len(audio), lengths)
             if lengths
             else config.padded_seconds,
         )
+        yield np.ascontiguousarray(mel[:, : config.max_frames])
+        frames += mel.shape[1]
+        if frames >= _ENOUGH_SECONDS * frontend.FRAMES_PER_SECOND:
+            return
 
 
 def read_audio(name: str, folder: Path = SAMPLES) -> Array:

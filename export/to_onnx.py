@@ -36,6 +36,8 @@ from export.progress import step
 from export.target import Activations, Lowered, Precision, Settings, Target, export
 
 FLOAT = onnx.TensorProto.FLOAT
+# Protobuf's limit on one message, less what a graph is beside its weights.
+_ONE_FILE_BYTES = 2**31 - 2**26
 # Where torch's exporter writes the modules that a node comes from.
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -61,9 +63,12 @@ def _lower(model: EdgeModel, settings: Settings, path: Path) -> Lowered:
     )
     if exported is None:
         raise CheckFailed("The ONNX exporter returned nothing.", "See its messages above.")
-    exported.save(str(path))
+    large = sum(weight.nbytes for weight in graph.parameters()) > _ONE_FILE_BYTES
+    exported.save(str(path), external_data=large)
     if settings.precision is Precision.FP16:
-        onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), path)
+        half = convert_float_to_float16(str(path), keep_io_types=True)
+        _data_of(path).unlink(missing_ok=True)
+        onnx.save(half, path)
     if settings.precision is Precision.INT8:
         step("quantizing")
         static = settings.activations is Activations.STATIC
@@ -81,7 +86,14 @@ def _quantize(path: Path, mels: Iterable[parity.Array] | None, kept: Collection[
         kept: the linear layers, by name, to leave in floating point.
     """
     prepared = path.with_suffix(".prepared.onnx")
-    quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+    quant_pre_process(
+        str(path),
+        str(prepared),
+        skip_symbolic_shape=True,
+        save_as_external_data=_data_of(path).exists(),
+        all_tensors_to_one_file=True,
+        external_data_location=_data_of(prepared).name,
+    )
     linear = _linear_layers(path, prepared)
     lost = sorted(set(kept) - set(linear.values()))
     if lost:
@@ -108,7 +120,8 @@ def _quantize(path: Path, mels: Iterable[parity.Array] | None, kept: Collection[
             extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
             **shared,
         )
-    prepared.unlink()
+    for passed in (prepared, _data_of(prepared), _data_of(path)):
+        passed.unlink(missing_ok=True)
     graph = onnx.load(path).graph
     held = {tensor.name for tensor in graph.initializer if tensor.data_type == FLOAT}
     floating = [
@@ -122,6 +135,11 @@ def _quantize(path: Path, mels: Iterable[parity.Array] | None, kept: Collection[
             f" of {len(kept)}.",
             "Nothing was written; check the onnxruntime version against the lock.",
         )
+
+
+def _data_of(path: Path) -> Path:
+    """Where the weights of a graph lie that is too large for one file."""
+    return path.with_name(f"{path.name}.data")
 
 
 class _Speech(CalibrationDataReader):  # type: ignore[misc]
@@ -144,11 +162,11 @@ def _linear_layers(traced: Path, prepared: Path) -> dict[str, str]:
     """
     layer_of = {
         node.name: _innermost(entry.value)
-        for node in onnx.load(traced).graph.node
+        for node in onnx.load(traced, load_external_data=False).graph.node
         for entry in node.metadata_props
         if entry.key == _SCOPES
     }
-    graph = onnx.load(prepared).graph
+    graph = onnx.load(prepared, load_external_data=False).graph
     weights = {tensor.name for tensor in graph.initializer}
     return {
         node.name: layer_of.get(node.name.split("/")[0], "")

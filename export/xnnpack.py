@@ -17,6 +17,8 @@ from executorch.runtime import Runtime
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Node
+from torch.fx.passes.infra.partitioner import Partition
+from torch.fx.passes.utils.fuser_utils import validate_partition
 from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
@@ -81,9 +83,23 @@ def _module(node: Node) -> str:
     return name.removeprefix("L['self'].")
 
 
+class Partitioner(XnnpackPartitioner):  # type: ignore[misc]
+    """XNNPACK's, but with one subgraph where nothing that stays outside lies between several.
+
+    Its own search ends with a new one after each group of linear layers that share an input; what
+    crosses a border is copied.
+    """
+
+    def generate_partitions(self, ep: ExportedProgram) -> list[Partition]:
+        """The subgraphs, as the base class finds them, or their union."""
+        partitions: list[Partition] = super().generate_partitions(ep)
+        nodes = [node for partition in partitions for node in partition.nodes]
+        return [Partition(id=0, nodes=nodes)] if validate_partition(nodes) else partitions
+
+
 def lower(program: ExportedProgram) -> EdgeProgramManager:
     """Hand to XNNPACK what it takes."""
-    return to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    return to_edge_transform_and_lower(program, partitioner=[Partitioner()])
 
 
 def runner(path: Path, max_frames: int) -> parity.Runner:

@@ -159,8 +159,9 @@ class Run:
             if self.seconds - saved > SAVE_EVERY_SECONDS or self.done >= 1:
                 saved = self.seconds
                 self.save()
-                row = {"step": self.step, "seconds": round(self.seconds), "tasks": tasks}
-                self._log({**row, "rate": round(rate, 1), **mean, **self.validate(validation)})
+                if self.accelerator.is_main_process:  # the others wait at their next step
+                    row = {"step": self.step, "seconds": round(self.seconds), "tasks": tasks}
+                    self._log({**row, "rate": round(rate, 1), **mean, **self.validate(validation)})
 
     def _count(self, seconds: float) -> None:
         """Add to the time that is spent, by the main process's clock."""
@@ -168,9 +169,8 @@ class Run:
         self.seconds += float(broadcast(spent)) if self.accelerator.num_processes > 1 else seconds
 
     def _log(self, row: dict[str, object]) -> None:
-        if self.accelerator.is_main_process:
-            with (self.folder / LOG_FILE).open("a") as log:
-                log.write(json.dumps(row) + "\n")
+        with (self.folder / LOG_FILE).open("a") as log:
+            log.write(json.dumps(row) + "\n")
 
 
 def main(

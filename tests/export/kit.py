@@ -5,6 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from esrt.model import EdgeModel
+from export.xnnpack import Partitioner
 
 Array = NDArray[np.float32]
 
@@ -22,3 +23,11 @@ def expected(model: EdgeModel, values: Array) -> Array:
 
 def cosines(a: Array, b: Array) -> Array:
     return np.asarray((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1))
+
+
+def all_but_linear() -> Partitioner:
+    """In the place of XNNPACK's partitioner: leaves linear layers to portable kernels."""
+    partitioner = Partitioner()
+    for name in ("linear.default", "addmm.default"):
+        del partitioner.target_partitioner_configs[name]
+    return partitioner

@@ -45,8 +45,11 @@ _COUNTS = (*range(3, 21), *range(30, 100, 10))
 _QUARTERS = (15, 30, 45)
 _YEARS = range(2020, 2030)
 
-# In how many training sentences a word must occur to be asked for in a held-out one.
+# In how many distinct training sentences a word must occur to be asked for in a held-out one.
 _KNOWN = 3
+# Training goes on with sentences that hold a word met less often, among so many more drawn.
+_OFTEN = 20
+_MORE = 20_000
 
 Texts = dict[str, str]
 
@@ -246,7 +249,10 @@ def sentences(random: Random) -> Iterator[Sentence]:
 
 
 def split(seed: int, held_out: dict[str, int], train: int) -> dict[str, list[Sentence]]:
-    """Distinct sentences for each split.
+    """Sentences for each split, ``train`` being the number of training sentences drawn freely.
+
+    To these come sentences for the words that are still rare, such as the name of an ailment that
+    only a few templates can hold; they may repeat earlier ones, for other voices to say.
 
     Held-out sentences are new combinations of known words: no text of one occurs in another split,
     in any language, but each of its words does, in several training sentences. They are set aside
@@ -268,9 +274,18 @@ def split(seed: int, held_out: dict[str, int], train: int) -> dict[str, list[Sen
     reserved = {name: list(islice(draw(fixed), count)) for name, count in held_out.items()}
     training = list(islice(draw(set()), train))
     counts = Counter(word for sentence in training for word in _words(sentence))
+    held = {key for group in reserved.values() for each in group for key in each.texts.items()}
+    for sentence in islice(stream, _MORE):
+        keys, words = set(sentence.texts.items()), _words(sentence)
+        if not keys & held and min(counts[word] for word in words) < _OFTEN:
+            training.append(sentence)
+            counts.update(words)
+            seen.update(keys)
+    distinct = {sentence.texts["eng"]: sentence for sentence in training}.values()
+    sources = Counter(word for sentence in distinct for word in _words(sentence))
 
     def known(sentence: Sentence) -> bool:
-        return all(counts[word] >= _KNOWN for word in _words(sentence))
+        return all(sources[word] >= _KNOWN for word in _words(sentence))
 
     return {
         name: list(islice(filter(known, chain(reserved[name], draw(fixed))), count))

@@ -1,0 +1,142 @@
+"""The exports of the largest model: ``python -m benchmarks.full_size --json FILE``.
+
+Each export is the command that people type, in a process of its own whose time and peak memory are
+taken; what it wrote is then loaded and run on 30 s of speech. Prints the table as Markdown.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from benchmarks.encode import speech
+from edge_runtime.backends import open_backend
+from esrt.command import reported
+from esrt.config import named_config
+from esrt.errors import CheckFailed
+from esrt.manifest import Kind, read_manifest
+from esrt.record import Bar, Record
+from export.footprint import peak_bytes
+from export.target import Precision
+
+SCRIPTS: dict[Kind, str] = {
+    "executorch": "export/to_executorch.py",
+    "onnx": "export/to_onnx.py",
+    "coreml": "export/to_coreml.py",
+}
+TOOLS = ("torch", "executorch", "onnxruntime", "coremltools")
+PTE_MB, MEMORY_GB = 750, 24
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def measure(
+    kind: Kind, model: str, precision: Precision, folder: Path, threads: int, rounds: int
+) -> dict[str, Any]:
+    """Export, load and run one artifact: the row of the table.
+
+    Raises:
+        CheckFailed: the export failed; its own message says why.
+    """
+    out = folder / f"{model}-{kind}-{precision}"
+    seconds, memory = timed(
+        [
+            *(sys.executable, SCRIPTS[kind], "--checkpoint", f"random:{model}"),
+            *("--precision", precision.value, "--out", str(out)),
+        ]
+    )
+    manifest = read_manifest(out)
+    row: dict[str, Any] = {
+        "kind": kind,
+        "precision": precision.value,
+        "export_s": round(seconds),
+        "export_peak_gb": round(memory / 1e9, 1),
+        "size_mb": round(sum((out / name).stat().st_size for name in manifest.files) / 1e6, 1),
+        "cosine_min": manifest.parity["cosine_min"],
+        "latency_s": None,
+        "run_peak_gb": None,
+    }
+    if kind != "coreml":  # which only Apple's systems run
+        config = named_config(model)
+        row["latency_s"] = round(latency(out, model, threads, rounds), 2)
+        peak = peak_bytes(kind, out / manifest.entry, config.max_frames)
+        row["run_peak_gb"] = peak and round(peak / 1e9, 2)
+    return row
+
+
+def timed(command: Sequence[str]) -> tuple[float, int]:
+    """Seconds and peak resident bytes of a command, which is run in the repository.
+
+    Raises:
+        CheckFailed: it did not end well.
+    """
+    started = time.monotonic()
+    process = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise CheckFailed(
+            f"{' '.join(command[1:])} ended with {process.returncode}.", "Its message is above."
+        )
+    return time.monotonic() - started, 1024 * usage.ru_maxrss
+
+
+def latency(artifact: Path, model: str, threads: int, rounds: int) -> float:
+    """Median seconds of one run on the longest input, after one that is not timed."""
+    backend, config = open_backend(artifact, threads=threads), named_config(model)
+    mel = speech(config, config.max_seconds)
+    backend.encode(mel)
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        backend.encode(mel)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def bars(rows: Sequence[dict[str, Any]]) -> list[Bar]:
+    """Size of the int8 program, and whether all exports fit the machine that they are made for."""
+    sizes = {(row["kind"], row["precision"]): row["size_mb"] for row in rows}
+    found = [Bar("export_peak_gb", max(row["export_peak_gb"] for row in rows), MEMORY_GB)]
+    if ("executorch", "int8") in sizes:
+        found.append(Bar("pte_int8_mb", sizes["executorch", "int8"], PTE_MB))
+    return found
+
+
+def main(
+    json_file: Annotated[Path, typer.Option("--json", help="Write the figures here.")],
+    model: Annotated[str, typer.Option(help="A configuration of esrt/config.py.")] = "esrt-4b",
+    precision: Annotated[list[Precision] | None, typer.Option(help="May be repeated.")] = None,
+    folder: Annotated[Path, typer.Option(help="For the artifacts.")] = Path("build/full-size"),
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+) -> None:
+    """Export a model of random weights to every target, and measure."""
+    rows = []
+    for precision_of in precision or [Precision.INT8]:
+        for kind in SCRIPTS:
+            with Console(stderr=True).status(f"{kind} {precision_of}"):
+                rows.append(measure(kind, model, precision_of, folder, threads, rounds))
+    settings = {"model": model, "threads": threads, "rounds": rounds}
+    record = Record(settings=settings, rows=rows, bars=bars(rows), tools=TOOLS)
+    record.write(json_file)
+    print("| " + " | ".join(rows[0]) + " |")
+    print("|---" * len(rows[0]) + "|")
+    for row in rows:
+        values = ("not run" if value is None else str(value) for value in row.values())
+        print("| " + " | ".join(values) + " |")
+    for bar in record.bars:
+        print(
+            f"{bar.name} {bar.value:g}, bound {bar.bound:g}: {'holds' if bar.holds else 'misses'}"
+        )
+
+
+if __name__ == "__main__":
+    with reported():
+        typer.run(main)
