@@ -101,7 +101,12 @@ def _quantize(path: Path, mels: Iterable[parity.Array] | None, kept: Collection[
             f"The graph's nodes do not tell which are {', '.join(lost)}.",
             "Nothing was written; check the torch version against the lock.",
         )
-    chosen = [node for node, layer in linear.items() if layer not in kept]
+    chosen = [
+        name
+        for node, layer in linear.items()
+        if layer not in kept
+        for name in (node, f"{node}_MatMul")  # which onnxruntime makes of a Gemm first
+    ]
     shared: dict[str, Any] = {
         "op_types_to_quantize": ["MatMul", "Gemm"],
         "nodes_to_quantize": chosen,

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import torch
 
-from esrt.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
+from esrt.checkpoint import Checkpoint, open_checkpoint, random_checkpoint, save_checkpoint
 from esrt.errors import ArtifactError, CheckFailed
 from esrt.manifest import Manifest, read_manifest
 from esrt.model import EdgeModel
@@ -23,6 +23,7 @@ from export.graph import DeviceGraph
 from export.target import Activations, export
 from export.to_onnx import TARGET, Precision, export_onnx
 from tests.export.kit import Array, cosines, expected, mel
+from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[2]
 PRECISIONS = ["fp32", "int8"]
@@ -395,6 +396,18 @@ def test_fixed_ranges_come_from_speech(
     assert "DynamicQuantizeLinear" not in {node.op_type for node in graph.node}
     clip = next(parity.sample_mels(model.config))[None, :, : model.config.max_frames]
     assert cosines(run(out, clip), expected(model, clip)).min() > 0.97
+
+
+def test_int8_reaches_the_layers_of_a_padded_model(tmp_path: Path) -> None:
+    """A fixed length makes Gemm nodes of linear layers, and onnxruntime rewrites those first."""
+    q_former = dataclasses.replace(TINY.q_former, queries=5, stride=None, overlap=0)
+    config = dataclasses.replace(TINY, q_former=q_former, padded=True)
+    out = tmp_path / "padded"
+    export(TARGET, random_checkpoint(config), out, Precision.INT8, "qformer")
+    graph = onnx.load(out / "model.onnx").graph
+    assert not _constant_float_products(graph)
+    integer = [node for node in graph.node if node.op_type == "MatMulInteger"]
+    assert len(integer) >= 6  # of the encoder's one layer alone
 
 
 @pytest.mark.parametrize("precision", Precision)
