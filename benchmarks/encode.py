@@ -201,7 +201,7 @@ def plot(times: dict[str, dict[str, float]], path: Path) -> None:
         bars_drawn = axes.barh(list(ms), list(ms.values()))
         axes.bar_label(bars_drawn, fmt="%.1f", padding=2)
         axes.invert_yaxis()
-        axes.margins(x=0.18)
+        axes.margins(x=0.3)
         axes.set_title(case)
         axes.set_xlabel("ms")
     figure.tight_layout()
