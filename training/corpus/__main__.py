@@ -19,7 +19,7 @@ Out = Annotated[Path, typer.Option(help="Folder to write.")]
 
 @app.command("build")
 def build_command(out: Out = CORPUS) -> None:
-    """Speak all splits (about five minutes on two cores)."""
+    """Speak all splits (under ten minutes on two cores)."""
     for name in ("test", "validation", "train"):
         build(out, name)
 
