@@ -405,7 +405,6 @@ def test_int8_reaches_the_layers_of_a_padded_model(tmp_path: Path) -> None:
     out = tmp_path / "padded"
     export(TARGET, random_checkpoint(config), out, Precision.INT8, "qformer")
     graph = onnx.load(out / "model.onnx").graph
-    assert not _constant_float_products(graph)
     integer = [node for node in graph.node if node.op_type == "MatMulInteger"]
     assert len(integer) >= 6  # of the encoder's one layer alone
 
