@@ -250,7 +250,7 @@ def test_bad_languages(
         ["translat"],
         ["translate"],
         ["translate", "a.wav", "--from", "eng"],
-        ["translate", "a.wav", *ENG_DEU, "--codec", "int4"],
+        ["translate", "a.wav", *ENG_DEU, "--codec", "int2"],
         ["translate", "a.wav", *ENG_DEU, "--threads", "0"],
         ["encode", "a.wav", "--output", "b"],
     ],
