@@ -5,18 +5,18 @@ taken; what it wrote is then loaded and run on 30 s of speech. Prints the table 
 """
 
 import os
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from benchmarks.encode import speech
+from benchmarks.encode import medians, speech
 from edge_runtime.backends import open_backend
 from esrt.command import reported
 from esrt.config import named_config
@@ -88,16 +88,10 @@ def timed(command: Sequence[str]) -> tuple[float, int]:
 
 
 def latency(artifact: Path, model: str, threads: int, rounds: int) -> float:
-    """Median seconds of one run on the longest input, after one that is not timed."""
+    """Median seconds of one run on the longest input."""
     backend, config = open_backend(artifact, threads=threads), named_config(model)
-    mel = speech(config, config.max_seconds)
-    backend.encode(mel)
-    times = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        backend.encode(mel)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    run = partial(backend.encode, speech(config, config.max_seconds))
+    return medians({"run": run}, rounds)["run"] / 1000
 
 
 def bars(rows: Sequence[dict[str, Any]]) -> list[Bar]:
@@ -132,9 +126,7 @@ def main(
         values = ("not run" if value is None else str(value) for value in row.values())
         print("| " + " | ".join(values) + " |")
     for bar in record.bars:
-        print(
-            f"{bar.name} {bar.value:g}, bound {bar.bound:g}: {'holds' if bar.holds else 'misses'}"
-        )
+        print(bar)
 
 
 if __name__ == "__main__":

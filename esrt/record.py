@@ -25,6 +25,11 @@ class Bar:
         """Whether the figure is within its bound; a NaN is not."""
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
+    def __str__(self) -> str:
+        """One line for the report."""
+        verdict = "holds" if self.holds else "misses"
+        return f"{self.name} {self.value:.3f}, bound {self.bound:g}: {verdict}"
+
 
 @dataclass(frozen=True)
 class Record:

@@ -55,6 +55,6 @@ def _downloaded(name: str) -> Path:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
             f"{name} is neither a folder here nor could it be downloaded from Hugging Face:"
-            f" {reason[:300]}.",
+            f" {reason[:300].rstrip('.')}.",
             "Check the name and the connection, or download it yourself and name the folder.",
         ) from error

@@ -138,10 +138,19 @@ def test_fp16_round_trip_is_within_half_a_unit(features: Array) -> None:
     assert (np.abs(decoded - features) <= bound).all()
 
 
-@pytest.mark.parametrize(("codec", "steps"), [("int8", 127), ("int4", 7)])
 @many
-@given(features=st.one_of(arrays(65504 * 7), arrays(1), arrays(1e-4)))
-def test_integer_round_trip_is_within_half_a_step(codec: str, steps: int, features: Array) -> None:
+@given(st.one_of(arrays(65504 * 127), arrays(1), arrays(1e-4)))
+def test_int8_round_trip_is_within_half_a_step(features: Array) -> None:
+    assert_within_half_a_step(features, "int8", 127)
+
+
+@many
+@given(st.one_of(arrays(65504 * 7), arrays(1), arrays(1e-4)))
+def test_int4_round_trip_is_within_half_a_step(features: Array) -> None:
+    assert_within_half_a_step(features, "int4", 7)
+
+
+def assert_within_half_a_step(features: Array, codec: str, steps: int) -> None:
     decoded = wire.decode(make(features, codec)).features.astype(np.float64)
     largest = np.abs(features.astype(np.float64)).max(axis=1, keepdims=True)
     step = (largest / np.float32(steps)).astype(np.float16).astype(np.float64)

@@ -19,7 +19,7 @@ def lively(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     said; a graph that ignored its input would pass.
     """
     checkpoint = tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "lively")
-    random = torch.Generator().manual_seed(5)
+    random = torch.Generator().manual_seed(27)
     weights = {
         name: torch.randn(tensor.shape, generator=random) * tensor[0].numel() ** -0.5
         if tensor.dim() > 1 and "embed_positions" not in name

@@ -85,7 +85,7 @@ def test_every_length_is_torchs(
 
 def test_features_follow_the_speech(artifacts: Callable[[str], Path]) -> None:
     run = runner(opened(artifacts("int8")))
-    assert (run(mel(160)) - run(mel(160, seed=1))).std() > 0.05
+    assert (run(mel(160)) - run(mel(160, seed=1))).std() > 0.1
 
 
 @pytest.mark.parametrize("frames", [0, 4, 408])

@@ -119,7 +119,7 @@ def test_shapes_follow_the_length(artifact: Path) -> None:
 
 def test_features_follow_the_speech(artifact: Path) -> None:
     run = runner(artifact)
-    assert (run(mel(160)) - run(mel(160, seed=1))).std() > 0.05
+    assert (run(mel(160)) - run(mel(160, seed=1))).std() > 0.1
 
 
 def test_fp32_equals_torch(fp32: tuple[Path, Exported], model: EdgeModel) -> None:

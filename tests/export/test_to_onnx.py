@@ -89,7 +89,7 @@ def test_shapes_follow_the_length(artifact: Path) -> None:
 
 
 def test_features_follow_the_speech(artifact: Path) -> None:
-    assert (run(artifact, mel(160)) - run(artifact, mel(160, seed=1))).std() > 0.05
+    assert (run(artifact, mel(160)) - run(artifact, mel(160, seed=1))).std() > 0.1
 
 
 def test_fp32_equals_torch_at_lengths_that_were_not_traced(fp32: Path, model: EdgeModel) -> None:
@@ -406,7 +406,9 @@ def test_int8_reaches_the_layers_of_a_padded_model(tmp_path: Path) -> None:
     export(TARGET, random_checkpoint(config), out, Precision.INT8, "qformer")
     graph = onnx.load(out / "model.onnx").graph
     integer = [node for node in graph.node if node.op_type == "MatMulInteger"]
-    assert len(integer) >= 6  # of the encoder's one layer alone
+    # Six in the encoder's layer; in the Q-Former's all that hangs on the speech: k, v and out of
+    # the second attention and two of the feed-forward.
+    assert len(integer) == 11
 
 
 @pytest.mark.parametrize("precision", Precision)

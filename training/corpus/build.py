@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Collection
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
@@ -70,7 +71,12 @@ class Corpus:
 
 def sentences(name: str) -> list[Sentence]:
     """The sentences of a split: ``train``, ``validation`` or ``test``."""
-    return split(SEED, HELD_OUT_SENTENCES, TRAIN_SENTENCES)[name]
+    return _splits()[name]
+
+
+@cache
+def _splits() -> dict[str, list[Sentence]]:
+    return split(SEED, HELD_OUT_SENTENCES, TRAIN_SENTENCES)
 
 
 def utterances(name: str) -> list[tuple[Sentence, list[Utterance]]]:
