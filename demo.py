@@ -25,7 +25,8 @@ from esrt.command import reported
 from esrt.config import ModelConfig
 from esrt.errors import ArtifactError, LanguageError, ServerError
 from esrt.languages import direction
-from esrt.manifest import read_manifest
+from esrt.manifest import read_manifest, sha256
+from esrt.wire import STATISTICS_FILE
 
 CHECKPOINT = Path("models/esrt-nano")
 ARTIFACT = Path("build/artifacts/esrt-nano-onnx-int8")
@@ -79,12 +80,20 @@ def wait_until_ready(process: subprocess.Popen[bytes], http: httpx.Client) -> st
     raise ServerError(f"No gateway after {READY_SECONDS} seconds.", f"See {GATEWAY_LOG}.")
 
 
-def fingerprint_of_artifact() -> str | None:
-    """The artifact's fingerprint, or ``None`` where there is no sound artifact."""
+def artifact_fits(served: str | None = None) -> bool:
+    """Whether there is a sound artifact with the codec's statistics of the checkpoint.
+
+    With ``served`` its fingerprint must be that, too.
+    """
     try:
-        return read_manifest(ARTIFACT).fingerprint
+        manifest = read_manifest(ARTIFACT)
     except ArtifactError:
-        return None
+        return False
+    statistics = sha256(CHECKPOINT / STATISTICS_FILE)
+    return manifest.files.get(STATISTICS_FILE) == statistics and served in (
+        None,
+        manifest.fingerprint,
+    )
 
 
 def export() -> None:
@@ -126,13 +135,13 @@ def main(
     os.chdir(Path(__file__).parent)
     check(file, source, target)
     with gateway(engine) as process, httpx.Client(trust_env=False) as http:
-        if fingerprint_of_artifact() is None:
+        if not artifact_fits():
             export()
         console = Console(stderr=True, highlight=False)
         with console.status(f"waiting for the {engine} engine to load"):
             server = wait_until_ready(process, http)
         served = http.get(f"{server}/v1/models").json()["models"][0]["fingerprint"]
-        if fingerprint_of_artifact() != served:
+        if not artifact_fits(served):
             export()
         command = [sys.executable, "-m", "edge_runtime", "translate", str(file)]
         command += ["--from", source, "--to", target]

@@ -19,7 +19,7 @@ from esrt.errors import (
     RequestError,
     UploadTimeout,
 )
-from esrt.wire import MAX_PACKET_BYTES, MEDIA_TYPE, Packet, Split, decode
+from esrt.wire import MAX_PACKET_BYTES, MEDIA_TYPE, Codec, Packet, Split, decode
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,15 @@ class Admission:
     def __init__(self, checkpoint: Checkpoint, settings: Settings) -> None:
         self._checkpoint = checkpoint
         self._projector = checkpoint.projector()
+        self._statistics = checkpoint.statistics()
         # Beyond this a value would become infinite in the decoder's precision.
         self._bound = torch.finfo(getattr(torch, settings.dtype)).max
+
+    @property
+    def codecs(self) -> list[Codec]:
+        """Those whose packets can be read."""
+        learned = self._statistics.rungs if self._statistics else {}
+        return [codec for codec in Codec if not codec.learned or codec in learned]
 
     def admit(self, body: bytes) -> Admitted:
         """Decode, check and project; takes milliseconds, so it belongs in a worker thread.
@@ -98,11 +105,11 @@ class Admission:
         Raises:
             PacketError: the bytes are no packet.
             PacketTooLarge: the packet is beyond the limits of the wire format.
-            FingerprintMismatch: another model made it.
+            FingerprintMismatch: another model made it, or a codec of other statistics.
             PacketContentError: this model cannot take its features.
         """
         begin = time.perf_counter()
-        packet = decode(body)
+        packet = decode(body, self._statistics)
         decoded = time.perf_counter()
         self._check(packet)
         embeddings, project_ms = packet.features, 0.0

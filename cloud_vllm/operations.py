@@ -40,7 +40,7 @@ from cloud_vllm.translation import EventStream, Job, answers, events, together, 
 from esrt.checkpoint import Checkpoint
 from esrt.errors import EngineFailed, EsrtError, LanguageError, NotReady
 from esrt.languages import LANGUAGES, Language, direction
-from esrt.wire import MAX_PACKET_BYTES, Codec, Split
+from esrt.wire import MAX_PACKET_BYTES, Split
 
 EVENTS = EventStream.media_type
 
@@ -108,7 +108,7 @@ class Operations:
             max_tokens=config.max_tokens,
             max_seconds=config.max_seconds,
             max_packet_bytes=MAX_PACKET_BYTES,
-            codecs=[codec.value for codec in Codec],
+            codecs=[codec.value for codec in self._admission.codecs],
             languages=[
                 LanguageInfo(code=code, name=LANGUAGES[code].name, endonym=LANGUAGES[code].endonym)
                 for code in config.languages

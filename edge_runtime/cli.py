@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 from edge_runtime.audio import Audio, read_audio
 from edge_runtime.backends import DEFAULT_THREADS, open_backend
 from edge_runtime.client import API_KEY_VARIABLE, Client, Done
-from edge_runtime.encoder import Encoded, encode_audio
+from edge_runtime.encoder import Encoded, encode_audio, statistics_of
 from edge_runtime.problems import printable
 from edge_runtime.report import LivePrinter, cautions, figures, print_figures
 from esrt.errors import EsrtError, LanguageError
@@ -37,7 +37,14 @@ app = typer.Typer(
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="Audio in any common format.")]
 ArtifactOption = Annotated[Path, typer.Option("--artifact", help="Folder of the encoder.")]
-CodecOption = Annotated[Codec, typer.Option("--codec", help="How the packet holds features.")]
+CodecOption = Annotated[
+    Codec | None,
+    typer.Option(
+        "--codec",
+        help="How the packet holds features.",
+        show_default="klt where the artifact has its statistics, else int8",
+    ),
+]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of the encoder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 
@@ -49,7 +56,7 @@ def translate(
     target: Annotated[str, typer.Option("--to", metavar="LANG", help="Language to write.")],
     server: Annotated[str, typer.Option("--server", help="The gateway.")] = DEFAULT_SERVER,
     artifact: ArtifactOption = DEFAULT_ARTIFACT,
-    codec: CodecOption = Codec.INT8,
+    codec: CodecOption = None,
     threads: ThreadsOption = DEFAULT_THREADS,
     stream: Annotated[
         bool, typer.Option("--stream/--no-stream", help="Show text as it is decoded.")
@@ -80,7 +87,7 @@ def encode(
     file: File,
     out: Annotated[Path, typer.Option("--out", help="Where to write the packet.")],
     artifact: ArtifactOption = DEFAULT_ARTIFACT,
-    codec: CodecOption = Codec.INT8,
+    codec: CodecOption = None,
     threads: ThreadsOption = DEFAULT_THREADS,
     as_json: JsonOption = False,
 ) -> None:
@@ -126,11 +133,12 @@ def _check_languages(manifest: Manifest, languages: tuple[Language, Language]) -
 
 
 def _encode(
-    file: Path, artifact: Path, manifest: Manifest, codec: Codec, threads: int
+    file: Path, artifact: Path, manifest: Manifest, codec: Codec | None, threads: int
 ) -> tuple[Audio, Encoded]:
     """Audio first: it is refused in milliseconds, while a large encoder loads for seconds."""
     audio = read_audio(file, manifest.front_end)
-    return audio, encode_audio(audio, open_backend(artifact, threads=threads), codec)
+    backend, statistics = open_backend(artifact, threads=threads), statistics_of(artifact, manifest)
+    return audio, encode_audio(audio, backend, codec, statistics)
 
 
 def _translate(

@@ -3,6 +3,7 @@
 To add a target: a file beside to_onnx.py with a `Target`.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,6 +13,7 @@ from esrt.checkpoint import Checkpoint
 from esrt.errors import ArtifactError
 from esrt.manifest import Kind, Manifest, Quantization, SplitPoint
 from esrt.model import EdgeModel
+from esrt.wire import STATISTICS_FILE
 from export import parity
 from export.artifact import artifact_folder, describe
 from export.graph import DeviceGraph
@@ -144,6 +146,9 @@ def export(
         step("comparing with torch")
         figures = parity.measure(DeviceGraph(model, split), lowered.run, lengths)
         parity.check(figures, parity.BOUNDS[precision.value])
+        statistics = checkpoint.statistics()
+        if statistics is not None and statistics.split == split:
+            shutil.copyfile(checkpoint.folder / STATISTICS_FILE, folder / STATISTICS_FILE)
         manifest = describe(
             checkpoint,
             model.config,

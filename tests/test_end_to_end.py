@@ -19,13 +19,13 @@ from transformers import AutoTokenizer, Gemma3ForCausalLM
 from edge_runtime.audio import read_audio
 from edge_runtime.backends import Backend, open_backend
 from edge_runtime.client import Client, Done
-from edge_runtime.encoder import encode_audio
+from edge_runtime.encoder import encode_audio, statistics_of
 from esrt import frontend
 from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.languages import direction
 from esrt.model import generate_greedy
 from esrt.prompt import separator, split_target
-from esrt.wire import Codec
+from esrt.wire import Codec, Statistics
 
 pytestmark = pytest.mark.vllm
 
@@ -109,8 +109,15 @@ def unsplit(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     return answers
 
 
-def translate(server: str, backend: Backend, clip: dict[str, Any], codec: Codec) -> Done:
-    packet = encode_audio(read_audio(SAMPLES / clip["file"]), backend, codec).packet
+def translate(
+    server: str,
+    backend: Backend,
+    clip: dict[str, Any],
+    codec: Codec,
+    statistics: Statistics | None = None,
+) -> Done:
+    audio = read_audio(SAMPLES / clip["file"])
+    packet = encode_audio(audio, backend, codec, statistics).packet
     with Client(server) as client:
         events = list(client.stream(packet, *direction(clip["language"], target_of(clip))))
     done = events.pop()
@@ -130,10 +137,15 @@ def test_split_equals_unsplit(
     assert [(done.transcript, done.translation) for done in found] == unsplit
 
 
-def test_held_out_speech_comes_out_right(server: str, backend: Backend) -> None:
-    """The bundled model's promise, on the smallest packets that are offered."""
+@pytest.mark.parametrize("codec", [Codec.INT8, Codec.KLT])
+def test_held_out_speech_comes_out_right(
+    server: str, backend: Backend, artifact: Path, codec: Codec
+) -> None:
+    """The bundled model's promise, on what is sent by default, with statistics and without."""
+    statistics = statistics_of(artifact, backend.manifest)
     right = sum(
-        translate(server, backend, clip, Codec.INT8).translation == clip["texts"][target_of(clip)]
+        translate(server, backend, clip, codec, statistics).translation
+        == clip["texts"][target_of(clip)]
         for clip in CLIPS
     )
     assert right >= 0.75 * len(CLIPS)
@@ -155,7 +167,8 @@ def test_command_line(server: str, artifact: Path) -> None:
     assert (
         answer["fingerprint"] == json.loads((artifact / "manifest.json").read_text())["fingerprint"]
     )
-    assert answer["packet"]["times_smaller"] > 8
+    assert answer["packet"]["codec"] == "klt"
+    assert answer["packet"]["times_smaller"] > 64
     assert list(answer["ms"]) == ["log_mel", "encode", "pack", "network", "first_token", "done"]
     assert all(value > 0 for value in answer["ms"].values())
 

@@ -1,5 +1,6 @@
 """Audio to packet, with any backend."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,10 @@ import pytest
 
 from edge_runtime.audio import Audio
 from edge_runtime.backends import open_backend
-from edge_runtime.encoder import encode_audio
+from edge_runtime.encoder import encode_audio, statistics_of
 from esrt import frontend, wire
 from esrt.errors import PacketContentError
-from esrt.manifest import Manifest
+from esrt.manifest import Manifest, sha256
 from tests.edge_runtime.kit import (
     FINGERPRINT,
     STRIDE,
@@ -21,6 +22,8 @@ from tests.edge_runtime.kit import (
     speech,
     tiny_graph,
 )
+
+LEARNED = Path(__file__).parents[1] / "golden/learned"
 
 
 class Recorder:
@@ -36,7 +39,7 @@ class Recorder:
         return self.features
 
 
-@pytest.mark.parametrize("codec", list(wire.Codec))
+@pytest.mark.parametrize("codec", [codec for codec in wire.Codec if not codec.learned])
 def test_the_packet_holds_the_features(artifact: Path, codec: wire.Codec) -> None:
     backend = open_backend(artifact, threads=1)
     audio = Audio(speech(1.234))
@@ -51,6 +54,37 @@ def test_the_packet_holds_the_features(artifact: Path, codec: wire.Codec) -> Non
     assert packet.codec == encoded.codec == codec
     assert packet.duration_ms == 1234
     assert (encoded.tokens, encoded.width) == packet.features.shape == (16, WIDTH)
+
+
+def with_statistics(folder: Path) -> wire.Statistics | None:
+    """Give the artifact the statistics of the golden vectors, whose features are 4 wide."""
+    shutil.copy(LEARNED / wire.STATISTICS_FILE, folder / wire.STATISTICS_FILE)
+    files = {wire.STATISTICS_FILE: sha256(folder / wire.STATISTICS_FILE)}
+    return statistics_of(folder, describe(folder, files=files))
+
+
+def test_statistics_make_klt_the_default(tmp_path: Path) -> None:
+    tiny_graph(tmp_path / "encoder.onnx")
+    statistics = with_statistics(tmp_path)
+    assert statistics is not None
+    features = np.tile(statistics.rungs[wire.Codec.KLT].mean, (9, 1))
+    backend = Recorder(describe(tmp_path), features)
+    assert encode_audio(Audio(speech(1.0)), backend).codec == "int8"
+    encoded = encode_audio(Audio(speech(1.0)), backend, statistics=statistics)
+    assert encoded.codec == "klt"
+    decoded = wire.decode(encoded.packet, statistics).features
+    np.testing.assert_allclose(decoded, features, atol=1e-4)
+    chosen = encode_audio(Audio(speech(1.0)), backend, wire.Codec.FP16, statistics)
+    assert chosen.codec == "fp16"
+
+
+def test_an_artifact_without_statistics(tmp_path: Path) -> None:
+    tiny_graph(tmp_path / "encoder.onnx")
+    manifest = describe(tmp_path)
+    assert statistics_of(tmp_path, manifest) is None
+    backend = Recorder(manifest, np.ones((2, WIDTH), np.float32))
+    with pytest.raises(PacketContentError, match="int8"):
+        encode_audio(Audio(speech(1.0)), backend, wire.Codec.KLT)
 
 
 def test_every_stage_is_timed(artifact: Path) -> None:

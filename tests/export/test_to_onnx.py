@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -14,9 +15,10 @@ import onnxruntime
 import pytest
 import torch
 
+from esrt import wire
 from esrt.checkpoint import Checkpoint, open_checkpoint, random_checkpoint, save_checkpoint
 from esrt.errors import ArtifactError, CheckFailed
-from esrt.manifest import Manifest, read_manifest
+from esrt.manifest import Manifest, SplitPoint, read_manifest
 from esrt.model import EdgeModel
 from export import layers, parity, to_onnx
 from export.graph import DeviceGraph
@@ -24,6 +26,8 @@ from export.target import Activations, export
 from export.to_onnx import TARGET, Precision, export_onnx
 from tests.export.kit import Array, cosines, expected, mel
 from tests.tiny import TINY
+from training import codec
+from training.codec import Aim, Sample
 
 ROOT = Path(__file__).parents[2]
 PRECISIONS = ["fp32", "int8"]
@@ -396,6 +400,29 @@ def test_fixed_ranges_come_from_speech(
     assert "DynamicQuantizeLinear" not in {node.op_type for node in graph.node}
     clip = next(parity.sample_mels(model.config))[None, :, : model.config.max_frames]
     assert cosines(run(out, clip), expected(model, clip)).min() > 0.97
+
+
+@pytest.mark.parametrize("split", ["qformer", "adapter"])
+def test_the_codecs_statistics_go_with_the_features_they_describe(
+    lively: Checkpoint, tmp_path: Path, split: SplitPoint
+) -> None:
+    shutil.copytree(lively.folder, tmp_path / "checkpoint")
+    checkpoint = open_checkpoint(tmp_path / "checkpoint")
+    random = np.random.default_rng(0)
+    sample = Sample(
+        [random.normal(size=(20, 24)).astype(np.float32)] * 5, random.normal(size=(100, 24)), 1.0
+    )
+    rung = codec.fit(sample, Aim(0.2, 0.1), 8)
+    codec.write(checkpoint, wire.Split.QFORMER, {wire.Codec.KLT: rung})
+    out = tmp_path / split
+    manifest = export(TARGET, checkpoint, out, Precision.FP32, split).manifest
+    if split == "adapter":
+        assert set(manifest.files) == {"model.onnx"}
+        return
+    assert set(manifest.files) == {"model.onnx", wire.STATISTICS_FILE}
+    copied = wire.read_statistics(out / wire.STATISTICS_FILE, manifest.fingerprint)
+    expected = checkpoint.statistics()
+    assert expected is not None and copied.identity == expected.identity
 
 
 def test_int8_reaches_the_layers_of_a_padded_model(tmp_path: Path) -> None:

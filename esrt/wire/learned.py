@@ -1,0 +1,288 @@
+"""The learned codecs: a transform that knows what the decoder reads, and an entropy coder.
+
+Features are centred and transformed (`Rung.analysis`) into coefficients that are uncorrelated and
+scaled so that one step of each costs the decoder about as much as one step of any other; blocks of
+tokens go through a cosine transform; what is left is rounded to integers and written by an
+asymmetric numeral system with tables of frequencies. A coefficient whose variance lies below the
+step is not written at all, which is reverse water-filling. `training.codec` gathers the statistics.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import constriction
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from esrt.errors import CheckpointError, FingerprintMismatch, PacketContentError, PacketError
+from esrt.wire.codec import RE_ENCODE, Codec, Features, Split
+
+STATISTICS_FILE = "codec.safetensors"
+FREQUENCY_BITS = 16
+ID_BYTES = 4
+MAX_CLASSES = 64
+# The coder counts probabilities in 24 bits; the tables' frequencies are widened to that.
+_WIDENING = 24 - FREQUENCY_BITS
+
+Integers = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Rung:
+    """What one learned codec knows of a checkpoint's features of width W: K coefficients.
+
+    Attributes:
+        mean: float32, (W,), which is subtracted first.
+        analysis: float32, (K, W): features to coefficients, in steps of the quantizer.
+        synthesis: float32, (K, W): coefficients to features.
+        classes: uint8, (B, K): the table of each coefficient at each frequency of a block of B
+            tokens; 0 where none is written.
+        frequencies: uint16, (C, 2 M + 1): the tables of the classes from 1; how often -M to M
+            occur in 65,536, symmetric zeros at both ends being beyond the table's range.
+    """
+
+    mean: Features
+    analysis: Features
+    synthesis: Features
+    classes: npt.NDArray[np.uint8]
+    frequencies: npt.NDArray[np.uint16]
+
+    @property
+    def width(self) -> int:
+        """W, the width of the features."""
+        return len(self.mean)
+
+    @cached_property
+    def _limits(self) -> Integers:
+        """The largest magnitude of each class; 0 for class 0."""
+        within = np.count_nonzero(self.frequencies, axis=1) // 2
+        return np.asarray([0, *within], np.int32)
+
+    @cached_property
+    def _models(self) -> list[Any]:
+        """The coder's tables of the classes from 1.
+
+        constriction gives each symbol one count and shares out the rest by weight; weights that
+        sum to just that rest come out as they are.
+        """
+        middle = self.frequencies.shape[1] // 2
+        return [
+            constriction.stream.model.Categorical(
+                (table[middle - limit : middle + limit + 1].astype(np.float64) * 2**_WIDENING) - 1,
+                perfect=False,
+            )
+            for table, limit in zip(self.frequencies, self._limits[1:], strict=True)
+        ]
+
+    def quantize(self, features: Features) -> Integers:
+        """The integers (T, K) of features (T, W), each within the range of its table."""
+        coefficients = cosine(np.matmul(features - self.mean, self.analysis.T), self._block)
+        limits = self._limits[self._classes_of(len(features))]
+        return np.asarray(np.rint(coefficients).clip(-limits, limits), np.int32)
+
+    def reconstruct(self, coefficients: Features) -> Features:
+        """The features (T, W) of coefficients (T, K)."""
+        turned = cosine(coefficients, self._block, inverse=True)
+        features: Features = turned @ self.synthesis
+        features += self.mean
+        return features
+
+    def ordered(self, integers: Integers) -> list[Integers]:
+        """The integers (T, K) that are written, by class and then as they come."""
+        classes = self._classes_of(len(integers))
+        return [integers[classes == number] for number in range(1, len(self._limits))]
+
+    def write(self, integers: Integers) -> bytes:
+        """The integers (T, K) of `quantize` as words of an asymmetric numeral system."""
+        coder = constriction.stream.stack.AnsCoder()
+        parts = zip(self.ordered(integers), self._models, self._limits[1:], strict=True)
+        for symbols, model, limit in reversed(list(parts)):
+            coder.encode_reverse(symbols + limit, model)
+        words: npt.NDArray[np.uint32] = coder.get_compressed()
+        return words.astype("<u4").tobytes()
+
+    def read(self, words: bytes, tokens: int) -> Features:
+        """The coefficients (T, K) of so many tokens, all integers.
+
+        Raises:
+            PacketContentError: the words are not what `write` makes of any integers.
+        """
+        compressed = np.frombuffer(words, "<u4").astype(np.uint32)
+        if len(compressed) and compressed[-1] == 0:
+            raise PacketContentError("The payload's last word is 0.", RE_ENCODE)
+        classes, coder = self._classes_of(tokens), constriction.stream.stack.AnsCoder(compressed)
+        coefficients = np.zeros(classes.shape, np.float32)
+        for number, model in enumerate(self._models, 1):
+            written = classes == number
+            symbols = coder.decode(model, int(np.count_nonzero(written)))
+            symbols -= self._limits[number]
+            coefficients[written] = symbols
+        if not coder.is_empty():
+            raise PacketContentError(
+                f"The payload does not end with the last of {tokens} tokens.", RE_ENCODE
+            )
+        return coefficients
+
+    @property
+    def _block(self) -> int:
+        return len(self.classes)
+
+    def _classes_of(self, tokens: int) -> npt.NDArray[np.uint8]:
+        """The class of every coefficient, (T, K); a short last block takes the nearest lower row.
+
+        The cosine of a short block of R tokens at row f has the frequency of row f B / R.
+        """
+        block, rest = self._block, tokens % self._block
+        rows = [np.arange(tokens - rest) % block, np.arange(rest) * block // max(rest, 1)]
+        classes: npt.NDArray[np.uint8] = self.classes[np.concatenate(rows)]
+        return classes
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What the learned codecs know of one checkpoint: `codec.safetensors`.
+
+    Attributes:
+        split: which of the model's outputs they describe.
+        rungs: each learned codec's.
+        identity: four bytes of the file's SHA-256, in every packet that is written with it.
+    """
+
+    split: Split
+    rungs: Mapping[Codec, Rung]
+    identity: bytes
+
+
+def read_statistics(path: Path, fingerprint: str) -> Statistics:
+    """Read `codec.safetensors`.
+
+    Raises:
+        CheckpointError: the file is damaged, its tensors do not fit each other, or it was made of
+            a model of another fingerprint.
+    """
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata.get("fingerprint") != fingerprint:
+            raise ValueError(f"it is of model {metadata.get('fingerprint')}, not {fingerprint}")
+        split = Split(metadata.get("split", ""))  # type: ignore[call-arg]  # by its value
+        names = {name.partition(".")[0] for name in tensors}
+        rungs = {Codec(name): _rung(name, tensors) for name in names}  # type: ignore[call-arg]
+        identity = hashlib.sha256(path.read_bytes()).digest()[:ID_BYTES]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(
+            f"The statistics of the codec in {path} cannot be used: {error}.",
+            "Make them again: python -m training.codec.",
+        ) from error
+    return Statistics(split, rungs, identity)
+
+
+def _rung(name: str, tensors: Mapping[str, npt.NDArray[np.generic]]) -> Rung:
+    """One codec's tensors; ValueError says what does not fit."""
+    kinds = {"mean": "f4", "analysis": "f4", "synthesis": "f4", "classes": "u1"}
+    found = {key: tensors[f"{name}.{key}"] for key in (*kinds, "frequencies")}
+    for key, kind in (kinds | {"frequencies": "u2"}).items():
+        if found[key].dtype != kind or (kind == "f4" and not np.isfinite(found[key]).all()):
+            raise ValueError(f"{name}.{key} is not of finite {kind}")
+    rung = Rung(**found)  # type: ignore[arg-type]
+    (block, count), tables = rung.classes.shape, rung.frequencies.astype(np.int64)
+    if rung.analysis.shape != (count, rung.width) or rung.synthesis.shape != (count, rung.width):
+        raise ValueError(f"{name}'s analysis, synthesis and classes are of different shapes")
+    if block == 0 or not 0 < len(tables) <= MAX_CLASSES or rung.classes.max() > len(tables):
+        raise ValueError(f"{name}'s classes have no tables")
+    middle = tables.shape[1] // 2
+    written = np.abs(np.arange(tables.shape[1]) - middle) <= rung._limits[1:, np.newaxis]
+    if tables.shape[1] % 2 == 0 or (written != (tables > 0)).any():
+        raise ValueError(f"{name}'s frequencies are not of a range around 0")
+    if (tables.sum(axis=1) != 1 << FREQUENCY_BITS).any() or not rung._limits[1:].all():
+        raise ValueError(f"{name}'s frequencies do not sum to {1 << FREQUENCY_BITS}")
+    return rung
+
+
+def encode(codec: Codec, features: Features, split: Split, statistics: Statistics | None) -> bytes:
+    """The payload of features (T, W).
+
+    Raises:
+        PacketContentError: there are no statistics, or they are of other features.
+    """
+    if statistics is None or codec not in statistics.rungs:
+        raise PacketContentError(
+            f"The codec {codec} needs the statistics of the model, which has none.",
+            "Make them with python -m training.codec and export again, or use int8.",
+        )
+    rung = _fitting(statistics, codec, split, features.shape[1])
+    return statistics.identity + rung.write(rung.quantize(features))
+
+
+def decode(
+    codec: Codec,
+    payload: memoryview,
+    tokens: int,
+    width: int,
+    split: Split,
+    statistics: Statistics | None,
+) -> Features:
+    """The features (tokens, width) of a payload.
+
+    Raises:
+        PacketError: there are no statistics, or the payload is of no length that it can have.
+        FingerprintMismatch: it was written with other statistics.
+        PacketContentError: the statistics are of other features, or the payload is damaged.
+    """
+    if statistics is None or codec not in statistics.rungs:
+        raise PacketError(
+            f"The codec {codec} needs the statistics of the model, which has none here.",
+            "Use a codec that /v1/models names.",
+        )
+    if len(payload) < ID_BYTES or len(payload) % 4:
+        raise PacketError(
+            f"The payload has {len(payload)} bytes, expected 4 and words of 4.", RE_ENCODE
+        )
+    identity = bytes(payload[:ID_BYTES])
+    if identity != statistics.identity:
+        raise FingerprintMismatch(
+            f"The packet was written with the statistics {identity.hex()},"
+            f" but {statistics.identity.hex()} are used here.",
+            "Export the encoder again from the checkpoint that serves.",
+        )
+    rung = _fitting(statistics, codec, split, width)
+    features = rung.reconstruct(rung.read(bytes(payload[ID_BYTES:]), tokens))
+    return np.ascontiguousarray(features, np.float32)
+
+
+def _fitting(statistics: Statistics, codec: Codec, split: Split, width: int) -> Rung:
+    rung = statistics.rungs[codec]
+    if split != statistics.split or width != rung.width:
+        raise PacketContentError(
+            f"The features are {split} of width {width}, but the codec's statistics are of"
+            f" {statistics.split} of width {rung.width}.",
+            "Use int8 for other features.",
+        )
+    return rung
+
+
+@cache
+def _basis(length: int) -> Features:
+    """The orthonormal DCT-II of that length: (frequency, time)."""
+    time, frequency = np.arange(length) + 0.5, np.arange(length)[:, np.newaxis]
+    basis = np.sqrt(2 / length) * np.cos(np.pi * frequency * time / length)
+    basis[0] *= np.sqrt(0.5)
+    return np.asarray(basis, np.float32)
+
+
+def cosine(values: Features, block: int, *, inverse: bool = False) -> Features:
+    """The cosine transform of (T, K) along T, in blocks, the last of which may be shorter."""
+    whole, turned = len(values) - len(values) % block, np.empty_like(values)
+    for part in (slice(0, whole), slice(whole, None)):
+        length = min(block, len(values[part]))
+        if length:
+            basis, shape = _basis(length), (-1, length, values.shape[1])
+            out = turned[part].reshape(shape)
+            np.matmul(basis.T if inverse else basis, values[part].reshape(shape), out=out)
+    return turned

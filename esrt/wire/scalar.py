@@ -1,0 +1,90 @@
+"""Codecs that write each value by itself: fp16, and int8 and int4 with a scale for each token.
+
+`size` gives the payload's bytes for (tokens, width), `encode` the payload of float32 features that
+are finite and of a legal shape, `decode` the float32 features of a payload of that size.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from esrt.wire.codec import CHECK_MODEL, RE_ENCODE, Codec, Features, refuse
+
+_HALF: np.dtype[np.float16] = np.dtype("<f2")
+_FP16_MAX = 65504.0
+_LARGEST = {Codec.INT8: 127, Codec.INT4: 7}
+
+
+def size(codec: Codec, tokens: int, width: int) -> int:
+    """Bytes of the payload."""
+    values = tokens * width
+    if codec is Codec.FP16:
+        return 2 * values
+    return 2 * tokens + (values if codec is Codec.INT8 else (values + 1) // 2)
+
+
+def encode(codec: Codec, features: Features) -> bytes:
+    """The payload.
+
+    Raises:
+        PacketContentError: a value is beyond the codec's range.
+    """
+    if codec is Codec.FP16:
+        beyond = np.abs(features) > _FP16_MAX
+        refuse(beyond, features, "value", "at most 65504 in size for fp16", "Use the int8 codec.")
+        return features.astype(_HALF).tobytes()
+    scales, quantized = _quantized(features, _LARGEST[codec])
+    return scales + (quantized.tobytes() if codec is Codec.INT8 else _packed(quantized))
+
+
+def decode(codec: Codec, payload: memoryview, tokens: int, width: int) -> Features:
+    """The features, (tokens, width).
+
+    Raises:
+        PacketContentError: the payload holds what no encoder may write.
+    """
+    if codec is Codec.FP16:
+        features = np.frombuffer(payload, _HALF).astype(np.float32).reshape(tokens, width)
+        refuse(~np.isfinite(features), features, "value", "a finite number", CHECK_MODEL)
+        return features
+    scales = _scales(payload, tokens)
+    quantized = np.frombuffer(payload, np.int8, offset=2 * tokens)
+    if codec is Codec.INT4:
+        quantized = _unpacked(quantized, tokens * width)
+    return quantized.reshape(tokens, width) * scales
+
+
+def _packed(quantized: npt.NDArray[np.int8]) -> bytes:
+    """Two values in a byte, the first in its low half."""
+    nibbles = quantized.ravel().astype(np.uint8) & 0xF
+    if nibbles.size % 2:
+        nibbles = np.append(nibbles, np.uint8(0))
+    return (nibbles[::2] | nibbles[1::2] << 4).tobytes()
+
+
+def _unpacked(pairs: npt.NDArray[np.int8], count: int) -> npt.NDArray[np.int8]:
+    nibbles = np.stack([pairs << 4 >> 4, pairs >> 4], axis=1).ravel()  # >> keeps the sign
+    filling = nibbles[count:]
+    refuse(filling != 0, filling, "half byte after the last value", "0", RE_ENCODE)
+    return nibbles[:count]
+
+
+def _quantized(features: Features, largest: int) -> tuple[bytes, npt.NDArray[np.int8]]:
+    """Scales as they are written, and the values in steps of them, `largest` at most."""
+    exact: Features = np.abs(features).max(axis=1) / np.float32(largest)
+    refuse(exact > _FP16_MAX, exact, "scale", "at most fp16's 65504", CHECK_MODEL)
+    scales = exact.astype(_HALF)
+    # Quantizing with the scale that the decoder will see keeps the error within half a step; where
+    # that scale was rounded down, the largest values pass the largest step by a little and are
+    # clipped.
+    steps = scales.astype(np.float32)
+    steps[steps == 0] = 1  # every value of such a token is far below 0.5
+    rounded: Features = np.rint(features / steps[:, np.newaxis])
+    return scales.tobytes(), rounded.clip(-largest, largest).astype(np.int8)
+
+
+def _scales(payload: memoryview, tokens: int) -> Features:
+    """The scales that a payload begins with: (tokens, 1)."""
+    scales = np.frombuffer(payload, _HALF, count=tokens).astype(np.float32)
+    refuse(~np.isfinite(scales), scales, "scale", "a finite number", CHECK_MODEL)
+    refuse(np.signbit(scales), scales, "scale", "no sign bit", RE_ENCODE)
+    return scales[:, np.newaxis]

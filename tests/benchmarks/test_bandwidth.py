@@ -1,0 +1,81 @@
+"""Bytes of whole requests, whatever carries the speech, and the record that comes of them."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from benchmarks import bandwidth
+from benchmarks.bandwidth import Received, Sender
+from esrt.checkpoint import open_checkpoint
+from esrt.wire import Codec
+from training.data import mel_batch
+
+ROOT = Path(__file__).parents[2]
+CLIP, RATE = soundfile.read(ROOT / "models/esrt-nano/samples/eng-1.flac", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def sender() -> Sender:
+    return Sender(open_checkpoint(ROOT / "models/esrt-nano"))
+
+
+def test_it_writes_the_record(tmp_path: Path) -> None:
+    out = tmp_path / "bandwidth.json"
+    command = [sys.executable, "-m", "benchmarks.bandwidth", "--quick", "--json", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    record = json.loads(out.read_text("utf-8"))
+    rates = {(row["sent"], row["seconds"]): row["kbps"] for row in record["rows"]}
+    assert {seconds for _, seconds in rates} == {1, 2, 5, 10, 30}
+    ladder = ["pcm", "flac", "fp16", "int8", "int4", "opus 6", "klt", "klt-low"]
+    for seconds in (5, 10, 30):
+        found = [rates[name, seconds] for name in ladder]
+        assert found == sorted(found, reverse=True)
+    assert 256 < rates["pcm", 5] < 257
+    assert [bar["name"] for bar in record["bars"]] == [
+        *("default_kbps_5s", "stretch_kbps_5s", "encode_ms", "decode_ms")
+    ]
+    bytes_of = record["coders_bytes_5s"]
+    assert bytes_of["entropy"] < bytes_of["ans"] < bytes_of["entropy"] + 16
+    assert bytes_of["ans"] < bytes_of["zstandard"]
+    # Bytes do not depend on the machine, unlike times.
+    assert all(bar["holds"] for bar in record["bars"] if "kbps" in bar["name"])
+
+
+def test_a_request_is_counted_whole() -> None:
+    assert 150 < bandwidth.request_overhead() < 400
+
+
+def test_opus_is_as_long_as_asked_for_and_counted_without_its_container() -> None:
+    speech = np.tile(CLIP, 5)
+    for kbps in bandwidth.OPUS_KBPS:
+        ogg = bandwidth.opus(kbps, speech)
+        rate = 8 * bandwidth.opus_packets(ogg) * RATE / len(speech) / 1000
+        assert 0.7 * kbps < rate < 1.3 * kbps
+        assert bandwidth.opus_packets(ogg) < len(ogg) - 800
+        assert len(bandwidth.through_opus(kbps, speech)) == len(speech)
+
+
+def test_flac_loses_nothing() -> None:
+    heard, _ = soundfile.read(io.BytesIO(bandwidth.flac(CLIP)), dtype="int16")
+    assert np.abs(heard - 32768 * CLIP).max() <= 2
+
+
+def test_received_features_are_those_of_the_packet(sender: Sender) -> None:
+    mel, frames = mel_batch(sender.edge.config, [CLIP, CLIP[: len(CLIP) // 2]])
+    with torch.inference_mode():
+        expected = sender.edge(mel, frames)
+    errors = []
+    for codec in (Codec.FP16, Codec.INT8, Codec.INT4):
+        found = Received(sender, codec)(mel, frames)
+        assert found.shape == expected.shape
+        errors.append(float((found - expected).square().mean() / expected.square().mean()))
+    assert errors == sorted(errors)
+    assert errors[0] < 1e-5
+    assert errors[-1] < 0.05
