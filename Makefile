@@ -15,7 +15,7 @@ TO ?= deu
 INITIAL := build/initial/models/esrt-nano
 CROSS := cmake g++ g++-aarch64-linux-gnu qemu-user-static
 
-.PHONY: demo test setup espeak cross corpus train evaluate ablation export runner clean
+.PHONY: demo test setup espeak cross corpus train codec evaluate ablation export runner clean
 
 demo: setup
 	$(RUN) demo.py "$(CLIP)" --from $(FROM) --to $(TO)
@@ -67,6 +67,10 @@ train: setup espeak $(INITIAL)
 $(INITIAL):
 	mkdir -p build/initial
 	git archive 75a97fe models/esrt-nano | tar -x -C build/initial
+
+# What the learned codecs know of the bundled model's features.
+codec: setup espeak
+	$(RUN) -m training.codec
 
 evaluate: setup espeak
 	$(RUN) -m training.evaluate --json models/esrt-nano/evaluation.json \
