@@ -48,7 +48,7 @@ from training.corpus.speech import espeak_version
 from training.plots import save
 
 FOLDER = Path("build/privacy")
-FULL = Cast(known=200, unseen=60, training=24, test=12), Budget(500, 1200, 2, os.cpu_count() or 1)
+FULL = Cast(known=200, unseen=60, training=24, test=12), Budget(500, 600, 1, os.cpu_count() or 1)
 QUICK = Cast(known=24, unseen=12, training=8, test=7), Budget(20, 20, 1, os.cpu_count() or 1)
 DEFAULT = str(inspect.signature(encode_audio).parameters["codec"].default)
 EER_MEL, EER_PACKET = 5.0, 35.0
@@ -151,7 +151,7 @@ def main(
     """Train attackers on every stage from log-mel to packet; say how well they tell speakers."""
     opened = open_checkpoint(checkpoint)
     cast, budget = QUICK if quick else FULL
-    torch.set_num_threads(budget.processes)
+    torch.set_num_threads(1)
     stage = Stage(cast, speech(cast, FOLDER))
     with tempfile.TemporaryDirectory(dir=FOLDER) as temporary:
         folder = Path(temporary)

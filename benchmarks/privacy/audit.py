@@ -1,6 +1,5 @@
 """Runs every attacker on every representation, and keeps the strongest of each."""
 
-import multiprocessing
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields
@@ -42,6 +41,13 @@ class Strength:
     eer: Estimate
     eer_enrolled: Estimate
     top1: Estimate
+
+    def __str__(self) -> str:
+        """One line for who watches."""
+        return (
+            f"equal error rate {self.eer.value:.1f} %, with {ENROLLED} enrolled"
+            f" {self.eer_enrolled.value:.1f} %, identified {self.top1.value:.1f} %"
+        )
 
     def json(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -92,8 +98,10 @@ def attack_all(
             for seed in range(budget.seeds):
                 waiting[pool.submit(_tdnn, path, stage.split, budget.steps, seed)] = name
         for done in track(as_completed(waiting), description="attacking", total=len(waiting)):
+            name = waiting[done]
             for attacker, attack in done.result().items():
-                found[waiting[done]][attacker] = stage.strength(attack)
+                found[name][attacker] = stage.strength(attack)
+                print(f"{name}, {attacker}: {found[name][attacker]}", flush=True)
     return found
 
 
@@ -101,12 +109,10 @@ def invert_packets(
     packets: Path, mel: Path, guess: Path, stage: Stage, budget: Budget
 ) -> Inversion:
     """Train an inverter on packets; its guess of every utterance's log-mel goes to a file."""
-    guessed, inversion = invert(
-        Sequences.load(packets), Sequences.load(mel), stage.split.training, stage.split.attacked,
-        budget.inverter_steps, seed=0,
-    )  # fmt: skip
-    guessed.save(guess)
-    return inversion
+    # In a process of its own, because one that has trained must not be forked for the attackers.
+    with _pool(1) as pool:
+        job = pool.submit(_invert, packets, mel, guess, stage.split, budget.inverter_steps)
+        return job.result()
 
 
 def outside(sizes: Sizes, stage: Stage, *, text_known: bool) -> Strength:
@@ -139,8 +145,7 @@ def strongest(attackers: Mapping[str, Strength]) -> dict[str, Any]:
 
 
 def _pool(processes: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,))
+    return ProcessPoolExecutor(processes, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _statistics(path: Path, split: Split) -> dict[str, Attack]:
@@ -149,3 +154,10 @@ def _statistics(path: Path, split: Split) -> dict[str, Attack]:
 
 def _tdnn(path: Path, split: Split, steps: int, seed: int) -> dict[str, Attack]:
     return tdnn(Sequences.load(path), split, steps, seed)
+
+
+def _invert(packets: Path, mel: Path, guess: Path, split: Split, steps: int) -> Inversion:
+    sent, heard = Sequences.load(packets), Sequences.load(mel)
+    guessed, inversion = invert(sent, heard, split.training, split.attacked, steps, seed=0)
+    guessed.save(guess)
+    return inversion
