@@ -49,7 +49,7 @@ from training.plots import save
 
 FOLDER = Path("build/privacy")
 FULL = Cast(known=200, unseen=60, training=24, test=12), Budget(500, 600, 1, os.cpu_count() or 1)
-QUICK = Cast(known=24, unseen=12, training=8, test=7), Budget(20, 20, 1, os.cpu_count() or 1)
+QUICK = Cast(known=16, unseen=8, training=6, test=7), Budget(20, 20, 1, os.cpu_count() or 1)
 DEFAULT = str(inspect.signature(encode_audio).parameters["codec"].default)
 EER_MEL, EER_PACKET = 5.0, 35.0
 CHANCE = 50.0
