@@ -144,6 +144,7 @@ def main(
     harden: Annotated[
         bool, typer.Option("--harden", help="Attack what the device may do to features, too.")
     ] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="TDNNs to train on each.")] = 1,
     quick: Annotated[
         bool, typer.Option("--quick", help="Few speakers and steps: shows that it runs.")
     ] = False,
@@ -151,6 +152,7 @@ def main(
     """Train attackers on every stage from log-mel to packet; say how well they tell speakers."""
     opened = open_checkpoint(checkpoint)
     cast, budget = QUICK if quick else FULL
+    budget = dataclasses.replace(budget, seeds=seeds)
     torch.set_num_threads(1)
     stage = Stage(cast, speech(cast, FOLDER))
     with tempfile.TemporaryDirectory(dir=FOLDER) as temporary:
