@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -68,6 +69,15 @@ def espeak_version() -> str:
         SpeechError: espeak-ng is not installed.
     """
     return _espeak("--version").decode().split("Data at")[0].strip()
+
+
+def espeak_data() -> Path:
+    """The folder of espeak-ng's data: its voices, and what it knows of languages.
+
+    Raises:
+        SpeechError: espeak-ng is not installed.
+    """
+    return Path(_espeak("--version").decode().split("Data at:")[1].strip())
 
 
 def _espeak(*arguments: str) -> bytes:

@@ -1,0 +1,1 @@
+"""What features and packets tell about the speaker: ``python -m benchmarks.privacy``."""

@@ -1,0 +1,217 @@
+"""The privacy audit: ``python -m benchmarks.privacy --json FILE``.
+
+Attackers are trained to tell speakers by what leaks at each stage from log-mel to packet. The
+audit is void unless they succeed on log-mel.
+"""
+
+import dataclasses
+import inspect
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.privacy.attackers import Split
+from benchmarks.privacy.audit import (
+    Budget,
+    Sizes,
+    Stage,
+    attack_all,
+    invert_packets,
+    outside,
+    strongest,
+)
+from benchmarks.privacy.hardening import both, centred, without_directions
+from benchmarks.privacy.representations import (
+    LOG_MEL,
+    Q_FORMER,
+    Rung,
+    Sequences,
+    hardened,
+    model_states,
+    received,
+    rungs,
+)
+from benchmarks.privacy.speakers import Cast, speech
+from edge_runtime.encoder import encode_audio
+from esrt.checkpoint import Checkpoint, open_checkpoint
+from esrt.command import reported
+from esrt.record import Bar, Record
+from training.corpus.speech import espeak_version
+from training.plots import save
+
+FOLDER = Path("build/privacy")
+FULL = Cast(known=200, unseen=60, training=24, test=12), Budget(500, 600, 1, os.cpu_count() or 1)
+QUICK = Cast(known=16, unseen=8, training=6, test=7), Budget(20, 20, 1, os.cpu_count() or 1)
+DEFAULT = str(inspect.signature(encode_audio).parameters["codec"].default)
+EER_MEL, EER_PACKET = 5.0, 35.0
+CHANCE = 50.0
+GUESSED = f"log-mel guessed from packet, {DEFAULT}"
+
+Ladder = dict[str, Rung]
+
+
+def ladder(checkpoint: Checkpoint, features: Sequences, split: Split, harden: bool) -> Ladder:
+    """Every rung; with ``harden`` also the default one after what a device may do before it."""
+    found = rungs(checkpoint)
+    if harden:
+        centre = centred(features, split.training)
+        few, many = (
+            without_directions(features, split.training, split.speaker, count) for count in (8, 32)
+        )
+        transforms = {
+            "centred": centre,
+            "8 directions flat": few,
+            "32 directions flat": many,
+            "32 directions flat, centred": both(many, centre),
+        }
+        for name, transform in transforms.items():
+            found[f"{DEFAULT}, {name}"] = hardened(found[DEFAULT], transform)
+    return found
+
+
+def write_down(
+    checkpoint: Checkpoint, stage: Stage, folder: Path, harden: bool
+) -> tuple[dict[str, Path], dict[str, Sizes]]:
+    """Encode and pack everything.
+
+    Returns:
+        A file for each representation, and the sizes of every utterance's packet for each rung.
+    """
+    states = model_states(checkpoint, stage.speech)
+    features = states[Q_FORMER]
+    files = {
+        name: one.save(folder / f"{number}") for number, (name, one) in enumerate(states.items())
+    }
+    sizes = {}
+    for name, rung in ladder(checkpoint, features, stage.split, harden).items():
+        seen = received(rung, features, stage.speech)
+        sizes[name] = np.array([[one.duration_ms, one.tokens, one.bytes] for one in seen])
+        sequences = Sequences.of((one.features for one in seen), features.stride)
+        files[packet(name)] = sequences.save(folder / f"{len(files)}")
+    return files, sizes
+
+
+def packet(rung: str) -> str:
+    """A rung's name among the representations."""
+    return f"packet, {rung}"
+
+
+def bars(rows: list[dict[str, Any]]) -> list[Bar]:
+    """The attack must succeed on log-mel, and should fail on the packets that are sent."""
+    eer = {row["representation"]: row["eer"]["value"] for row in rows}
+    return [
+        Bar("eer_mel", eer[LOG_MEL], EER_MEL),
+        Bar("eer_default_packet", eer[packet(DEFAULT)], EER_PACKET, at_least=True),
+    ]
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the error rates with their intervals, one line for each representation, as a PNG."""
+    names = [row["representation"] for row in rows]
+    figure = Figure(figsize=(8, 1.2 + 0.3 * len(rows)))
+    axes = figure.subplots()
+    for shift, key, label in ((-0.18, "eer", "one against one"),
+                              (0.18, "eer_enrolled", "five enrolled against one")):  # fmt: skip
+        values = [row[key]["value"] for row in rows]
+        spread = [
+            [row[key]["value"] - row[key]["low"] for row in rows],
+            [row[key]["high"] - row[key]["value"] for row in rows],
+        ]
+        places = [place + shift for place in range(len(rows))]
+        axes.barh(places, values, 0.34, xerr=spread, label=label, error_kw={"linewidth": 0.8})
+    axes.axvline(CHANCE, color="gray", linestyle=":")
+    axes.set_yticks(range(len(rows)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("equal error rate of the strongest attacker, %; 50 is guessing")
+    axes.legend()
+    save(figure, path)
+
+
+def main(
+    json_file: Annotated[Path, typer.Option("--json", help="Write the figures here.")],
+    report: Annotated[
+        Path | None, typer.Option(help="Draw the error rates as privacy.png in this folder.")
+    ] = None,
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")] = Path("models/esrt-nano"),
+    harden: Annotated[
+        bool, typer.Option("--harden", help="Attack what the device may do to features, too.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="TDNNs to train on each.")] = 1,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few speakers and steps: shows that it runs.")
+    ] = False,
+) -> None:
+    """Train attackers on every stage from log-mel to packet; say how well they tell speakers."""
+    opened = open_checkpoint(checkpoint)
+    cast, budget = QUICK if quick else FULL
+    budget = dataclasses.replace(budget, seeds=seeds)
+    torch.set_num_threads(1)
+    stage = Stage(cast, speech(cast, FOLDER))
+    with tempfile.TemporaryDirectory(dir=FOLDER) as temporary:
+        folder = Path(temporary)
+        files, sizes = write_down(opened, stage, folder, harden)
+        guess = folder / "guess"
+        inversion = invert_packets(files[packet(DEFAULT)], files[LOG_MEL], guess, stage, budget)
+        attacks = attack_all({**files, GUESSED: guess}, stage, budget)
+    rows = [{"representation": name} | strongest(found) for name, found in attacks.items()]
+    found_bars = bars(rows)
+    record = Record(
+        settings={
+            "checkpoint": opened.config.name,
+            "fingerprint": opened.fingerprint,
+            "default_codec": DEFAULT,
+            "cast": dataclasses.asdict(cast),
+            "budget": dataclasses.asdict(budget),
+            "seconds_mean": round(stage.seconds, 2),
+            "espeak-ng": espeak_version(),
+        },
+        rows=rows,
+        bars=found_bars,
+        tools=("torch", "numpy"),
+        more={
+            "void": not found_bars[0].holds,
+            "sizes": [
+                {"rung": name, "text_known": known}
+                | strongest({"sizes": outside(sizes[name], stage, text_known=known)})
+                for name in sizes
+                for known in (False, True)
+            ],
+            "inversion": {"rung": DEFAULT}
+            | {key: round(value, 2) for key, value in vars(inversion).items()},
+            "attackers": [
+                {"representation": name, "attacker": attacker} | strength.json()
+                for name, found in attacks.items()
+                for attacker, strength in found.items()
+            ],
+        },
+    )
+    record.write(json_file)
+    if report:
+        plot(rows, report / "privacy.png")
+    _print(record)
+
+
+def _print(record: Record) -> None:
+    table = Table("representation", "EER %", "5 enrolled: EER %", "top-1 %")
+    for row in record.rows:
+        figures = (row[key] for key in ("eer", "eer_enrolled", "top1"))
+        cells = (f"{one['value']:.1f} ({one['low']:.1f} to {one['high']:.1f})" for one in figures)
+        table.add_row(row["representation"], *cells)
+    Console().print(table)
+    for bar in record.bars:
+        print(bar)
+    if record.more["void"]:
+        print("The audit is void: the attackers do not even tell speakers by log-mel.")
+
+
+if __name__ == "__main__":
+    with reported():
+        typer.run(main)

@@ -1,0 +1,156 @@
+"""What an attacker may get hold of: log-mel, encoder states, Q-Former output, decoded packets.
+
+Each representation is a file of sequences, one for each utterance, so that attackers can run in
+processes of their own.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor
+
+from benchmarks.privacy.speakers import Speech
+from esrt import wire
+from esrt.checkpoint import Checkpoint
+from esrt.frontend import SAMPLE_RATE
+from training.data import mel_batch
+
+Array = NDArray[np.float32]
+
+LOG_MEL, Q_FORMER = "log-mel", "Q-Former output"
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """One sequence (steps, width) for each utterance; ``stride`` steps come to 40 ms or more."""
+
+    values: NDArray[np.float16]
+    ends: NDArray[np.int64]
+    stride: int
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, row: int) -> Array:
+        start = self.ends[row - 1] if row else 0
+        return self.values[start : self.ends[row]].astype(np.float32)
+
+    @classmethod
+    def of(cls, rows: Iterable[NDArray[Any]], stride: int) -> "Sequences":
+        """From one array for each utterance; half precision, which none of the attackers feels."""
+        halves = [row.astype(np.float16) for row in rows]
+        return cls(np.concatenate(halves), np.cumsum([len(row) for row in halves]), stride)
+
+    def save(self, path: Path) -> Path:
+        """Write to a file; returns its path."""
+        with path.open("wb") as file:
+            for part in (self.values, self.ends, np.array(self.stride)):
+                np.save(file, part)
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> "Sequences":
+        """Read a file that `save` wrote."""
+        with path.open("rb") as file:
+            values, ends, stride = (np.load(file) for _ in range(3))
+        return cls(values, ends, int(stride))
+
+
+@dataclass(frozen=True)
+class Received:
+    """What a packet tells: its features as the cloud sees them, and what its outside shows."""
+
+    features: Array
+    tokens: int
+    duration_ms: int
+    bytes: int
+
+
+Rung = Callable[[Array, int], Received]
+
+
+def through_packet(
+    features: Array, duration_ms: int, *, codec: wire.Codec, fingerprint: str
+) -> Received:
+    """Features (tokens, width) and the speech's duration through one packet and back."""
+    data = wire.encode(
+        features,
+        fingerprint=fingerprint,
+        split=wire.Split.QFORMER,
+        codec=codec,
+        duration_ms=duration_ms,
+    )
+    packet = wire.decode(data)
+    return Received(packet.features, len(packet.features), packet.duration_ms, len(data))
+
+
+def hardened(rung: Rung, transform: Callable[[Array], Array]) -> Rung:
+    """A rung whose features a device transforms before it packs them."""
+
+    def through(features: Array, duration_ms: int) -> Received:
+        return rung(transform(features), duration_ms)
+
+    return through
+
+
+def rungs(checkpoint: Checkpoint) -> dict[str, Rung]:
+    """Every way to write a packet, by name: what a new codec joins."""
+    return {
+        str(codec): partial(through_packet, codec=codec, fingerprint=checkpoint.fingerprint)
+        for codec in wire.Codec
+    }
+
+
+def received(rung: Rung, features: Sequences, speech: Speech) -> list[Received]:
+    """Every utterance's features through a rung of the ladder."""
+    return [
+        rung(features[row], round(1000 * len(audio) / SAMPLE_RATE))
+        for row, audio in enumerate(speech.audio)
+    ]
+
+
+@torch.inference_mode()
+def model_states(checkpoint: Checkpoint, speech: Speech) -> dict[str, Sequences]:
+    """Log-mel, the encoder's states after its convolutions and each layer, and Q-Former output."""
+    config, model = checkpoint.config, checkpoint.edge_model()
+    found: dict[str, Tensor] = {}
+    layers = {"encoder, convolutions": model.encoder.layers[0]} | {
+        f"encoder, layer {number}": layer for number, layer in enumerate(model.encoder.layers, 1)
+    }
+
+    def keep(name: str, *seen: Any) -> None:
+        found[name] = seen[-1] if isinstance(seen[-1], Tensor) else seen[-1][0]
+
+    for name, layer in layers.items():
+        if name.endswith("convolutions"):
+            layer.register_forward_pre_hook(lambda _, given, name=name: keep(name, given))
+        else:
+            layer.register_forward_hook(lambda _, given, made, name=name: keep(name, made))
+    stride = config.q_former.stride or 1
+    steps = {LOG_MEL: 1} | dict.fromkeys(layers, 2) | {Q_FORMER: 2 * stride}
+    rows: dict[str, dict[int, NDArray[np.float16]]] = {name: {} for name in steps}
+    order = sorted(range(len(speech.audio)), key=lambda row: len(speech.audio[row]))
+    starts = range(0, len(order), _BATCH)
+    for start in track(starts, description="encoding"):
+        part = order[start : start + _BATCH]
+        audio = [speech.audio[row].astype(np.float32) / np.float32(32768) for row in part]
+        mel, frames = mel_batch(config, audio)
+        found[Q_FORMER] = model.features(mel, frames)
+        found[LOG_MEL] = mel.transpose(1, 2)
+        for name, rate in steps.items():
+            for place, row in enumerate(part):
+                rows[name][row] = (
+                    found[name][place, : int(frames[place]) // rate].numpy().astype(np.float16)
+                )
+    return {
+        name: Sequences.of((rows[name].pop(row) for row in range(len(order))), max(1, 4 // rate))
+        for name, rate in steps.items()
+    }

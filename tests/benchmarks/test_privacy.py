@@ -1,0 +1,207 @@
+"""The privacy audit: its figures of merit, its attackers on made-up features, and that it runs."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+from benchmarks.privacy.attackers import Attack, Split, lda, nearness, statistics, tdnn
+from benchmarks.privacy.hardening import centred, without_directions
+from benchmarks.privacy.inversion import invert
+from benchmarks.privacy.representations import Sequences, rungs
+from benchmarks.privacy.speakers import Cast, draw_sentences, draw_speaker
+from benchmarks.privacy.trials import Trials, accuracy, enrolled, pairs
+from esrt import wire
+from esrt.checkpoint import open_checkpoint
+
+ROOT = Path(__file__).parents[2]
+KNOWN, UNSEEN, SENTENCES = 12, 8, 10
+
+
+def _trials(shift: float) -> Trials:
+    """40 speakers, 20 comparisons each with itself and with each other; normal scores."""
+    random = np.random.default_rng(0)
+    left, right = (side.ravel() for side in np.divmod(np.arange(40 * 40 * 20) // 20, 40))
+    score = random.standard_normal(len(left)) + shift * (left == right)
+    return Trials(score, left, right)
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(0.0, 50.0), (2.0, 15.87), (4.0, 2.28)])
+def test_equal_error_rate_is_that_of_normal_scores(shift: float, expected: float) -> None:
+    # Two normal distributions a distance d apart cross over at the tail beyond d / 2.
+    found = _trials(shift).equal_error_rate()
+    assert found.value == pytest.approx(expected, abs=1.5)
+    assert found.low < expected < found.high
+    assert found.high - found.low < 10
+
+
+def test_scores_that_separate_have_no_errors() -> None:
+    assert _trials(20.0).equal_error_rate().value < 0.1
+    assert _trials(-20.0).equal_error_rate().value > 99.9
+
+
+def test_no_pair_is_of_one_sentence() -> None:
+    random = np.random.default_rng(0)
+    speaker, sentence = np.divmod(np.arange(12), 4)
+    # The sentence is all that the embedding holds, so pairs of one sentence would stand out.
+    found = pairs(np.eye(4)[sentence] + 1e-3 * random.standard_normal((12, 4)), speaker, sentence)
+    assert len(found.score) == 12 * 11 // 2 - 4 * 3
+    assert np.abs(found.score).max() < 0.1
+
+
+def test_enrolment_leaves_its_sentences_out_of_the_trials() -> None:
+    speaker, sentence = np.divmod(np.arange(15), 5)
+    found = enrolled(np.eye(3)[speaker], speaker, sentence, 2)
+    assert len(found.score) == 3 * 3 * 3
+    assert np.array_equal(found.score > 0.5, found.left == found.right)
+
+
+def test_accuracy_weighs_speakers_alike() -> None:
+    found = accuracy(np.array([True, True, True, False]), np.array([0, 0, 0, 1]))
+    assert found.value == 50.0
+    assert (found.low, found.high) == (0.0, 100.0)
+
+
+def _voices(strength: float) -> tuple[Sequences, Split, np.ndarray]:
+    """Features of chance, each speaker's with an offset of its own; and who says what."""
+    random = np.random.default_rng(1)
+    speaker, sentence = np.divmod(np.arange((KNOWN + UNSEEN) * SENTENCES), SENTENCES)
+    offset = strength * random.standard_normal((KNOWN + UNSEEN, 6))
+    rows = [
+        (offset[name] + random.standard_normal((random.integers(12, 20), 6))).astype(np.float32)
+        for name in speaker
+    ]
+    training = np.flatnonzero((speaker < KNOWN) & (sentence < 6))
+    split = Split(training, speaker[training], np.flatnonzero(sentence >= 6))
+    return Sequences.of(rows, 1), split, speaker
+
+
+def _unseen_eer(found: dict[str, Attack], split: Split, speaker: np.ndarray) -> dict[str, float]:
+    rows = speaker[split.attacked] >= KNOWN
+    who = speaker[split.attacked][rows]
+    sentence = np.arange(len(speaker))[split.attacked][rows] % SENTENCES
+    return {
+        name: pairs(attack.embedding[rows], who, sentence).equal_error_rate().value
+        for name, attack in found.items()
+    }
+
+
+@pytest.mark.parametrize(("strength", "low", "high"), [(1.5, 0, 15), (0.0, 38, 62)])
+def test_attackers_find_speakers_where_they_are_and_only_there(
+    strength: float, low: float, high: float
+) -> None:
+    sequences, split, speaker = _voices(strength)
+    found = statistics(sequences, split) | tdnn(sequences, split, 40, 0)
+    eer = _unseen_eer(found, split, speaker)
+    assert set(eer) == {"statistics + LDA", "TDNN 0", "TDNN 0 + LDA"}
+    assert all(low <= value <= high for value in eer.values()), eer
+
+
+def test_identification_names_the_speaker() -> None:
+    sequences, split, speaker = _voices(2.0)
+    rows = speaker[split.attacked] < KNOWN
+    right = statistics(sequences, split)["statistics + LDA"].taken_for == speaker[split.attacked]
+    assert right[rows].mean() > 0.9
+
+
+def test_sizes_are_told_by_nearness_and_not_by_direction() -> None:
+    random = np.random.default_rng(0)
+    speaker = np.repeat(np.arange(10), 20)
+    values = 1 + speaker[:, None] + 0.05 * random.standard_normal((200, 1))
+    found = nearness(values[::2], speaker[::2], values[1::2])
+    assert (found.taken_for == speaker[1::2]).mean() > 0.95
+    trials = pairs(found.embedding, speaker[1::2], np.arange(100))
+    assert trials.equal_error_rate().value < 5
+
+
+@pytest.mark.parametrize("transform", ["centred", "directions"])
+def test_hardening_takes_a_constant_offset_away(transform: str) -> None:
+    sequences, split, speaker = _voices(1.5)
+    if transform == "centred":
+        change = centred(sequences, split.training)
+    else:
+        change = without_directions(sequences, split.training, split.speaker, 5)
+    changed = Sequences.of((change(sequences[row]) for row in range(len(sequences))), 1)
+    before, after = (
+        _unseen_eer(statistics(features, split), split, speaker)["statistics + LDA"]
+        for features in (sequences, changed)
+    )
+    assert after > before + 10
+    assert changed.values.shape == sequences.values.shape
+
+
+def test_an_inverter_guesses_what_the_packets_hold() -> None:
+    random = np.random.default_rng(0)
+    mels = [random.standard_normal((8 * 15, 4)).astype(np.float32) for _ in range(60)]
+    packets = [mel.reshape(15, 32) for mel in mels]
+    rows = np.arange(60)
+    guessed, found = invert(
+        Sequences.of(packets, 1), Sequences.of(mels, 4), rows[:50], rows[50:], 200, seed=0
+    )
+    assert guessed[3].shape == mels[3].shape
+    assert found.error_db < 0.5 * found.baseline_db
+    assert found.baseline_db == pytest.approx(40, rel=0.05)
+
+
+def test_every_codec_is_attacked() -> None:
+    checkpoint = open_checkpoint(ROOT / "models/esrt-nano")
+    features = np.random.default_rng(0).standard_normal((7, 192)).astype(np.float32)
+    for name, rung in rungs(checkpoint).items():
+        seen = rung(features, 560)
+        assert (seen.tokens, seen.duration_ms) == (7, 560)
+        assert np.corrcoef(seen.features.ravel(), features.ravel())[0, 1] > 0.9, name
+    sizes = [rungs(checkpoint)[str(codec)](features, 560).bytes for codec in wire.Codec]
+    assert len(set(sizes)) == len(sizes)
+
+
+def test_a_cast_keeps_training_and_attack_apart() -> None:
+    cast = Cast(known=3, unseen=2, training=4, test=2)
+    said = cast.said()
+    assert len(said) == len(set(said)) == 3 * 6 + 2 * 2
+    assert {sentence for speaker, sentence in said if speaker >= 3} == {4, 5}
+
+
+def test_speakers_and_sentences_follow_the_seed() -> None:
+    voices = {draw_speaker(Random(seed)).voice for seed in range(50)}
+    assert len(voices) == 50
+    assert draw_speaker(Random(7)) == draw_speaker(Random(7))
+    assert len(set(draw_sentences(30, Random(1)))) == 30
+
+
+def test_lda_finds_the_one_direction_that_tells() -> None:
+    random = np.random.default_rng(0)
+    speaker = np.repeat(np.arange(20), 30)
+    values = 5 * random.standard_normal((600, 8))
+    values[:, 3] = speaker + 0.1 * random.standard_normal(600)
+    found = lda(values[::2], speaker[::2], values[1::2])
+    first = np.abs(np.corrcoef(found.embedding[:, 0], values[1::2, 3])[0, 1])
+    assert first > 0.95
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+def test_it_writes_the_record(tmp_path: Path) -> None:
+    out = tmp_path / "figures" / "privacy.json"
+    command = [sys.executable, "-m", "benchmarks.privacy", "--quick", "--json", str(out)]
+    command += ["--report", str(tmp_path / "plots")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    record = json.loads(out.read_text("utf-8"))
+    assert {"machine", "versions", "commit", "settings", "rows", "bars"} <= set(record)
+    names = [row["representation"] for row in record["rows"]]
+    assert names[0] == "log-mel"
+    assert {f"packet, {codec}" for codec in wire.Codec} <= set(names)
+    assert {"Q-Former output", "encoder, layer 4"} <= set(names)
+    for row in record["rows"]:
+        for key in ("eer", "eer_enrolled", "top1"):
+            assert 0 <= row[key]["low"] <= row[key]["high"] <= 100
+    bars = {bar["name"]: bar for bar in record["bars"]}
+    assert set(bars) == {"eer_mel", "eer_default_packet"}
+    assert record["void"] is not bars["eer_mel"]["holds"]
+    # Even the smallest attack tells voices by their sound, and mostly not by the packet's size.
+    assert bars["eer_mel"]["value"] < 35
+    assert record["inversion"]["error_db"] < record["inversion"]["baseline_db"]
+    assert (tmp_path / "plots" / "privacy.png").read_bytes().startswith(b"\x89PNG")
