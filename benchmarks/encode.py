@@ -1,7 +1,8 @@
 """How fast each backend encodes, and what int8 costs: ``python -m benchmarks.encode --json FILE``.
 
 Times are medians of rounds in which the backends take turns on the same input, with the same
-number of threads: of a run among others, and of the first one after a pause. Quality is that of nano's test split, translated from each backend's features.
+number of threads: of a run among others, and of the first one after a pause. Quality is that of
+nano's test split, translated from each backend's features.
 """
 
 import statistics
