@@ -135,7 +135,7 @@ def medians(
     first: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            _settle()
+            settle()
             start = time.perf_counter()
             first[name].append(_timed(run))
             while time.perf_counter() - start < _WARM_SECONDS:
@@ -154,7 +154,7 @@ def _medians(times: dict[str, list[float]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def _settle() -> None:
+def settle() -> None:
     """Wait until no thread of this process is busy."""
     awake = True
     while awake:
