@@ -65,12 +65,12 @@ SMALL_AWARE = replace(
     padded=False,
     q_former=replace(SMALL.q_former, queries=1, stride=16, overlap=16),
 )
-# The threads of one backend wait for more work by spinning, ONNX Runtime's for up to half a second,
-# which would take a core from the next one. They are awake when this much processor time goes by
-# while the process sleeps so long.
+# The threads of one backend wait for more work by spinning, ONNX Runtime's for about 0.1 s, which
+# would take a core from the next one. They are awake when this much processor time goes by while
+# the process sleeps so long.
 _NAP_SECONDS, _AWAKE_SECONDS = 0.02, 0.002
-# A thread that was just woken may share a core with the one that woke it until the system has
-# spread them, so a backend runs for so long before it is timed.
+# The first runs after a pause may take twice as long as those that follow them, so a backend runs
+# for so long before it is timed.
 _WARM_SECONDS = 0.1
 # Into so many languages each utterance of the test split goes, in turn.
 _DIRECTIONS = 2
