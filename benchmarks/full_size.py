@@ -91,7 +91,7 @@ def latency(artifact: Path, model: str, threads: int, rounds: int) -> float:
     """Median seconds of one run on the longest input."""
     backend, config = open_backend(artifact, threads=threads), named_config(model)
     run = partial(backend.encode, speech(config, config.max_seconds))
-    return medians({"run": run}, rounds)["run"] / 1000
+    return medians({"run": run}, rounds)[0]["run"] / 1000
 
 
 def bars(rows: Sequence[dict[str, Any]]) -> list[Bar]:

@@ -14,6 +14,7 @@ from transformers.models.whisper.modeling_whisper import WhisperAttention, Whisp
 from esrt.config import ModelConfig
 from esrt.manifest import SplitPoint
 from esrt.model import EdgeModel, Projector, QFormerAdapter, SpeechEncoder, additive
+from export import half
 
 
 class DelegableGraph(nn.Module):
@@ -22,15 +23,23 @@ class DelegableGraph(nn.Module):
     Args:
         model: whose weights to use; it is left as it is.
         split: where the graph ends.
+        half_attention: multiply queries, keys and values in float16; all else is as the weights.
     """
 
-    def __init__(self, model: EdgeModel, split: SplitPoint) -> None:
+    def __init__(
+        self, model: EdgeModel, split: SplitPoint, *, half_attention: bool = False
+    ) -> None:
         super().__init__()
         self.config: ModelConfig = model.config
         self.encoder = _Encoder(model.encoder)
         self.q_former = _QFormer(model.q_former, model.config)
         self.mlp = _projector(model.mlp) if split == "adapter" else nn.Identity()
         self.width = model.config.feature_width(split)
+        if half_attention:
+            for module in self.modules():
+                if isinstance(module, Attention):
+                    module.half_products = True
+            self.q_former.halve_mask()
         self.eval()
 
     def forward(self, mel: Tensor) -> Tensor:
@@ -68,26 +77,34 @@ class LayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of (rows, width) on (columns, width), up to the heads' concatenation."""
+    """Multi-head attention of (rows, width) on (columns, width), up to the heads' concatenation.
+
+    With ``half_products`` everything between the linear layers is float16, the mask too.
+    """
 
     def __init__(self, query: nn.Linear, key: nn.Linear, value: nn.Linear, heads: int) -> None:
         super().__init__()
         self.heads, self.width = heads, query.out_features // heads
+        self.half_products = False
         # The scaling of the scores, folded into what makes the queries.
         self.query: nn.Module = _scaled(query, self.width**-0.5)
         self.key, self.value = key, value
 
     def forward(self, rows: Tensor, columns: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; ``mask`` (rows, columns) is added to the scores of each head."""
-        keys = self.key(columns).view(-1, self.heads, self.width).permute(1, 2, 0)
-        scores = torch.bmm(self._split(self.query(rows)), keys)
+        keys = self._heads(self.key(columns)).permute(1, 2, 0)
+        scores = torch.bmm(self._heads(self.query(rows)).transpose(0, 1), keys)
         if mask is not None:
             scores = scores + mask
-        read = torch.bmm(scores.softmax(-1), self._split(self.value(columns)))
-        return read.transpose(0, 1).contiguous().view(-1, self.heads * self.width)
+        values = self._heads(self.value(columns)).transpose(0, 1)
+        read = torch.bmm(scores.softmax(-1), values)
+        read = read.transpose(0, 1).contiguous().view(-1, self.heads * self.width)
+        return half.to_float(read) if self.half_products else read
 
-    def _split(self, states: Tensor) -> Tensor:
-        return states.view(-1, self.heads, self.width).transpose(0, 1)
+    def _heads(self, states: Tensor) -> Tensor:
+        if self.half_products:
+            states = half.to_half(states)
+        return states.view(-1, self.heads, self.width)
 
 
 class _EncoderLayer(nn.Module):
@@ -207,6 +224,11 @@ class _QFormer(nn.Module):
         for layer in self.layers:
             rows = layer(rows, states, mask)
         return rows
+
+    def halve_mask(self) -> None:
+        """Make the window's table one of float16, finite also after scores were added to it."""
+        if self.mask is not None:
+            self.mask = self.mask.clamp(min=torch.finfo(torch.half).min / 2).half()
 
     @torch.no_grad()
     def _fold_queries(self, first: _QFormerLayer) -> None:

@@ -32,7 +32,9 @@ def export_executorch(
 
 def _lower(model: EdgeModel, settings: Settings, path: Path) -> Lowered:
     config, precision = model.config, settings.precision
-    graph: nn.Module = DelegableGraph(model, settings.split)
+    graph: nn.Module = DelegableGraph(
+        model, settings.split, half_attention=precision is Precision.INT8
+    )
     if precision is Precision.FP16:
         graph = HalfGraph(graph)
     int8 = layers.judge(graph, config, settings)

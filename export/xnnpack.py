@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
+from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
     XNNPACKQuantizer,
@@ -23,7 +24,7 @@ from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from esrt.errors import CheckFailed
-from export import parity
+from export import half, parity
 from export.target import Activations
 
 # The quantizer's own least scale, 2**-12, is coarse for weights below 0.03, which wide layers have.
@@ -87,8 +88,11 @@ class Partitioner(XnnpackPartitioner):  # type: ignore[misc]
     """XNNPACK's, but with one subgraph where nothing that stays outside lies between several.
 
     Its own search ends with a new one after each group of linear layers that share an input; what
-    crosses a border is copied.
+    crosses a border is copied. It takes the conversions of export/half.py, too.
     """
+
+    def __init__(self) -> None:
+        super().__init__([*ALL_PARTITIONER_CONFIGS, *half.CONFIGS])
 
     def generate_partitions(self, ep: ExportedProgram) -> list[Partition]:
         """The subgraphs, as the base class finds them, or their union."""

@@ -106,6 +106,23 @@ def test_the_delegable_graph_is_the_model(config: ModelConfig, split: Any) -> No
             torch.testing.assert_close(graph(values), reference, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("config", [TINY, PADDED], ids=["free length", "padded"])
+def test_attention_in_float16_is_the_model_nearly(config: ModelConfig) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = EdgeModel(config).eval()
+        for weights in model.parameters():
+            torch.nn.init.normal_(
+                weights, std=weights[0].numel() ** -0.5 if weights.ndim > 1 else 1
+            )
+    graph = DelegableGraph(model, "qformer", half_attention=True)
+    values = torch.from_numpy(mel(200))
+    with torch.inference_mode():
+        found, reference = graph(values), model.features(values)
+    assert found.dtype == torch.float32
+    assert 1e-6 < (found - reference).abs().max() < 0.02
+
+
 # --- The artifact -----------------------------------------------------------------------------
 
 

@@ -1,0 +1,56 @@
+"""The operators' profile, on a tiny model."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import operators
+from benchmarks.encode import EAGER, ET_INT8, ORT_INT8
+from tests.tiny import tiny_checkpoint
+
+
+def test_every_runtime_names_its_operators(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "tiny")
+    artifacts = operators.exported(checkpoint, tmp_path)
+    found = operators.rows("tiny", operators.measure(checkpoint, 2.0, artifacts, 1, 2))
+    assert {row["backend"] for row in found} == {EAGER, ET_INT8, ORT_INT8}
+    # One encoder layer with 6 linear layers and one Q-Former layer with 10.
+    linear = {
+        backend: sum(
+            row["calls"]
+            for row in found
+            if row["backend"] == backend and row["group"] == "linear layers"
+        )
+        for backend in (EAGER, ET_INT8, ORT_INT8)
+    }
+    assert linear[EAGER] == linear[ET_INT8] == 16
+    assert linear[ORT_INT8] >= 16  # it quantizes inputs in operators of their own
+    for backend in (EAGER, ET_INT8, ORT_INT8):
+        groups = {row["group"] for row in found if row["backend"] == backend}
+        assert {*operators.GROUPS, operators.OTHER} - groups <= {"softmax"}
+        assert sum(row["ms"] for row in found if row["backend"] == backend) > 0
+    products = [
+        row for row in found if row["operator"].startswith("Batch Matrix Multiply (NC, F16")
+    ]
+    assert [row["calls"] for row in products] == [6]
+
+
+@pytest.mark.parametrize(
+    ("operator", "group"),
+    [
+        ("Fully Connected (NC, QDU8, F32, QC8W) GEMM", "linear layers"),
+        ("Fully Connected (NC, QD8, F32, QC8W) GEMM", "linear layers"),
+        ("Fully Connected (NC, F32) GEMM", "norms and sums"),
+        ("Convolution (NHWC, F32) IGEMM", "convolutions"),
+        ("Convert (NC)", operators.OTHER),
+        ("DynamicQuantizeMatMul", "linear layers"),
+        ("FusedMatMul", "attention's products"),
+        ("SkipLayerNormalization", "norms and sums"),
+        ("aten::addmm", "linear layers"),
+        ("aten::bmm", "attention's products"),
+        ("aten::mkldnn_convolution", "convolutions"),
+        ("aten::matmul", operators.OTHER),
+    ],
+)
+def test_operators_have_their_group(operator: str, group: str) -> None:
+    assert operators.group(operator) == group
