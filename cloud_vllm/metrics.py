@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
+    REGISTRY,
     CollectorRegistry,
     Counter,
     Gauge,
@@ -12,6 +13,8 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from cloud_vllm.exchange import Exchange
 from cloud_vllm.limits import Limits
@@ -88,5 +91,17 @@ class Metrics:
             self._stages.labels("total").observe(seconds)
 
     def render(self) -> bytes:
-        """The text that Prometheus reads."""
-        return generate_latest(self._registry)
+        """The text that Prometheus reads: the gateway's figures, and the engine's own."""
+        return generate_latest(self._registry) + generate_latest(_ENGINE)
+
+
+class _EngineCollector(Collector):
+    """What vLLM keeps in the process's common registry; nothing else that may be there."""
+
+    def collect(self) -> Iterator[Metric]:
+        """The families whose names are vLLM's."""
+        return (family for family in REGISTRY.collect() if family.name.startswith("vllm:"))
+
+
+_ENGINE = CollectorRegistry(auto_describe=False)
+_ENGINE.register(_EngineCollector())

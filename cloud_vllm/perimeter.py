@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -15,6 +16,9 @@ from cloud_vllm.keys import Scope as KeyScope
 from cloud_vllm.metrics import Metrics
 from cloud_vllm.settings import Settings
 from esrt.errors import DeadlineExceeded, EsrtError, Forbidden, Unauthorized
+
+if TYPE_CHECKING:
+    from cloud_vllm.tracing import Traces
 
 # What a load balancer asks before it knows anything, and what a client reads to learn the API.
 PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json"})
@@ -40,9 +44,12 @@ _SEND_S = 30.0
 class Perimeter:
     """Bounds each request in time, adds headers, gives back what it held, and accounts for it."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, metrics: Metrics, traces: "Traces | None" = None
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._traces = traces
         self._seconds = settings.upload_s + settings.deadline_s + _SEND_S
         self._headers = dict(_HEADERS)
         if settings.tls_certificate:
@@ -105,7 +112,10 @@ class Perimeter:
             "generated_tokens": exchange.generated_tokens,
             "ms": round(seconds * 1e3, 3),
         }
-        logs.request(fields, routine=route in _ROUTINE and status < 400)
+        routine = route in _ROUTINE and status < 400
+        logs.request(fields, routine=routine)
+        if self._traces and not routine:
+            self._traces.record(Headers(scope=scope), exchange, fields, seconds)
 
 
 class Authentication:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AnyHttpUrl, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     )
 
     log_format: Literal["json", "text"] = Field("json", description="How lines of logs look.")
+    otlp_endpoint: AnyHttpUrl | None = Field(
+        None, description="Where traces go, http://HOST:4318/v1/traces; nowhere by default."
+    )
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:

@@ -148,7 +148,8 @@ class VllmEngine:
             enable_prefix_caching=False,
             # The decoder's own generation settings could sample or stop at other tokens.
             generation_config="vllm",
-            disable_log_stats=True,
+            # Its figures are part of /metrics.
+            disable_log_stats=False,
         )
         if self._state is EngineState.CLOSED:
             return
