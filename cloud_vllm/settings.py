@@ -33,6 +33,10 @@ class Settings(BaseSettings):
     compile: bool = Field(
         False, description="Let vLLM compile and capture graphs: a slower start, faster decoding."
     )
+    tensor_parallel: int = Field(1, ge=1, description="GPUs over which vLLM spreads the decoder.")
+    quantization: Literal["fp8"] | None = Field(
+        None, description="fp8: vLLM halves the weights as it loads them; needs a GPU."
+    )
     deadline_s: float = Field(60.0, gt=0, description="Longest time that one answer may take.")
     upload_s: float = Field(15.0, gt=0, description="Longest time that one packet may arrive in.")
     shutdown_s: int = Field(

@@ -134,6 +134,7 @@ class VllmEngine:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.sampling_params import RequestOutputKind, SamplingParams
         from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
         settings, config = self._settings, self._checkpoint.config
         arguments = AsyncEngineArgs(
@@ -144,6 +145,13 @@ class VllmEngine:
             max_num_seqs=settings.max_running,
             kv_cache_memory_bytes=settings.kv_cache_bytes or None,
             enforce_eager=not settings.compile,
+            tensor_parallel_size=settings.tensor_parallel,
+            # On a CPU vLLM would put its one worker into a process of its own, to bind its threads
+            # to cores, and wait for it by spinning: of two cores that takes one.
+            distributed_executor_backend=(
+                UniProcExecutor if settings.tensor_parallel == 1 else None
+            ),
+            quantization=settings.quantization,
             # No two utterances share features, and nothing of one should outlive its request.
             enable_prefix_caching=False,
             # The decoder's own generation settings could sample or stop at other tokens.
