@@ -9,7 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse
 
 from cloud_vllm import problems
-from cloud_vllm.engines import Engine, create_engine
+from cloud_vllm.engines import Engine, Supervisor, create_engine
 from cloud_vllm.keys import KeyRing
 from cloud_vllm.operations import EVENTS, Operations
 from cloud_vllm.perimeter import Authentication, Perimeter
@@ -59,7 +59,7 @@ def create_app(
 
     Args:
         settings: what to serve and how.
-        engine: what decodes; by default what the settings name.
+        engine: what decodes; by default what the settings name, rebuilt when it dies.
         clock: seconds, for limits and for what expires.
 
     Raises:
@@ -68,7 +68,8 @@ def create_app(
     """
     keys = KeyRing(settings.key_file) if settings.key_file else None
     checkpoint = open_checkpoint(settings.checkpoint)
-    engine = engine or create_engine(checkpoint, settings)
+    if engine is None:
+        engine = Supervisor(lambda: create_engine(checkpoint, settings), checkpoint, settings)
     gateway = Operations(checkpoint, settings, engine, clock)
     app = FastAPI(
         title="ESRT gateway",

@@ -57,6 +57,11 @@ class Metrics:
         self._generated = Counter(
             "esrt_generated_tokens", "Tokens that the engine wrote.", registry=registry
         )
+        self._retries = Counter(
+            "esrt_retried_answers",
+            "Times that an answer was decoded anew because its engine had died.",
+            registry=registry,
+        )
         self._running = 0
         self.gauge("esrt_answers_running", "Answers that have their first token.").set_function(
             lambda: self._running
@@ -74,6 +79,10 @@ class Metrics:
             yield
         finally:
             self._running -= 1
+
+    def retried(self) -> None:
+        """Count an answer that is decoded anew."""
+        self._retries.inc()
 
     def gauge(self, name: str, description: str) -> Gauge:
         """Another gauge, for a part of the gateway to set."""

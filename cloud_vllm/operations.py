@@ -21,7 +21,7 @@ from cloud_vllm.admission import (
     check_no_body,
     read_body,
 )
-from cloud_vllm.engines import Engine, EngineState
+from cloud_vllm.engines import Engine, EngineState, Supervisor
 from cloud_vllm.exchange import Exchange, exchange_of
 from cloud_vllm.features import FeatureStore
 from cloud_vllm.limits import Limits
@@ -69,6 +69,9 @@ class Operations:
         self.observed = Metrics(self._limits)
         kept = self.observed.gauge("esrt_features_bytes", "Bytes of packets kept in memory.")
         kept.set_function(lambda: self._features.size)
+        if isinstance(engine, Supervisor):
+            rebuilds = self.observed.gauge("esrt_engine_rebuilds", "Engines that were replaced.")
+            rebuilds.set_function(lambda: engine.rebuilds)
         self._failure: EsrtError | None = None
 
     @asynccontextmanager
@@ -92,6 +95,8 @@ class Operations:
     async def readyz(self) -> Status:
         """The engine is loaded and lives."""
         self._check_ready()
+        if self._engine.state is EngineState.REBUILDING:
+            raise NotReady("The engine is being rebuilt.", "Ask another replica, or again soon.")
         return Status(status="ready")
 
     async def metrics(self) -> Response:
@@ -156,20 +161,20 @@ class Operations:
             body = self._features.get(features, exchange.owner)
         arrived = time.perf_counter()
         admitted = await self._admit(body, exchange)
+        streamed = _wants_events(request)
+        jobs = [
+            Job(admitted, *pair, arrived, self._settings.deadline_s, exchange, streamed)
+            for pair in pairs
+        ]
         streams = [
             events(
-                translate(
-                    self._engine,
-                    self._checkpoint,
-                    Job(admitted, source, target, arrived, self._settings.deadline_s, exchange),
-                    self.observed,
-                ),
-                target.code if len(pairs) > 1 else None,
+                translate(self._engine, self._checkpoint, job, self.observed),
+                job.target.code if len(jobs) > 1 else None,
             )
-            for source, target in pairs
+            for job in jobs
         ]
         stream = together(streams) if len(streams) > 1 else streams[0]
-        if _wants_events(request):
+        if streamed:
             return EventStream(stream, exchange)
         whole = await _unless_disconnected(request, asyncio.create_task(answers(stream)))
         if len(pairs) == 1:
@@ -241,6 +246,7 @@ class Operations:
         return pairs
 
     def _check_ready(self) -> None:
+        """See whether requests are taken on; they also are while the engine is rebuilt."""
         if self._failure is not None:
             raise NotReady(self._failure.cause, self._failure.remedy)
         state = self._engine.state
@@ -248,8 +254,8 @@ class Operations:
             raise NotReady("The engine is still loading.", "Ask again in a few seconds.")
         if state is EngineState.CLOSED:
             raise NotReady("The service is shutting down.", "Ask another replica, or later.")
-        if state is not EngineState.READY:
-            raise NotReady("The engine has died.", "Restart the service.")
+        if state is EngineState.FAILED:
+            raise NotReady("The engine has died.", "Ask another replica, or later.")
 
 
 def _json(body: BaseModel, status: int = 200) -> Response:

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from cloud_vllm.exchange import exchange_of
 from cloud_vllm.schemas import Problem
-from esrt.errors import EsrtError, NotReady, RequestError, Unauthorized
+from esrt.errors import EngineFailed, EsrtError, NotReady, RequestError, Unauthorized
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:esrt:problem:"
@@ -19,7 +19,7 @@ TYPE_PREFIX = "urn:esrt:problem:"
 # nginx's number for a client that closed the connection; it only shows in logs.
 _CLIENT_CLOSED = 499
 CLIENT_GONE = "client-gone"
-# When to ask again whether an engine that loads is ready.
+# When to ask again whether an engine that loads, or is rebuilt, is ready.
 _LOADING_S = 5
 
 _log = logging.getLogger(__name__)
@@ -59,7 +59,8 @@ def answer(request: Request, error: EsrtError) -> Response:
     headers = {}
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    retry_after = _LOADING_S if isinstance(error, NotReady) else getattr(error, "retry_after", 0)
+    loading = isinstance(error, NotReady | EngineFailed)
+    retry_after = _LOADING_S if loading else getattr(error, "retry_after", 0)
     if retry_after:
         headers["Retry-After"] = str(retry_after)
     return respond(request, from_error(error), headers)

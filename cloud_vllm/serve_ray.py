@@ -38,12 +38,13 @@ class Gateway:
     def __serve_build_asgi_app__(self) -> "FastAPI":
         """The gateway, which Ray starts: its lifespan begins to load the engine."""
         # Imported after the environment is set.
-        from cloud_vllm.engines import create_engine
+        from cloud_vllm.engines import Supervisor, create_engine
         from cloud_vllm.gateway import create_app
         from esrt.checkpoint import open_checkpoint
 
-        self._engine = create_engine(open_checkpoint(self._settings.checkpoint), self._settings)
-        app = create_app(self._settings, self._engine)
+        settings, checkpoint = self._settings, open_checkpoint(self._settings.checkpoint)
+        self._engine = Supervisor(lambda: create_engine(checkpoint, settings), checkpoint, settings)
+        app = create_app(settings, self._engine)
         transport = httpx.ASGITransport(app)
         self._self = httpx.AsyncClient(transport=transport, base_url="http://replica")
         return app

@@ -24,6 +24,9 @@ class Settings(BaseSettings):
     max_new_tokens: int = Field(
         256, ge=1, description="Where an answer is cut, transcript and translation together."
     )
+    max_repetitions: int = Field(
+        10, ge=0, description="Where a text that only repeats itself is cut; 0 lets it go on."
+    )
     max_running: int = Field(
         64, ge=1, description="Requests that vLLM decodes at once; others wait."
     )
@@ -33,9 +36,18 @@ class Settings(BaseSettings):
     compile: bool = Field(
         False, description="Let vLLM compile and capture graphs: a slower start, faster decoding."
     )
+    stream_interval: int = Field(
+        4, ge=1, description="Tokens between two pieces of a stream, after the first token."
+    )
     tensor_parallel: int = Field(1, ge=1, description="GPUs over which vLLM spreads the decoder.")
     quantization: Literal["fp8"] | None = Field(
         None, description="fp8: vLLM halves the weights as it loads them; needs a GPU."
+    )
+    canary_s: float = Field(
+        10.0, ge=0, description="After how long without a token the engine is probed; 0: never."
+    )
+    canary_timeout_s: float = Field(
+        20.0, gt=0, description="How long a probe may take before the engine is rebuilt."
     )
     deadline_s: float = Field(60.0, gt=0, description="Longest time that one answer may take.")
     upload_s: float = Field(15.0, gt=0, description="Longest time that one packet may arrive in.")

@@ -119,6 +119,10 @@ class EngineFailed(EsrtError):
     type = "engine-failed"
 
 
+class EngineDied(EngineFailed):
+    """The engine's process has ended or hangs; it is no fault of the request, it seems."""
+
+
 class DeadlineExceeded(EsrtError):
     """An answer that took longer than the service allows."""
 

@@ -142,21 +142,21 @@ def _embeddings(checkpoint: Any, cases: list[list[str]]) -> list[tuple[Any, Any,
 
 async def _vllm(checkpoint: Any, prompts: list[tuple[Any, Any, Any]]) -> tuple[Generate, Any]:
     """The engine with the gateway's own arguments, sampling and prompts, and nothing around it."""
-    from cloud_vllm.engines.base import prompt_ids
     from cloud_vllm.engines.vllm import VllmEngine
     from cloud_vllm.settings import Settings
 
     engine = VllmEngine(checkpoint, Settings(checkpoint=checkpoint.folder))
     await engine.start()
-    ids = [prompt_ids(engine._tokenizer, source, target) for _, source, target in prompts]
+    forms = [engine._forms.of(source, target) for _, source, target in prompts]
+    samplings = [engine._sampling(form) for form in forms]
     count = 0
 
     async def generate(place: int) -> tuple[int, float, str]:
         nonlocal count
         count += 1
         begin, first, tokens = perf_counter(), 0.0, 0
-        prompt = await engine._render(prompts[place][0].numpy(), ids[place])
-        async for output in engine._llm.generate(prompt, engine._sampling, f"bare-{count}"):
+        prompt = await engine._render(engine._llm, prompts[place][0].numpy(), forms[place])
+        async for output in engine._llm.generate(prompt, samplings[place], f"bare-{count}"):
             first = first or 1e3 * (perf_counter() - begin)
             tokens += len(output.outputs[0].token_ids)
         return tokens, first, ""

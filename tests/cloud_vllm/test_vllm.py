@@ -23,6 +23,7 @@ from tests.cloud_vllm.kit import (
     URL,
     Packets,
     Reference,
+    Scored,
     assert_stream_adds_up,
     parse_events,
     without_times,
@@ -93,15 +94,22 @@ def test_equals_transformers(
 
 
 def test_equals_transformers_on_features_never_seen(
-    service: Service, packet: Packets, reference: Reference
+    service: Service, packet: Packets, scored: Scored
 ) -> None:
     bodies = [packet(100 + seed, 1 + 7 * seed) for seed in range(8)]
-    with ThreadPoolExecutor(len(bodies)) as pool:
-        answers = list(pool.map(lambda body: _translate(service, body, "eng", "deu"), bodies))
-    for body, answer in zip(bodies, answers, strict=True):
-        transcript, _, translation = reference(body, "eng", "deu").partition("<|eng|><|deu|>")
+    # Both directions at once: each is held to its own separator.
+    asked = [(body, *pair) for body in bodies for pair in (("eng", "deu"), ("deu", "eng"))]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(lambda one: _translate(service, *one), asked))
+    for one, answer in zip(asked, answers, strict=True):
+        text, confidence, finish = scored(*one)
+        transcript, separator, translation = text.partition(f"<|{one[1]}|><|{one[2]}|>")
         assert (answer["transcript"], answer["translation"]) == (transcript, translation)
-        assert answer["finish"] == "stop" or answer["tokens"]["generated"] == MAX_NEW_TOKENS
+        assert answer["confidence"] == pytest.approx(confidence, abs=1e-3)
+        assert "<|" not in transcript + translation
+        assert answer["finish"] == finish
+        assert separator or finish != "stop"
+    assert {answer["finish"] for answer in answers} == {"stop", "length", "repetition"}
 
 
 def test_many_at_once_do_not_mix(service: Service, packet: Packets) -> None:
