@@ -22,6 +22,7 @@ from esrt.errors import (
     EsrtError,
     FingerprintMismatch,
     Forbidden,
+    IdempotencyKeyReused,
     LanguageError,
     MediaTypeError,
     NotReady,
@@ -42,7 +43,9 @@ _ERRORS: tuple[type[EsrtError], ...] = (
     PacketContentError, RequestError, NotReady, Unauthorized, Forbidden, TooManyRequests,
     Overloaded,
 )  # fmt: skip
-_ENGINE_ERRORS = (EngineFailed, DeadlineExceeded)
+_TRANSLATION_ERRORS: tuple[type[EsrtError], ...] = (
+    LanguageError, UnknownFeatures, IdempotencyKeyReused, EngineFailed, DeadlineExceeded,
+)  # fmt: skip
 
 
 def create_app(
@@ -84,7 +87,7 @@ def create_app(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"],
             expose_headers=["Retry-After", "X-Request-Id"],
         )
     app.add_middleware(Perimeter, settings=settings, metrics=gateway.observed)
@@ -99,7 +102,7 @@ def create_app(
         response_model=Translation | Translations,
         responses={
             200: {"content": {EVENTS: {"schema": {"type": "string"}}}},
-            **problems.responses(*_ERRORS, *_ENGINE_ERRORS, LanguageError, UnknownFeatures),
+            **problems.responses(*_ERRORS, *_TRANSLATION_ERRORS),
         },
         openapi_extra=_packet_body(required=False),
     )(gateway.translate)

@@ -4,11 +4,11 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
@@ -24,6 +24,7 @@ from cloud_vllm.admission import (
 from cloud_vllm.engines import Engine, EngineState, Supervisor
 from cloud_vllm.exchange import Exchange, exchange_of
 from cloud_vllm.features import FeatureStore
+from cloud_vllm.idempotency import AnswerStore, replay
 from cloud_vllm.limits import Limits
 from cloud_vllm.metrics import CONTENT_TYPE, Metrics
 from cloud_vllm.schemas import (
@@ -36,7 +37,7 @@ from cloud_vllm.schemas import (
     Translations,
 )
 from cloud_vllm.settings import Settings
-from cloud_vllm.translation import EventStream, Job, answers, events, together, translate
+from cloud_vllm.translation import Event, EventStream, Job, answers, events, together, translate
 from esrt.checkpoint import Checkpoint
 from esrt.errors import EngineFailed, EsrtError, LanguageError, NotReady
 from esrt.languages import LANGUAGES, Language, direction
@@ -66,6 +67,7 @@ class Operations:
         self._admission = Admission(checkpoint, settings)
         self._limits = Limits(settings, clock)
         self._features = FeatureStore(settings, clock)
+        self._answers = AnswerStore(settings, clock)
         self.observed = Metrics(self._limits)
         kept = self.observed.gauge("esrt_features_bytes", "Bytes of packets kept in memory.")
         kept.set_function(lambda: self._features.size)
@@ -82,6 +84,7 @@ class Operations:
             yield
         finally:
             self._features.clear()
+            self._answers.clear()
             await self._engine.close()
             for task in tasks:
                 task.cancel()
@@ -136,6 +139,14 @@ class Operations:
             str | None,
             Query(description="A handle from /v1/features, in place of the body."),
         ] = None,
+        idempotency_key: Annotated[
+            str | None,
+            Header(
+                description="Any text that stands for this request: repeated within minutes, it is"
+                " answered by the same answer, decoded once.",
+                pattern=r"^[!-~]{1,255}$",
+            ),
+        ] = None,
     ) -> Response:
         """Translate one feature packet, into one language or several.
 
@@ -155,25 +166,25 @@ class Operations:
         self._check_ready()
         exchange = exchange_of(request)
         exchange.held.enter_context(self._limits.admit(exchange.owner, len(pairs)))
-        if features is None:
-            body = await self._receive(request, exchange)
-        else:
-            body = self._features.get(features, exchange.owner)
-        arrived = time.perf_counter()
-        admitted = await self._admit(body, exchange)
+        body = b"" if features is not None else await self._receive(request, exchange)
+        arrived, claim = time.perf_counter(), None
+        if idempotency_key is not None:
+            asked = [body, (features or "").encode("utf-8", "surrogateescape")]
+            asked += [f"{source.code}-{target.code}".encode() for source, target in pairs]
+            claim = await self._answers.claim(exchange.owner, idempotency_key, asked, exchange.held)
         streamed = _wants_events(request)
-        jobs = [
-            Job(admitted, *pair, arrived, self._settings.deadline_s, exchange, streamed)
-            for pair in pairs
-        ]
-        streams = [
-            events(
-                translate(self._engine, self._checkpoint, job, self.observed),
-                job.target.code if len(jobs) > 1 else None,
+        if claim is not None and claim.answers is not None:
+            stream = replay(claim.answers, several=len(pairs) > 1)
+        else:
+            if features is not None:
+                body = self._features.get(features, exchange.owner)
+            admitted = await self._admit(body, exchange)
+            seconds = self._settings.deadline_s
+            stream = self._decoded(
+                [Job(admitted, *pair, arrived, seconds, exchange, streamed) for pair in pairs]
             )
-            for job in jobs
-        ]
-        stream = together(streams) if len(streams) > 1 else streams[0]
+            if claim is not None:
+                stream = claim.fulfil(stream, len(pairs))
         if streamed:
             return EventStream(stream, exchange)
         whole = await _unless_disconnected(request, asyncio.create_task(answers(stream)))
@@ -203,6 +214,17 @@ class Operations:
         self._features.delete(features, exchange_of(request).owner)
         return Response(status_code=204)
 
+    def _decoded(self, jobs: list[Job]) -> AsyncGenerator[Event, None]:
+        """The events of one answer, or of several at once."""
+        streams = [
+            events(
+                translate(self._engine, self._checkpoint, job, self.observed),
+                job.target.code if len(jobs) > 1 else None,
+            )
+            for job in jobs
+        ]
+        return together(streams) if len(streams) > 1 else streams[0]
+
     async def _receive(self, request: Request, exchange: Exchange) -> bytes:
         begin = time.perf_counter()
         body = await read_body(request, self._settings.upload_s)
@@ -219,6 +241,7 @@ class Operations:
     async def _sweep(self) -> None:
         while True:
             self._features.sweep()
+            self._answers.sweep()
             await asyncio.sleep(_SWEEP_S)
 
     async def _load(self) -> None:
