@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse
 
-from cloud_vllm import problems
+from cloud_vllm import problems, stream
 from cloud_vllm.engines import Engine, Supervisor, create_engine
 from cloud_vllm.keys import KeyRing
 from cloud_vllm.operations import EVENTS, Operations
@@ -120,6 +120,7 @@ def create_app(
         status_code=204,
         responses=problems.responses(Unauthorized, Forbidden, UnknownFeatures, NotReady),
     )(gateway.delete_features)
+    app.add_api_websocket_route(stream.PATH, stream.Streams(gateway, settings, keys).serve)
     _describe_problems(app)
     return app
 

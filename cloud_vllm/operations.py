@@ -97,7 +97,7 @@ class Operations:
 
     async def readyz(self) -> Status:
         """The engine is loaded and lives."""
-        self._check_ready()
+        self.check_ready()
         if self._engine.state is EngineState.REBUILDING:
             raise NotReady("The engine is being rebuilt.", "Ask another replica, or again soon.")
         return Status(status="ready")
@@ -162,8 +162,8 @@ class Operations:
             check_media_type(request)
         else:
             check_no_body(request)
-        pairs = self._directions(src, tgt)
-        self._check_ready()
+        pairs = self.directions(src, tgt)
+        self.check_ready()
         exchange = exchange_of(request)
         exchange.held.enter_context(self._limits.admit(exchange.owner, len(pairs)))
         body = b"" if features is not None else await self._receive(request, exchange)
@@ -214,6 +214,22 @@ class Operations:
         self._features.delete(features, exchange_of(request).owner)
         return Response(status_code=204)
 
+    async def segment(
+        self, body: bytes, pair: tuple[Language, Language], exchange: Exchange
+    ) -> AsyncGenerator[Event, None]:
+        """The events of one packet's answer, as `translate` gives them.
+
+        Raises:
+            EsrtError: the packet is refused, or there is no place for it.
+        """
+        self.check_ready()
+        exchange.held.enter_context(self._limits.admit(exchange.owner))
+        exchange.bytes_in = len(body)
+        arrived = time.perf_counter()
+        admitted = await self._admit(body, exchange)
+        seconds = self._settings.deadline_s
+        return self._decoded([Job(admitted, *pair, arrived, seconds, exchange, streamed=True)])
+
     def _decoded(self, jobs: list[Job]) -> AsyncGenerator[Event, None]:
         """The events of one answer, or of several at once."""
         streams = [
@@ -255,7 +271,12 @@ class Operations:
             self._failure = EngineFailed("The engine failed to start.", "Read the gateway's log.")
             _log.error("The engine failed to start.", exc_info=error)
 
-    def _directions(self, src: str, tgt: list[str]) -> list[tuple[Language, Language]]:
+    def directions(self, src: str, tgt: list[str]) -> list[tuple[Language, Language]]:
+        """The directions that codes name.
+
+        Raises:
+            LanguageError: one is none, or not served.
+        """
         codes, served = ",".join(tgt).split(","), self._checkpoint.config.languages
         pairs = [direction(src, code) for code in codes]
         for language in itertools.chain.from_iterable(pairs):
@@ -268,8 +289,12 @@ class Operations:
             raise LanguageError("tgt names a language twice.", "Name each of them once.")
         return pairs
 
-    def _check_ready(self) -> None:
-        """See whether requests are taken on; they also are while the engine is rebuilt."""
+    def check_ready(self) -> None:
+        """See whether requests are taken on; they also are while the engine is rebuilt.
+
+        Raises:
+            NotReady: they are not.
+        """
         if self._failure is not None:
             raise NotReady(self._failure.cause, self._failure.remedy)
         state = self._engine.state

@@ -109,6 +109,7 @@ async def _decode(
         async for piece in _in_time(pieces, job.seconds, end):
             if generated == 0 and piece.tokens:
                 first_token = _ms(job.arrived)
+                exchange.stages_ms.append(("first_token", first_token))
                 stack.enter_context(metrics.running())
             generated += piece.tokens
             exchange.generated_tokens += piece.tokens
@@ -119,7 +120,7 @@ async def _decode(
         raise EngineFailed("The engine ended without a reason.", "Send the packet again.")
     for delta in splitter.finish():
         yield delta
-    exchange.stages_ms += [("first_token", first_token), ("generate", _ms(job.arrived))]
+    exchange.stages_ms.append(("generate", _ms(job.arrived)))
     yield Translation(
         src=job.source.code,
         tgt=job.target.code,
