@@ -48,6 +48,7 @@ class VllmEngine:
         self._llm: Any = None
         self._loading: asyncio.Future[None] | None = None
         self._earlier_children = set(multiprocessing.active_children())
+        self._samplings: dict[Form, Any] = {}
         self._shared: set[str] = set()
         self._aborts: set[asyncio.Task[None]] = set()
 
@@ -188,8 +189,10 @@ class VllmEngine:
             StructuredOutputsParams,
         )
 
+        if form in self._samplings:
+            return self._samplings[form]
         times = self._settings.max_repetitions
-        return SamplingParams(
+        sampling = self._samplings[form] = SamplingParams(
             temperature=0.0,
             max_tokens=self._settings.max_new_tokens,
             logprobs=0,
@@ -200,6 +203,7 @@ class VllmEngine:
             if times > 1
             else None,
         )
+        return sampling
 
     async def _warm_up(self) -> None:
         """Decode a little of nothing, for what vLLM sets up lazily takes seconds."""
@@ -210,6 +214,7 @@ class VllmEngine:
         nothing = np.zeros((1, config.decoder_width), np.float32)
         form = self._forms.of(source, target)
         prompt, sampling = await self._render(self._llm, nothing, form), self._sampling(form)
+        sampling = sampling.clone()
         sampling.max_tokens = _WARM_UP_TOKENS
         sampling.ignore_eos = True
         async for _ in self._llm.generate(prompt, sampling, "warm-up"):
