@@ -25,7 +25,14 @@ from cloud_vllm.keys import KeyRing
 from cloud_vllm.operations import Operations
 from cloud_vllm.settings import Settings
 from cloud_vllm.translation import Event
-from esrt.errors import EsrtError, Forbidden, Overloaded, TooManyRequests, Unauthorized
+from esrt.errors import (
+    EsrtError,
+    Forbidden,
+    LanguageError,
+    Overloaded,
+    TooManyRequests,
+    Unauthorized,
+)
 from esrt.languages import Language
 
 PATH = "/v1/stream"
@@ -97,7 +104,9 @@ class Streams:
                 "The operator can name the origin in ESRT_CORS_ORIGINS.",
             )
         query = websocket.query_params
-        (pair,) = self._operations.directions(query.get("src", ""), query.getlist("tgt"))
+        pairs = self._operations.directions(query.get("src", ""), query.getlist("tgt"))
+        if len(pairs) > 1:
+            raise LanguageError("A stream has one target language.", "Open one for each.")
         self._operations.check_ready()
         places = self._settings.max_running + self._settings.max_waiting
         if owner is not None and self._open[owner] >= self._settings.key_at_once:
@@ -106,7 +115,7 @@ class Streams:
             )
         if self._open.total() >= places:
             raise Overloaded("Too many streams are open.", "Try again later.", _RETRY_S)
-        return pair
+        return pairs[0]
 
     def _leave(self, owner: str | None) -> None:
         self._open[owner] -= 1

@@ -35,7 +35,14 @@ ROOT = Path(__file__).parents[2]
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "150"))
 # What the allocator may keep of a few thousand requests; a packet that leaks is 5 KB to 1 MB.
 GROWTH_BYTES = 8 << 20
-SHARES = {"/v1/translate": 0.6, "/v1/features": 0.2, "/v1/features/{features}": 0.2}
+MODES = tuple(schemathesis.GenerationMode)
+# How much of the requests each operation gets, and whether they keep to its description.
+SHARES = {
+    "/v1/translate": (0.3, MODES),
+    "/v1/features": (0.1, MODES),
+    # Every path is one that the description allows.
+    "/v1/features/{features}": (0.2, (schemathesis.GenerationMode.POSITIVE,)),
+}
 
 
 @dataclass
@@ -196,10 +203,10 @@ def _requests_out_of_the_document(target: Target, whole: bytes, requests: int) -
     for found in schema.get_all_operations():
         operation = found.ok()
         # The others take nothing that could be wrong.
-        share = SHARES.get(operation.path, 0)
-        for mode in schemathesis.GenerationMode if share else ():
+        share, modes = SHARES.get(operation.path, (0.0, ()))
+        for mode in modes:
 
-            @fuzzed(round(requests * share / 2))
+            @fuzzed(round(requests * share))
             @given(case=operation.as_strategy(generation_mode=mode))
             def requested(case: schemathesis.Case) -> None:
                 call = case.as_transport_kwargs(base_url=str(target.client.base_url))

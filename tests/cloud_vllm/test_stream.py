@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from starlette.websockets import WebSocketDisconnect
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from cloud_vllm import keys, listener
+from cloud_vllm import gateway, keys, listener
 from cloud_vllm.engines import Embeddings, EngineState, Piece
 from cloud_vllm.gateway import create_app
 from cloud_vllm.settings import Settings
+from esrt.checkpoint import Checkpoint
 from esrt.languages import Language
 from tests.cloud_vllm.kit import (
     PACKET,
@@ -27,7 +29,7 @@ from tests.cloud_vllm.kit import (
     assert_problem,
     assert_stream_adds_up,
 )
-from tests.tiny import SENTENCES
+from tests.tiny import SENTENCES, TINY
 
 PATH = "/v1/stream?src=eng&tgt=deu"
 HELLO = Piece("hello", 1)
@@ -199,6 +201,20 @@ def test_handshakes_that_are_refused(
         pass
     assert_problem(refused.value, status, kind)
     assert refused.value.headers["x-request-id"]
+
+
+def test_several_languages_take_several_streams(
+    settings: Settings, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(TINY, languages=("eng", "deu", "fra"))
+    monkeypatch.setattr(gateway, "open_checkpoint", lambda _: replace(checkpoint, config=config))
+    with (
+        TestClient(create_app(settings, Held())) as client,
+        pytest.raises(WebSocketDenialResponse) as refused,
+        client.websocket_connect("/v1/stream?src=eng&tgt=deu,fra"),
+    ):
+        pass
+    assert_problem(refused.value, 422, "language", "one target")
 
 
 def test_an_origin_that_is_named(settings: Settings) -> None:
