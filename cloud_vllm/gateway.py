@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse
 
-from cloud_vllm import problems
+from cloud_vllm import problems, stream
 from cloud_vllm.engines import Engine, Supervisor, create_engine
 from cloud_vllm.keys import KeyRing
 from cloud_vllm.operations import EVENTS, Operations
@@ -22,6 +22,7 @@ from esrt.errors import (
     EsrtError,
     FingerprintMismatch,
     Forbidden,
+    IdempotencyKeyReused,
     LanguageError,
     MediaTypeError,
     NotReady,
@@ -45,7 +46,9 @@ _ERRORS: tuple[type[EsrtError], ...] = (
     PacketContentError, RequestError, NotReady, Unauthorized, Forbidden, TooManyRequests,
     Overloaded,
 )  # fmt: skip
-_ENGINE_ERRORS = (EngineFailed, DeadlineExceeded)
+_TRANSLATION_ERRORS: tuple[type[EsrtError], ...] = (
+    LanguageError, UnknownFeatures, IdempotencyKeyReused, EngineFailed, DeadlineExceeded,
+)  # fmt: skip
 
 
 def create_app(
@@ -87,7 +90,7 @@ def create_app(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"],
             expose_headers=["Retry-After", "X-Request-Id"],
         )
     app.add_middleware(
@@ -104,7 +107,7 @@ def create_app(
         response_model=Translation | Translations,
         responses={
             200: {"content": {EVENTS: {"schema": {"type": "string"}}}},
-            **problems.responses(*_ERRORS, *_ENGINE_ERRORS, LanguageError, UnknownFeatures),
+            **problems.responses(*_ERRORS, *_TRANSLATION_ERRORS),
         },
         openapi_extra=_packet_body(required=False),
     )(gateway.translate)
@@ -122,6 +125,7 @@ def create_app(
         status_code=204,
         responses=problems.responses(Unauthorized, Forbidden, UnknownFeatures, NotReady),
     )(gateway.delete_features)
+    app.add_api_websocket_route(stream.PATH, stream.Streams(gateway, settings, keys).serve)
     _describe_problems(app)
     return app
 

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, HTTPConnection
 
 from cloud_vllm.exchange import exchange_of
 from cloud_vllm.schemas import Problem
@@ -52,7 +52,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, _gone)
 
 
-def answer(request: Request, error: EsrtError) -> Response:
+def answer(request: HTTPConnection, error: EsrtError) -> Response:
     """The response to a deliberate error; what was behind it is logged, not told."""
     if error.__cause__ is not None:
         _log.warning("%s", error, exc_info=error.__cause__)
@@ -83,7 +83,9 @@ def name(problem: Problem) -> str:
     return problem.type.removeprefix(TYPE_PREFIX)
 
 
-def respond(request: Request, problem: Problem, headers: dict[str, str] | None = None) -> Response:
+def respond(
+    request: HTTPConnection, problem: Problem, headers: dict[str, str] | None = None
+) -> Response:
     """The response that carries a problem document."""
     exchange_of(request).problem = name(problem)
     return Response(

@@ -75,6 +75,20 @@ class Settings(BaseSettings):
     features_bytes: int = Field(
         64 << 20, ge=0, description="Memory for kept packets; a key may fill a quarter of it."
     )
+    idempotency_s: float = Field(
+        300.0, ge=0, description="How long the answer to a request with an Idempotency-Key is kept."
+    )
+    idempotency_bytes: int = Field(
+        16 << 20, ge=0, description="Memory for these answers; the oldest go first."
+    )
+    stream_segments: int = Field(
+        4,
+        ge=1,
+        description="Segments of one stream under way; while there are as many, no more are read.",
+    )
+    stream_idle_s: float = Field(
+        60.0, gt=0, description="How long a stream may be silent before it is closed."
+    )
     tls_certificate: Path | None = Field(None, description="Certificate chain, PEM.")
     tls_key: Path | None = Field(None, description="The certificate's key, PEM.")
     cors_origins: tuple[str, ...] = Field(

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 
@@ -109,6 +109,7 @@ async def _decode(
         async for piece in _in_time(pieces, job.seconds, end):
             if generated == 0 and piece.tokens:
                 first_token = _ms(job.arrived)
+                exchange.stages_ms.append(("first_token", first_token))
                 stack.enter_context(metrics.running())
             generated += piece.tokens
             exchange.generated_tokens += piece.tokens
@@ -119,7 +120,7 @@ async def _decode(
         raise EngineFailed("The engine ended without a reason.", "Send the packet again.")
     for delta in splitter.finish():
         yield delta
-    exchange.stages_ms += [("first_token", first_token), ("generate", _ms(job.arrived))]
+    exchange.stages_ms.append(("generate", _ms(job.arrived)))
     yield Translation(
         src=job.source.code,
         tgt=job.target.code,
@@ -150,10 +151,23 @@ async def events(
         async for part in parts:
             if isinstance(part, Translation):
                 yield "done", part
-            elif target is None:
-                yield part.part, Delta(text=part.text)
             else:
-                yield part.part, LanguageDelta(text=part.text, tgt=target)
+                yield _text_event(part, target)
+
+
+def text_events(answer: Translation, *, several: bool) -> Iterator[Event]:
+    """A whole answer's text as events, one for each part that is not empty."""
+    target = answer.tgt if several else None
+    if answer.transcript:
+        yield _text_event(TextDelta("transcript", answer.transcript), target)
+    if answer.translation:
+        yield _text_event(TextDelta("translation", answer.translation), target)
+
+
+def _text_event(delta: TextDelta, target: str | None) -> Event:
+    if target is None:
+        return delta.part, Delta(text=delta.text)
+    return delta.part, LanguageDelta(text=delta.text, tgt=target)
 
 
 async def together(streams: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[Event, None]:

@@ -95,6 +95,12 @@ class RequestError(EsrtError):
     type = "request"
 
 
+class IdempotencyKeyReused(RequestError):
+    """A key that stands for another request already."""
+
+    type = "idempotency-key"
+
+
 class UploadTimeout(EsrtError):
     """A request body that did not arrive in time."""
 

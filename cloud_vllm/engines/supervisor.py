@@ -107,15 +107,18 @@ class Supervisor:
         self._changed.set()
         self._changed = asyncio.Event()
 
+    def _over(self) -> bool:
+        return self._state is EngineState.CLOSED
+
     async def _supervise(self) -> None:
         while True:
             hung = await self._trouble()
-            if self._state is EngineState.CLOSED:
+            if self._over():
                 return
             _log.error("The engine %s; it is rebuilt.", "hangs" if hung else "has died")
             self._become(EngineState.REBUILDING)
             await self._rebuild(hung=hung)
-            if self._state is EngineState.CLOSED:
+            if self._over():
                 return
             self.rebuilds += 1
             self._become(EngineState.READY)
@@ -155,7 +158,7 @@ class Supervisor:
                 await self._engine.close(hung=hung)
             except Exception:
                 _log.exception("What was left of the engine could not be ended.")
-            if self._state is EngineState.CLOSED:
+            if self._over():
                 return
             self._engine = self._build()
             try:

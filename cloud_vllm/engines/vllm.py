@@ -6,9 +6,12 @@ The only module that imports vllm; written against 0.32.0.
 import asyncio
 import gc
 import multiprocessing
+import re
 import uuid
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +48,8 @@ class VllmEngine:
         self._llm: Any = None
         self._loading: asyncio.Future[None] | None = None
         self._earlier_children = set(multiprocessing.active_children())
+        self._samplings: dict[Form, Any] = {}
+        self._shared: set[str] = set()
         self._aborts: set[asyncio.Task[None]] = set()
 
     @property
@@ -139,6 +144,7 @@ class VllmEngine:
             del llm
             # It lies in reference cycles; finalized at interpreter exit it would print a traceback.
             gc.collect()
+            _remove_shared_memory(self._shared)
 
     def _load(self) -> None:
         environment.prepare()
@@ -180,6 +186,8 @@ class VllmEngine:
         check_width(self._llm.model_config.get_hidden_size(), config.decoder_width)
         self._tokenizer: Any = self._llm.get_tokenizer()
         self._forms = Forms(self._tokenizer)
+        for child in set(multiprocessing.active_children()) - self._earlier_children:
+            self._shared |= _shared_memory(child.pid)
         self._dtype = getattr(torch, settings.dtype)
 
     def _sampling(self, form: Form) -> Any:
@@ -191,8 +199,10 @@ class VllmEngine:
             StructuredOutputsParams,
         )
 
+        if form in self._samplings:
+            return self._samplings[form]
         times = self._settings.max_repetitions
-        return SamplingParams(
+        sampling = self._samplings[form] = SamplingParams(
             temperature=0.0,
             max_tokens=self._settings.max_new_tokens,
             logprobs=0,
@@ -203,6 +213,7 @@ class VllmEngine:
             if times > 1
             else None,
         )
+        return sampling
 
     async def _warm_up(self) -> None:
         """Decode a little of nothing, for what vLLM sets up lazily takes seconds."""
@@ -213,6 +224,7 @@ class VllmEngine:
         nothing = np.zeros((1, config.decoder_width), np.float32)
         form = self._forms.of(source, target)
         prompt, sampling = await self._render(self._llm, nothing, form), self._sampling(form)
+        sampling = sampling.clone()
         sampling.max_tokens = _WARM_UP_TOKENS
         sampling.ignore_eos = True
         async for _ in self._llm.generate(prompt, sampling, "warm-up"):
@@ -241,6 +253,24 @@ class VllmEngine:
         task = asyncio.get_running_loop().create_task(self._llm.abort(request))
         self._aborts.add(task)
         task.add_done_callback(self._aborts.discard)
+
+
+def _shared_memory(process: int | None) -> set[str]:
+    """The names of the shared memory of Python's that a process has mapped; Linux only."""
+    try:
+        maps = Path(f"/proc/{process}/maps").read_text("utf-8")
+    except OSError:
+        return set()
+    return set(re.findall(r"/dev/shm/(psm_\w+)", maps))
+
+
+def _remove_shared_memory(names: set[str]) -> None:
+    """Remove what a process that was killed could not: hundreds of megabytes each time."""
+    for name in names:
+        with suppress(FileNotFoundError):
+            memory = SharedMemory(name)
+            memory.close()
+            memory.unlink()
 
 
 def _died() -> EngineDied:

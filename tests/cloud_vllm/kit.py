@@ -154,7 +154,7 @@ async def call(
     headers: dict[str, str],
     hang_up: asyncio.Event | None = None,
     receive: Callable[[], Awaitable[Any]] | None = None,
-    target: str = URL,
+    target: str | None = None,
 ) -> tuple[int, bytes, int]:
     """Send a request below any client library, which would correct or buffer it.
 
@@ -178,7 +178,7 @@ async def call(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    route, _, query = target.partition("?")
+    route, _, query = (target or URL).partition("?")
     scope = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
