@@ -1,7 +1,9 @@
 """The HTTP service: feature packets in, transcript and translation out."""
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -74,11 +76,20 @@ def create_app(
     if engine is None:
         engine = Supervisor(lambda: create_engine(checkpoint, settings), checkpoint, settings)
     gateway = Operations(checkpoint, settings, engine, clock)
+    traces = _traces(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with gateway.lifespan(app):
+            yield
+        if traces:
+            await asyncio.to_thread(traces.close)
+
     app = FastAPI(
         title="ESRT gateway",
         version="1",
         summary="Speech features in, transcript and translation out.",
-        lifespan=gateway.lifespan,
+        lifespan=lifespan,
         # The interactive pages would load scripts of a third party into this origin.
         docs_url=None,
         redoc_url=None,
@@ -93,9 +104,7 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"],
             expose_headers=["Retry-After", "X-Request-Id"],
         )
-    app.add_middleware(
-        Perimeter, settings=settings, metrics=gateway.observed, traces=_traces(settings)
-    )
+    app.add_middleware(Perimeter, settings=settings, metrics=gateway.observed, traces=traces)
     problems.install(app)
     app.get("/healthz", tags=["state"])(gateway.healthz)
     app.get("/readyz", tags=["state"], responses=problems.responses(NotReady))(gateway.readyz)

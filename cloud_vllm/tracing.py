@@ -27,8 +27,7 @@ class Traces:
     """Sends spans by OTLP over HTTP, in batches and from a thread of its own.
 
     The SDK's own variables hold as well: OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES,
-    OTEL_TRACES_SAMPLER, OTEL_EXPORTER_OTLP_HEADERS. What is left when the process ends is sent
-    then.
+    OTEL_TRACES_SAMPLER, OTEL_EXPORTER_OTLP_HEADERS.
 
     Args:
         endpoint: the collector's address, ``http://host:4318/v1/traces``.
@@ -36,7 +35,7 @@ class Traces:
 
     def __init__(self, endpoint: str) -> None:
         named = Resource({"service.name": SERVICE}).merge(OTELResourceDetector().detect())
-        self._provider = TracerProvider(resource=named)
+        self._provider = TracerProvider(resource=named, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
         self._tracer = self._provider.get_tracer("cloud_vllm")
         self._parent = TraceContextTextMapPropagator()
@@ -77,9 +76,9 @@ class Traces:
             self._tracer.start_span(stage, context=inside, start_time=since).end(until)
         span.end(end)
 
-    def flush(self) -> None:
-        """Send what there is, and wait until it has been sent."""
-        self._provider.force_flush()
+    def close(self) -> None:
+        """Send what is left; a collector that does not answer is given up after ten seconds."""
+        self._provider.shutdown()
 
 
 def _attributes(fields: dict[str, Any]) -> dict[str, str | int]:
