@@ -17,9 +17,15 @@ _DEFAULTS = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "TOKENIZERS_PARALLELISM": "false",
 }
+_REQUIRED = {
+    # xgrammar 0.2.8 looks compiled grammars up without regard to token ids: with its cache, every
+    # direction would be held to the tags of the first one that was asked for.
+    "VLLM_XGRAMMAR_CACHE_MB": "0",
+}
 
 
 def prepare() -> None:
-    """Set what is not set already."""
+    """Set what is not set already, and what has to be so."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
+    os.environ.update(_REQUIRED)

@@ -1,15 +1,17 @@
 """The HTTP service: feature packets in, transcript and translation out."""
 
+import asyncio
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse
 
-from cloud_vllm import problems
-from cloud_vllm.engines import Engine, create_engine
+from cloud_vllm import problems, stream
+from cloud_vllm.engines import Engine, Supervisor, create_engine
 from cloud_vllm.keys import KeyRing
 from cloud_vllm.operations import EVENTS, Operations
 from cloud_vllm.perimeter import Authentication, Perimeter
@@ -22,6 +24,7 @@ from esrt.errors import (
     EsrtError,
     FingerprintMismatch,
     Forbidden,
+    IdempotencyKeyReused,
     LanguageError,
     MediaTypeError,
     NotReady,
@@ -37,12 +40,17 @@ from esrt.errors import (
 )
 from esrt.wire import MEDIA_TYPE
 
+if TYPE_CHECKING:
+    from cloud_vllm.tracing import Traces
+
 _ERRORS: tuple[type[EsrtError], ...] = (
     PacketError, UploadTimeout, FingerprintMismatch, PacketTooLarge, MediaTypeError,
     PacketContentError, RequestError, NotReady, Unauthorized, Forbidden, TooManyRequests,
     Overloaded,
 )  # fmt: skip
-_ENGINE_ERRORS = (EngineFailed, DeadlineExceeded)
+_TRANSLATION_ERRORS: tuple[type[EsrtError], ...] = (
+    LanguageError, UnknownFeatures, IdempotencyKeyReused, EngineFailed, DeadlineExceeded,
+)  # fmt: skip
 
 
 def create_app(
@@ -56,7 +64,7 @@ def create_app(
 
     Args:
         settings: what to serve and how.
-        engine: what decodes; by default what the settings name.
+        engine: what decodes; by default what the settings name, rebuilt when it dies.
         clock: seconds, for limits and for what expires.
 
     Raises:
@@ -65,13 +73,23 @@ def create_app(
     """
     keys = KeyRing(settings.key_file) if settings.key_file else None
     checkpoint = open_checkpoint(settings.checkpoint)
-    engine = engine or create_engine(checkpoint, settings)
+    if engine is None:
+        engine = Supervisor(lambda: create_engine(checkpoint, settings), checkpoint, settings)
     gateway = Operations(checkpoint, settings, engine, clock)
+    traces = _traces(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with gateway.lifespan(app):
+            yield
+        if traces:
+            await asyncio.to_thread(traces.close)
+
     app = FastAPI(
         title="ESRT gateway",
         version="1",
         summary="Speech features in, transcript and translation out.",
-        lifespan=gateway.lifespan,
+        lifespan=lifespan,
         # The interactive pages would load scripts of a third party into this origin.
         docs_url=None,
         redoc_url=None,
@@ -83,10 +101,10 @@ def create_app(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"],
             expose_headers=["Retry-After", "X-Request-Id"],
         )
-    app.add_middleware(Perimeter, settings=settings, metrics=gateway.observed)
+    app.add_middleware(Perimeter, settings=settings, metrics=gateway.observed, traces=traces)
     problems.install(app)
     app.get("/healthz", tags=["state"])(gateway.healthz)
     app.get("/readyz", tags=["state"], responses=problems.responses(NotReady))(gateway.readyz)
@@ -98,7 +116,7 @@ def create_app(
         response_model=Translation | Translations,
         responses={
             200: {"content": {EVENTS: {"schema": {"type": "string"}}}},
-            **problems.responses(*_ERRORS, *_ENGINE_ERRORS, LanguageError, UnknownFeatures),
+            **problems.responses(*_ERRORS, *_TRANSLATION_ERRORS),
         },
         openapi_extra=_packet_body(required=False),
     )(gateway.translate)
@@ -116,8 +134,18 @@ def create_app(
         status_code=204,
         responses=problems.responses(Unauthorized, Forbidden, UnknownFeatures, NotReady),
     )(gateway.delete_features)
+    app.add_api_websocket_route(stream.PATH, stream.Streams(gateway, settings, keys).serve)
     _describe_problems(app)
     return app
+
+
+def _traces(settings: Settings) -> "Traces | None":
+    if settings.otlp_endpoint is None:
+        return None
+    # Imported only where traces are wanted: it takes a third of a second.
+    from cloud_vllm.tracing import Traces
+
+    return Traces(str(settings.otlp_endpoint))
 
 
 def _packet_body(*, required: bool) -> dict[str, Any]:

@@ -128,6 +128,15 @@ class KeyRing:
         expected = entry.sha256 if entry else _NO_HASH
         return entry if hmac.compare_digest(_hash(key), expected) else None
 
+    def holds(self, entry: KeyEntry) -> bool:
+        """Whether a key that was found earlier is still valid.
+
+        Raises:
+            NotReady: as `find`.
+        """
+        self._refresh()
+        return self._entries.get(entry.id) == entry
+
     def _refresh(self) -> None:
         try:
             state = _state(self._path)

@@ -8,9 +8,12 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from cloud_vllm.settings import Settings
+from cloud_vllm.stream import END
 from esrt.errors import RequestError
+from esrt.wire import MAX_PACKET_BYTES
 
 # A client that has connected says what it wants within this time, and in so many bytes.
 HEADER_S = 10.0
@@ -26,6 +29,7 @@ class Protocol(HttpToolsProtocol):
 
     _head_bytes = 0
     _timer: asyncio.TimerHandle | None = None
+    _upgraded = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
@@ -40,6 +44,8 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes, unless the head has become too long."""
         super().data_received(data)
+        if self._upgraded:
+            return
         if self._timer is not None:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEADER_BYTES:
@@ -60,6 +66,11 @@ class Protocol(HttpToolsProtocol):
         self._head_arrived()
         super().on_headers_complete()
 
+    def handle_websocket_upgrade(self) -> None:
+        """Hand the connection on; it is no longer this protocol's."""
+        self._upgraded = True
+        super().handle_websocket_upgrade()
+
     def _await_head(self) -> None:
         if self._timer is None:
             self._head_bytes = 0
@@ -69,6 +80,20 @@ class Protocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class StreamProtocol(WebSocketsSansIOProtocol):
+    """Websockets that shut down like requests: what is under way is answered first.
+
+    It reads one message, and then no more until the gateway asks for it.
+    """
+
+    def shutdown(self) -> None:
+        """Tell the gateway what a client would that has no more to send."""
+        if self.handshake_complete and not self.close_sent:
+            self.queue.put_nowait({"type": "websocket.receive", "text": END})
+        else:
+            super().shutdown()
 
 
 def configure(gateway: FastAPI, settings: Settings) -> uvicorn.Config:
@@ -83,7 +108,10 @@ def configure(gateway: FastAPI, settings: Settings) -> uvicorn.Config:
     config = uvicorn.Config(
         gateway,
         http=Protocol,
-        ws="none",
+        ws=StreamProtocol,
+        ws_max_size=MAX_PACKET_BYTES,
+        # Packets do not get smaller, and what is packed well could fill the memory.
+        ws_per_message_deflate=False,
         timeout_graceful_shutdown=settings.shutdown_s,
         # The gateway's own: see logs.py.
         log_config=None,

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
+    REGISTRY,
     CollectorRegistry,
     Counter,
     Gauge,
@@ -12,6 +13,8 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from cloud_vllm.exchange import Exchange
 from cloud_vllm.limits import Limits
@@ -54,6 +57,11 @@ class Metrics:
         self._generated = Counter(
             "esrt_generated_tokens", "Tokens that the engine wrote.", registry=registry
         )
+        self._retries = Counter(
+            "esrt_retried_answers",
+            "Times that an answer was decoded anew because its engine had died.",
+            registry=registry,
+        )
         self._running = 0
         self.gauge("esrt_answers_running", "Answers that have their first token.").set_function(
             lambda: self._running
@@ -72,6 +80,10 @@ class Metrics:
         finally:
             self._running -= 1
 
+    def retried(self) -> None:
+        """Count an answer that is decoded anew."""
+        self._retries.inc()
+
     def gauge(self, name: str, description: str) -> Gauge:
         """Another gauge, for a part of the gateway to set."""
         return Gauge(name, description, registry=self._registry)
@@ -88,5 +100,17 @@ class Metrics:
             self._stages.labels("total").observe(seconds)
 
     def render(self) -> bytes:
-        """The text that Prometheus reads."""
-        return generate_latest(self._registry)
+        """The text that Prometheus reads: the gateway's figures, and the engine's own."""
+        return generate_latest(self._registry) + generate_latest(_ENGINE)
+
+
+class _EngineCollector(Collector):
+    """What vLLM keeps in the process's common registry; nothing else that may be there."""
+
+    def collect(self) -> Iterator[Metric]:
+        """The families whose names are vLLM's."""
+        return (family for family in REGISTRY.collect() if family.name.startswith("vllm:"))
+
+
+_ENGINE = CollectorRegistry(auto_describe=False)
+_ENGINE.register(_EngineCollector())

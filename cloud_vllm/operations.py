@@ -4,11 +4,11 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
@@ -21,9 +21,10 @@ from cloud_vllm.admission import (
     check_no_body,
     read_body,
 )
-from cloud_vllm.engines import Engine, EngineState
+from cloud_vllm.engines import Engine, EngineState, Supervisor
 from cloud_vllm.exchange import Exchange, exchange_of
 from cloud_vllm.features import FeatureStore
+from cloud_vllm.idempotency import AnswerStore, replay
 from cloud_vllm.limits import Limits
 from cloud_vllm.metrics import CONTENT_TYPE, Metrics
 from cloud_vllm.schemas import (
@@ -36,7 +37,7 @@ from cloud_vllm.schemas import (
     Translations,
 )
 from cloud_vllm.settings import Settings
-from cloud_vllm.translation import EventStream, Job, answers, events, together, translate
+from cloud_vllm.translation import Event, EventStream, Job, answers, events, together, translate
 from esrt.checkpoint import Checkpoint
 from esrt.errors import EngineFailed, EsrtError, LanguageError, NotReady
 from esrt.languages import LANGUAGES, Language, direction
@@ -66,9 +67,13 @@ class Operations:
         self._admission = Admission(checkpoint, settings)
         self._limits = Limits(settings, clock)
         self._features = FeatureStore(settings, clock)
+        self._answers = AnswerStore(settings, clock)
         self.observed = Metrics(self._limits)
         kept = self.observed.gauge("esrt_features_bytes", "Bytes of packets kept in memory.")
         kept.set_function(lambda: self._features.size)
+        if isinstance(engine, Supervisor):
+            rebuilds = self.observed.gauge("esrt_engine_rebuilds", "Engines that were replaced.")
+            rebuilds.set_function(lambda: engine.rebuilds)
         self._failure: EsrtError | None = None
 
     @asynccontextmanager
@@ -79,6 +84,7 @@ class Operations:
             yield
         finally:
             self._features.clear()
+            self._answers.clear()
             await self._engine.close()
             for task in tasks:
                 task.cancel()
@@ -91,7 +97,9 @@ class Operations:
 
     async def readyz(self) -> Status:
         """The engine is loaded and lives."""
-        self._check_ready()
+        self.check_ready()
+        if self._engine.state is EngineState.REBUILDING:
+            raise NotReady("The engine is being rebuilt.", "Ask another replica, or again soon.")
         return Status(status="ready")
 
     async def metrics(self) -> Response:
@@ -131,6 +139,14 @@ class Operations:
             str | None,
             Query(description="A handle from /v1/features, in place of the body."),
         ] = None,
+        idempotency_key: Annotated[
+            str | None,
+            Header(
+                description="Any text that stands for this request: repeated within minutes, it is"
+                " answered by the same answer, decoded once.",
+                pattern=r"^[!-~]{1,255}$",
+            ),
+        ] = None,
     ) -> Response:
         """Translate one feature packet, into one language or several.
 
@@ -146,30 +162,30 @@ class Operations:
             check_media_type(request)
         else:
             check_no_body(request)
-        pairs = self._directions(src, tgt)
-        self._check_ready()
+        pairs = self.directions(src, tgt)
+        self.check_ready()
         exchange = exchange_of(request)
         exchange.held.enter_context(self._limits.admit(exchange.owner, len(pairs)))
-        if features is None:
-            body = await self._receive(request, exchange)
+        body = b"" if features is not None else await self._receive(request, exchange)
+        arrived, claim = time.perf_counter(), None
+        if idempotency_key is not None:
+            asked = [body, (features or "").encode("utf-8", "surrogateescape")]
+            asked += [f"{source.code}-{target.code}".encode() for source, target in pairs]
+            claim = await self._answers.claim(exchange.owner, idempotency_key, asked, exchange.held)
+        streamed = _wants_events(request)
+        if claim is not None and claim.answers is not None:
+            stream = replay(claim.answers, several=len(pairs) > 1)
         else:
-            body = self._features.get(features, exchange.owner)
-        arrived = time.perf_counter()
-        admitted = await self._admit(body, exchange)
-        streams = [
-            events(
-                translate(
-                    self._engine,
-                    self._checkpoint,
-                    Job(admitted, source, target, arrived, self._settings.deadline_s, exchange),
-                    self.observed,
-                ),
-                target.code if len(pairs) > 1 else None,
+            if features is not None:
+                body = self._features.get(features, exchange.owner)
+            admitted = await self._admit(body, exchange)
+            seconds = self._settings.deadline_s
+            stream = self._decoded(
+                [Job(admitted, *pair, arrived, seconds, exchange, streamed) for pair in pairs]
             )
-            for source, target in pairs
-        ]
-        stream = together(streams) if len(streams) > 1 else streams[0]
-        if _wants_events(request):
+            if claim is not None:
+                stream = claim.fulfil(stream, len(pairs))
+        if streamed:
             return EventStream(stream, exchange)
         whole = await _unless_disconnected(request, asyncio.create_task(answers(stream)))
         if len(pairs) == 1:
@@ -198,6 +214,33 @@ class Operations:
         self._features.delete(features, exchange_of(request).owner)
         return Response(status_code=204)
 
+    async def segment(
+        self, body: bytes, pair: tuple[Language, Language], exchange: Exchange
+    ) -> AsyncGenerator[Event, None]:
+        """The events of one packet's answer, as `translate` gives them.
+
+        Raises:
+            EsrtError: the packet is refused, or there is no place for it.
+        """
+        self.check_ready()
+        exchange.held.enter_context(self._limits.admit(exchange.owner))
+        exchange.bytes_in = len(body)
+        arrived = time.perf_counter()
+        admitted = await self._admit(body, exchange)
+        seconds = self._settings.deadline_s
+        return self._decoded([Job(admitted, *pair, arrived, seconds, exchange, streamed=True)])
+
+    def _decoded(self, jobs: list[Job]) -> AsyncGenerator[Event, None]:
+        """The events of one answer, or of several at once."""
+        streams = [
+            events(
+                translate(self._engine, self._checkpoint, job, self.observed),
+                job.target.code if len(jobs) > 1 else None,
+            )
+            for job in jobs
+        ]
+        return together(streams) if len(streams) > 1 else streams[0]
+
     async def _receive(self, request: Request, exchange: Exchange) -> bytes:
         begin = time.perf_counter()
         body = await read_body(request, self._settings.upload_s)
@@ -214,6 +257,7 @@ class Operations:
     async def _sweep(self) -> None:
         while True:
             self._features.sweep()
+            self._answers.sweep()
             await asyncio.sleep(_SWEEP_S)
 
     async def _load(self) -> None:
@@ -227,7 +271,12 @@ class Operations:
             self._failure = EngineFailed("The engine failed to start.", "Read the gateway's log.")
             _log.error("The engine failed to start.", exc_info=error)
 
-    def _directions(self, src: str, tgt: list[str]) -> list[tuple[Language, Language]]:
+    def directions(self, src: str, tgt: list[str]) -> list[tuple[Language, Language]]:
+        """The directions that codes name.
+
+        Raises:
+            LanguageError: one is none, or not served.
+        """
         codes, served = ",".join(tgt).split(","), self._checkpoint.config.languages
         pairs = [direction(src, code) for code in codes]
         for language in itertools.chain.from_iterable(pairs):
@@ -240,7 +289,12 @@ class Operations:
             raise LanguageError("tgt names a language twice.", "Name each of them once.")
         return pairs
 
-    def _check_ready(self) -> None:
+    def check_ready(self) -> None:
+        """See whether requests are taken on; they also are while the engine is rebuilt.
+
+        Raises:
+            NotReady: they are not.
+        """
         if self._failure is not None:
             raise NotReady(self._failure.cause, self._failure.remedy)
         state = self._engine.state
@@ -248,8 +302,8 @@ class Operations:
             raise NotReady("The engine is still loading.", "Ask again in a few seconds.")
         if state is EngineState.CLOSED:
             raise NotReady("The service is shutting down.", "Ask another replica, or later.")
-        if state is not EngineState.READY:
-            raise NotReady("The engine has died.", "Restart the service.")
+        if state is EngineState.FAILED:
+            raise NotReady("The engine has died.", "Ask another replica, or later.")
 
 
 def _json(body: BaseModel, status: int = 200) -> Response:

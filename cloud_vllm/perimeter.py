@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import time
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cloud_vllm import logs, problems
@@ -16,9 +17,17 @@ from cloud_vllm.metrics import Metrics
 from cloud_vllm.settings import Settings
 from esrt.errors import DeadlineExceeded, EsrtError, Forbidden, Unauthorized
 
+if TYPE_CHECKING:
+    from cloud_vllm.tracing import Traces
+
 # What a load balancer asks before it knows anything, and what a client reads to learn the API.
 PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json"})
 METRICS_PATH = "/metrics"
+
+_KINDS = frozenset({"http", "websocket"})
+# The messages that hold the head of an answer; a websocket is accepted, or refused as a request is.
+_STARTS = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
+_SWITCHED = 101
 
 _log = logging.getLogger(__name__)
 
@@ -40,9 +49,12 @@ _SEND_S = 30.0
 class Perimeter:
     """Bounds each request in time, adds headers, gives back what it held, and accounts for it."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, metrics: Metrics, traces: "Traces | None" = None
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._traces = traces
         self._seconds = settings.upload_s + settings.deadline_s + _SEND_S
         self._headers = dict(_HEADERS)
         if settings.tls_certificate:
@@ -50,7 +62,7 @@ class Perimeter:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] != "http":
+        if scope["type"] not in _KINDS:
             await self._app(scope, receive, send)
             return
         exchange = Exchange(Headers(scope=scope).get("x-request-id", ""))
@@ -58,12 +70,14 @@ class Perimeter:
 
         async def send_guarded(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
+            if message["type"] in _STARTS:
+                status = message.get("status", _SWITCHED)
+                message.setdefault("headers", [])
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = exchange.id
-                for name, value in self._headers.items():
-                    headers.setdefault(name, value)
+                if status != _SWITCHED:
+                    for name, value in self._headers.items():
+                        headers.setdefault(name, value)
             await send(message)
 
         attach(scope, exchange)
@@ -80,13 +94,14 @@ class Perimeter:
             if status:
                 # Half an answer is out; only a connection that breaks off tells the client so.
                 raise
-            await problems.respond(Request(scope), problem)(scope, receive, send_guarded)
+            await problems.respond(HTTPConnection(scope), problem)(scope, receive, send_guarded)
         finally:
             self._account(scope, exchange, status, time.perf_counter() - begin)
             logs.REQUEST_ID.reset(token)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with asyncio.timeout(self._seconds):
+        # A stream has limits of its own: on its silence, and on each segment.
+        async with asyncio.timeout(self._seconds if scope["type"] == "http" else None):
             await self._app(scope, receive, send)
 
     def _account(self, scope: Scope, exchange: Exchange, status: int, seconds: float) -> None:
@@ -95,7 +110,7 @@ class Perimeter:
         self._metrics.count(exchange, route, status, seconds)
         fields = {
             "request_id": exchange.id,
-            "method": scope["method"] if scope["method"] in _METHODS else "other",
+            "method": method if (method := scope.get("method", "GET")) in _METHODS else "other",
             "route": route,
             "status": status,
             "problem": exchange.problem,
@@ -105,7 +120,10 @@ class Perimeter:
             "generated_tokens": exchange.generated_tokens,
             "ms": round(seconds * 1e3, 3),
         }
-        logs.request(fields, routine=route in _ROUTINE and status < 400)
+        routine = route in _ROUTINE and status < 400
+        logs.request(fields, routine=routine)
+        if self._traces and not routine:
+            self._traces.record(Headers(scope=scope), exchange, fields, seconds)
 
 
 class Authentication:
@@ -122,8 +140,8 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] == "http" and self._keys and scope["path"] not in PUBLIC_PATHS:
-            request = Request(scope)
+        if scope["type"] in _KINDS and self._keys and scope["path"] not in PUBLIC_PATHS:
+            request = HTTPConnection(scope)
             try:
                 self._identify(self._keys, request)
             except EsrtError as error:
@@ -131,7 +149,7 @@ class Authentication:
                 return
         await self._app(scope, receive, send)
 
-    def _identify(self, keys: KeyRing, request: Request) -> None:
+    def _identify(self, keys: KeyRing, request: HTTPConnection) -> None:
         entry = keys.find(_bearer(request.headers))
         if entry is None:
             raise Unauthorized(

@@ -7,11 +7,11 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, HTTPConnection
 
 from cloud_vllm.exchange import exchange_of
 from cloud_vllm.schemas import Problem
-from esrt.errors import EsrtError, NotReady, RequestError, Unauthorized
+from esrt.errors import EngineFailed, EsrtError, NotReady, RequestError, Unauthorized
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:esrt:problem:"
@@ -19,7 +19,7 @@ TYPE_PREFIX = "urn:esrt:problem:"
 # nginx's number for a client that closed the connection; it only shows in logs.
 _CLIENT_CLOSED = 499
 CLIENT_GONE = "client-gone"
-# When to ask again whether an engine that loads is ready.
+# When to ask again whether an engine that loads, or is rebuilt, is ready.
 _LOADING_S = 5
 
 _log = logging.getLogger(__name__)
@@ -52,14 +52,15 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, _gone)
 
 
-def answer(request: Request, error: EsrtError) -> Response:
+def answer(request: HTTPConnection, error: EsrtError) -> Response:
     """The response to a deliberate error; what was behind it is logged, not told."""
     if error.__cause__ is not None:
         _log.warning("%s", error, exc_info=error.__cause__)
     headers = {}
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    retry_after = _LOADING_S if isinstance(error, NotReady) else getattr(error, "retry_after", 0)
+    loading = isinstance(error, NotReady | EngineFailed)
+    retry_after = _LOADING_S if loading else getattr(error, "retry_after", 0)
     if retry_after:
         headers["Retry-After"] = str(retry_after)
     return respond(request, from_error(error), headers)
@@ -82,7 +83,9 @@ def name(problem: Problem) -> str:
     return problem.type.removeprefix(TYPE_PREFIX)
 
 
-def respond(request: Request, problem: Problem, headers: dict[str, str] | None = None) -> Response:
+def respond(
+    request: HTTPConnection, problem: Problem, headers: dict[str, str] | None = None
+) -> Response:
     """The response that carries a problem document."""
     exchange_of(request).problem = name(problem)
     return Response(

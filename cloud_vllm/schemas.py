@@ -25,6 +25,16 @@ class Timings(_Body):
     total: float = Field(description="Arrival of the packet to the end of the answer.")
 
 
+class ConfidenceInfo(_Body):
+    """How sure the model was: the mean natural log-probability of a part's tokens.
+
+    At most 0; about -0.1 means nine tenths at each token. Null where nothing was written.
+    """
+
+    transcript: float | None
+    translation: float | None
+
+
 class Translation(_Body):
     """The answer to a packet: the JSON body, and the data of the ``done`` event."""
 
@@ -34,9 +44,11 @@ class Translation(_Body):
     translation: str
     model: str
     fingerprint: str
-    finish: Literal["stop", "length"] = Field(
-        description="stop: the model ended by itself; length: it was cut at the longest answer."
+    finish: Literal["stop", "length", "repetition"] = Field(
+        description="stop: the model ended by itself; length: it was cut at the longest answer;"
+        " repetition: it was cut because it only repeated itself."
     )
+    confidence: ConfidenceInfo
     tokens: TokenCounts
     timings_ms: Timings
 

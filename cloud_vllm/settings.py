@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AnyHttpUrl, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -24,6 +24,9 @@ class Settings(BaseSettings):
     max_new_tokens: int = Field(
         256, ge=1, description="Where an answer is cut, transcript and translation together."
     )
+    max_repetitions: int = Field(
+        10, ge=0, description="Where a text that only repeats itself is cut; 0 lets it go on."
+    )
     max_running: int = Field(
         64, ge=1, description="Requests that vLLM decodes at once; others wait."
     )
@@ -32,6 +35,19 @@ class Settings(BaseSettings):
     )
     compile: bool = Field(
         False, description="Let vLLM compile and capture graphs: a slower start, faster decoding."
+    )
+    stream_interval: int = Field(
+        4, ge=1, description="Tokens between two pieces of a stream, after the first token."
+    )
+    tensor_parallel: int = Field(1, ge=1, description="GPUs over which vLLM spreads the decoder.")
+    quantization: Literal["fp8"] | None = Field(
+        None, description="fp8: vLLM halves the weights as it loads them; needs a GPU."
+    )
+    canary_s: float = Field(
+        10.0, ge=0, description="After how long without a token the engine is probed; 0: never."
+    )
+    canary_timeout_s: float = Field(
+        20.0, gt=0, description="How long a probe may take before the engine is rebuilt."
     )
     deadline_s: float = Field(60.0, gt=0, description="Longest time that one answer may take.")
     upload_s: float = Field(15.0, gt=0, description="Longest time that one packet may arrive in.")
@@ -59,6 +75,20 @@ class Settings(BaseSettings):
     features_bytes: int = Field(
         64 << 20, ge=0, description="Memory for kept packets; a key may fill a quarter of it."
     )
+    idempotency_s: float = Field(
+        300.0, ge=0, description="How long the answer to a request with an Idempotency-Key is kept."
+    )
+    idempotency_bytes: int = Field(
+        16 << 20, ge=0, description="Memory for these answers; the oldest go first."
+    )
+    stream_segments: int = Field(
+        4,
+        ge=1,
+        description="Segments of one stream under way; while there are as many, no more are read.",
+    )
+    stream_idle_s: float = Field(
+        60.0, gt=0, description="How long a stream may be silent before it is closed."
+    )
     tls_certificate: Path | None = Field(None, description="Certificate chain, PEM.")
     tls_key: Path | None = Field(None, description="The certificate's key, PEM.")
     cors_origins: tuple[str, ...] = Field(
@@ -66,6 +96,9 @@ class Settings(BaseSettings):
     )
 
     log_format: Literal["json", "text"] = Field("json", description="How lines of logs look.")
+    otlp_endpoint: AnyHttpUrl | None = Field(
+        None, description="Where traces go, http://HOST:4318/v1/traces; nowhere by default."
+    )
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:

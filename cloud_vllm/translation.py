@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 
@@ -14,17 +14,27 @@ from starlette.types import Send
 
 from cloud_vllm import problems
 from cloud_vllm.admission import Admitted
-from cloud_vllm.engines import Engine, Piece
+from cloud_vllm.engines import Engine, EngineState, Piece
 from cloud_vllm.exchange import Exchange
 from cloud_vllm.metrics import Metrics
-from cloud_vllm.schemas import Delta, LanguageDelta, Timings, TokenCounts, Translation
+from cloud_vllm.schemas import (
+    ConfidenceInfo,
+    Delta,
+    LanguageDelta,
+    Timings,
+    TokenCounts,
+    Translation,
+)
 from esrt.checkpoint import Checkpoint
-from esrt.errors import DeadlineExceeded, EngineFailed, EsrtError
+from esrt.errors import DeadlineExceeded, EngineDied, EngineFailed, EsrtError
 from esrt.languages import Language
 from esrt.prompt import TargetSplitter, TextDelta
 
 # A server-sent event's name and data.
 Event = tuple[str, BaseModel]
+
+# How often an answer is decoded before its engine's deaths are put down to the answer itself.
+_ATTEMPTS = 3
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +50,7 @@ class Job:
         arrived: when the packet had arrived, on `time.perf_counter`.
         seconds: how long the engine may take.
         exchange: the request, to which what it takes is added.
+        streamed: whether the client sees the text while it is decoded.
     """
 
     admitted: Admitted
@@ -48,6 +59,7 @@ class Job:
     arrived: float
     seconds: float
     exchange: Exchange
+    streamed: bool
 
 
 async def translate(
@@ -55,30 +67,56 @@ async def translate(
 ) -> AsyncGenerator[TextDelta | Translation, None]:
     """Yield the text as it is decoded, then the whole answer.
 
-    Closing the generator aborts the request in the engine.
+    Where the engine dies, the next one decodes the answer from its beginning, unless the client
+    has seen some of it. Closing the generator aborts the request in the engine.
 
     Raises:
-        EngineFailed: the engine broke off.
+        EngineFailed: the engine broke off, or died too late or too often.
         DeadlineExceeded: it took too long.
     """
+    end = asyncio.get_running_loop().time() + job.seconds
+    for attempt in range(1, _ATTEMPTS + 1):
+        seen = False
+        try:
+            async with aclosing(_decode(engine, checkpoint, job, metrics, end)) as parts:
+                async for part in parts:
+                    seen = job.streamed
+                    yield part
+            return
+        except EngineDied:
+            if seen or attempt == _ATTEMPTS:
+                raise
+            metrics.retried()
+        except DeadlineExceeded as error:
+            if engine.state is EngineState.REBUILDING:
+                raise EngineFailed(
+                    f"The engine is being rebuilt, which took longer than {job.seconds:g} s.",
+                    "Send the packet again.",
+                ) from error
+            raise
+
+
+async def _decode(
+    engine: Engine, checkpoint: Checkpoint, job: Job, metrics: Metrics, end: float
+) -> AsyncGenerator[TextDelta | Translation, None]:
     embeddings = job.admitted.embeddings
     splitter = TargetSplitter(job.source, job.target)
-    generated, first_token, finish = 0, 0.0, None
+    generated, first_token, last = 0, 0.0, None
     exchange = job.exchange
     async with AsyncExitStack() as stack:
         generator = engine.generate(embeddings, job.source, job.target)
         pieces = await stack.enter_async_context(aclosing(generator))
-        async for piece in _in_time(pieces, job.seconds):
+        async for piece in _in_time(pieces, job.seconds, end):
             if generated == 0 and piece.tokens:
                 first_token = _ms(job.arrived)
                 exchange.stages_ms.append(("first_token", first_token))
                 stack.enter_context(metrics.running())
             generated += piece.tokens
             exchange.generated_tokens += piece.tokens
-            finish = piece.finish
+            last = piece
             for delta in splitter.feed(piece.text):
                 yield delta
-    if finish is None:
+    if last is None or last.finish is None:
         raise EngineFailed("The engine ended without a reason.", "Send the packet again.")
     for delta in splitter.finish():
         yield delta
@@ -90,7 +128,11 @@ async def translate(
         translation=splitter.translation,
         model=checkpoint.config.name,
         fingerprint=checkpoint.fingerprint,
-        finish=finish,
+        finish=last.finish,
+        confidence=ConfidenceInfo(
+            transcript=_rounded(last.confidence.transcript),
+            translation=_rounded(last.confidence.translation),
+        ),
         tokens=TokenCounts(features=len(embeddings), generated=generated),
         timings_ms=Timings(
             decode=round(job.admitted.decode_ms, 3),
@@ -109,10 +151,23 @@ async def events(
         async for part in parts:
             if isinstance(part, Translation):
                 yield "done", part
-            elif target is None:
-                yield part.part, Delta(text=part.text)
             else:
-                yield part.part, LanguageDelta(text=part.text, tgt=target)
+                yield _text_event(part, target)
+
+
+def text_events(answer: Translation, *, several: bool) -> Iterator[Event]:
+    """A whole answer's text as events, one for each part that is not empty."""
+    target = answer.tgt if several else None
+    if answer.transcript:
+        yield _text_event(TextDelta("transcript", answer.transcript), target)
+    if answer.translation:
+        yield _text_event(TextDelta("translation", answer.translation), target)
+
+
+def _text_event(delta: TextDelta, target: str | None) -> Event:
+    if target is None:
+        return delta.part, Delta(text=delta.text)
+    return delta.part, LanguageDelta(text=delta.text, tgt=target)
 
 
 async def together(streams: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[Event, None]:
@@ -195,8 +250,9 @@ def _event(name: str, data: BaseModel) -> bytes:
 _LINE_BREAKS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
 
 
-async def _in_time(pieces: AsyncIterator[Piece], seconds: float) -> AsyncIterator[Piece]:
-    end = asyncio.get_running_loop().time() + seconds
+async def _in_time(
+    pieces: AsyncIterator[Piece], seconds: float, end: float
+) -> AsyncIterator[Piece]:
     while True:
         try:
             # Around the wait only: a timeout that spans a yield would cancel whoever runs then.
@@ -213,3 +269,7 @@ async def _in_time(pieces: AsyncIterator[Piece], seconds: float) -> AsyncIterato
 
 def _ms(since: float) -> float:
     return round((time.perf_counter() - since) * 1e3, 3)
+
+
+def _rounded(logprob: float | None) -> float | None:
+    return None if logprob is None else round(logprob, 4)

@@ -95,6 +95,12 @@ class RequestError(EsrtError):
     type = "request"
 
 
+class IdempotencyKeyReused(RequestError):
+    """A key that stands for another request already."""
+
+    type = "idempotency-key"
+
+
 class UploadTimeout(EsrtError):
     """A request body that did not arrive in time."""
 
@@ -117,6 +123,10 @@ class EngineFailed(EsrtError):
     exit_code = 3
     status = 503
     type = "engine-failed"
+
+
+class EngineDied(EngineFailed):
+    """The engine's process has ended or hangs; it is no fault of the request, it seems."""
 
 
 class DeadlineExceeded(EsrtError):

@@ -78,7 +78,12 @@ Rung = Callable[[Array, int], Received]
 
 
 def through_packet(
-    features: Array, duration_ms: int, *, codec: wire.Codec, fingerprint: str
+    features: Array,
+    duration_ms: int,
+    *,
+    codec: wire.Codec,
+    fingerprint: str,
+    statistics: wire.Statistics | None,
 ) -> Received:
     """Features (tokens, width) and the speech's duration through one packet and back."""
     data = wire.encode(
@@ -87,8 +92,9 @@ def through_packet(
         split=wire.Split.QFORMER,
         codec=codec,
         duration_ms=duration_ms,
+        statistics=statistics,
     )
-    packet = wire.decode(data)
+    packet = wire.decode(data, statistics)
     return Received(packet.features, len(packet.features), packet.duration_ms, len(data))
 
 
@@ -103,9 +109,17 @@ def hardened(rung: Rung, transform: Callable[[Array], Array]) -> Rung:
 
 def rungs(checkpoint: Checkpoint) -> dict[str, Rung]:
     """Every way to write a packet, by name: what a new codec joins."""
+    statistics = checkpoint.statistics()
+    learned = statistics.rungs if statistics else {}
     return {
-        str(codec): partial(through_packet, codec=codec, fingerprint=checkpoint.fingerprint)
+        str(codec): partial(
+            through_packet,
+            codec=codec,
+            fingerprint=checkpoint.fingerprint,
+            statistics=statistics,
+        )
         for codec in wire.Codec
+        if not codec.learned or codec in learned
     }
 
 

@@ -1,10 +1,19 @@
 """Engines: from embeddings to text."""
 
-from cloud_vllm.engines.base import Embeddings, Engine, EngineState, Piece
+from cloud_vllm.engines.base import Confidence, Embeddings, Engine, EngineState, Piece
+from cloud_vllm.engines.supervisor import Supervisor
 from cloud_vllm.settings import Settings
 from esrt.checkpoint import Checkpoint
 
-__all__ = ["Embeddings", "Engine", "EngineState", "Piece", "create_engine"]
+__all__ = [
+    "Confidence",
+    "Embeddings",
+    "Engine",
+    "EngineState",
+    "Piece",
+    "Supervisor",
+    "create_engine",
+]
 
 
 def create_engine(checkpoint: Checkpoint, settings: Settings) -> Engine:

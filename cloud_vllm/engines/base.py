@@ -13,19 +13,39 @@ from esrt.languages import Language
 from esrt.prompt import separator
 
 Embeddings = npt.NDArray[np.float32]
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "repetition"]
 
 # The two language tags that follow the features.
 PROMPT_TOKENS = 2
 
 
 class EngineState(StrEnum):
-    """An engine's life: loading, then ready, then closed; failed from either of the first two."""
+    """An engine's life: loading, then ready, then closed; failed from either of the first two.
+
+    A supervised engine that has died or hung is rebuilding, and then ready again.
+    """
 
     LOADING = "loading"
     READY = "ready"
+    REBUILDING = "rebuilding"
     FAILED = "failed"
     CLOSED = "closed"
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Mean natural log-probabilities of the tokens of an answer's two parts.
+
+    Each includes the token that ends the part. They are those of the form (`engines.form`): tokens
+    that it rules out have no share of the probability.
+
+    Attributes:
+        transcript: of the transcript; ``None`` where nothing was written of it.
+        translation: of the translation, likewise.
+    """
+
+    transcript: float | None = None
+    translation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -35,12 +55,15 @@ class Piece:
     Attributes:
         text: decoded text, special tokens included; may be empty.
         tokens: how many tokens it took, the end of sequence included.
-        finish: in the last piece, why decoding ended: the model's own end, or the longest length.
+        finish: in the last piece, why decoding ended: the model's own end, the longest length, or
+            that the text only repeated itself.
+        confidence: in the last piece, how sure the model was.
     """
 
     text: str
     tokens: int
     finish: Finish | None = None
+    confidence: Confidence = Confidence()
 
 
 class Engine(Protocol):
@@ -61,7 +84,7 @@ class Engine(Protocol):
     def generate(
         self, embeddings: Embeddings, source: Language, target: Language
     ) -> AsyncGenerator[Piece, None]:
-        """Decode greedily; closing the generator aborts.
+        """Decode greedily within the form; closing the generator aborts.
 
         Args:
             embeddings: (tokens, decoder width), all finite: engines do not check.
@@ -69,11 +92,16 @@ class Engine(Protocol):
             target: the language to write.
 
         Raises:
+            EngineDied: the engine is gone; the same request to another one may succeed.
             EngineFailed: the engine broke off.
         """
 
-    async def close(self) -> None:
-        """Release everything; leaves no process or thread, also while still loading."""
+    async def close(self, *, hung: bool = False) -> None:
+        """Release everything; leaves no process or thread, also while still loading.
+
+        Args:
+            hung: the engine does not react, so that there is no point in waiting for it.
+        """
 
 
 def prompt_ids(tokenizer: object, source: Language, target: Language) -> list[int]:

@@ -8,19 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, Gemma3ForCausalLM, StoppingCriteria
+from transformers import AutoTokenizer, Gemma3ForCausalLM, LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from cloud_vllm.engines.base import Embeddings, EngineState, Piece, check_width, prompt_ids
+from cloud_vllm.engines.base import Embeddings, EngineState, Finish, Piece, check_width
+from cloud_vllm.engines.form import Form, Forms, Score, repeats
 from cloud_vllm.engines.text import Detokenizer
 from cloud_vllm.settings import Settings
 from esrt.checkpoint import Checkpoint
-from esrt.errors import EngineFailed
+from esrt.errors import EngineDied, EngineFailed
 from esrt.languages import Language
 
 
 class TransformersEngine:
-    """Decodes as `esrt.model.generate_greedy` does, but piece by piece."""
+    """Decodes as `esrt.model.generate_greedy` does, but piece by piece and within the form."""
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings) -> None:
         self._checkpoint = checkpoint
@@ -59,86 +60,126 @@ class TransformersEngine:
     async def generate(
         self, embeddings: Embeddings, source: Language, target: Language
     ) -> AsyncGenerator[Piece, None]:
-        """Decode greedily; closing the generator aborts.
+        """Decode greedily within the form; closing the generator aborts.
 
         Raises:
-            EngineFailed: transformers raised an error, or the engine was closed.
+            EngineDied: the engine was closed.
+            EngineFailed: transformers raised an error.
         """
-        ids = prompt_ids(self._tokenizer, source, target)
+        form = self._forms.of(source, target)
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[int | None] = asyncio.Queue()
+        queue: asyncio.Queue[tuple[int, float] | None] = asyncio.Queue()
         cancelled = threading.Event()
 
-        def emit(token: int | None) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, token)
+        def emit(item: tuple[int, float]) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, item)
 
-        work = loop.run_in_executor(self._worker, self._decode, embeddings, ids, emit, cancelled)
-        text, last = Detokenizer(self._tokenizer), -1
+        work = loop.run_in_executor(self._worker, self._decode, embeddings, form, emit, cancelled)
+        # Also where the engine is closed before the worker has come to this answer.
+        work.add_done_callback(lambda _: queue.put_nowait(None))
+        text, score, ids = Detokenizer(self._tokenizer), Score(form), list[int]()
         try:
-            while (token := await queue.get()) is not None:
-                last = token
-                yield Piece("" if token == self._eos else text.feed([token]), 1)
+            while (item := await queue.get()) is not None:
+                token, logprob = item
+                ids.append(token)
+                score.add(token, logprob)
+                yield Piece("" if token == form.end else text.feed([token]), 1)
+            if self._closed.is_set():
+                raise EngineDied("The engine was closed.", "Send the packet again.")
             try:
                 await work
             except Exception as error:
                 raise _broken_off() from error
-            if self._closed.is_set():
-                raise _broken_off()
-            yield Piece(text.finish(), 0, "stop" if last == self._eos else "length")
+            yield Piece(text.finish(), 0, self._finish(ids, form), score.confidence())
         finally:
             cancelled.set()
             work.cancel()
 
-    async def close(self) -> None:
-        """Wait for the worker thread to end, after the token that it is at."""
+    async def close(self, *, hung: bool = False) -> None:
+        """Wait for the worker thread to end, after the token that it is at, unless it hangs."""
         self._state = EngineState.CLOSED
         self._closed.set()
-        await asyncio.to_thread(self._worker.shutdown, cancel_futures=True)
+        await asyncio.to_thread(self._worker.shutdown, wait=not hung, cancel_futures=True)
+
+    def _finish(self, ids: list[int], form: Form) -> Finish:
+        if ids[-1] == form.end:
+            return "stop"
+        return "length" if len(ids) >= self._settings.max_new_tokens else "repetition"
 
     def _load(self) -> None:
         folder, dtype = self._checkpoint.decoder, getattr(torch, self._settings.dtype)
         self._decoder = Gemma3ForCausalLM.from_pretrained(folder, dtype=dtype).eval()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self._eos: int = self._tokenizer.eos_token_id
+        self._forms = Forms(self._tokenizer)
         check_width(self._decoder.config.hidden_size, self._checkpoint.config.decoder_width)
 
     @torch.inference_mode()
     def _decode(
         self,
         embeddings: Embeddings,
-        ids: list[int],
-        emit: Callable[[int | None], None],
+        form: Form,
+        emit: Callable[[tuple[int, float]], None],
         cancelled: threading.Event,
     ) -> None:
-        try:
-            # The embedding layer scales by sqrt(width); features are used as they are.
-            text = self._decoder.get_input_embeddings()(torch.tensor([ids]))
-            sequence = torch.cat([torch.from_numpy(embeddings)[None].to(text), text], dim=1)
-            self._decoder.generate(
-                inputs_embeds=sequence,
-                attention_mask=torch.ones(sequence.shape[:2], dtype=torch.long),
-                max_new_tokens=self._settings.max_new_tokens,
-                do_sample=False,
-                eos_token_id=self._eos,
-                pad_token_id=self._eos,
-                streamer=_Streamer(emit),
-                stopping_criteria=[_Stop(cancelled, self._closed)],
-            )
-        finally:
-            emit(None)
+        # The embedding layer scales by sqrt(width); features are used as they are.
+        text = self._decoder.get_input_embeddings()(torch.tensor([form.prompt]))
+        sequence = torch.cat([torch.from_numpy(embeddings)[None].to(text), text], dim=1)
+        masked = _Masked(form, self._decoder.config.vocab_size)
+        self._decoder.generate(
+            inputs_embeds=sequence,
+            attention_mask=torch.ones(sequence.shape[:2], dtype=torch.long),
+            max_new_tokens=self._settings.max_new_tokens,
+            do_sample=False,
+            eos_token_id=form.end,
+            pad_token_id=form.end,
+            streamer=_Streamer(emit, masked),
+            logits_processor=[masked],
+            stopping_criteria=[
+                _Stop(cancelled, self._closed),
+                _Repetition(self._settings.max_repetitions),
+            ],
+        )
+
+
+class _Masked(LogitsProcessor):  # type: ignore[misc]
+    """Rules out what the form does not have at this place, and keeps the best token's score."""
+
+    def __init__(self, form: Form, vocabulary: int) -> None:
+        self._form = form
+        special = torch.zeros(vocabulary, dtype=torch.bool)
+        special[list(form.special)] = True
+        source, target = form.prompt
+        self._transcript, self._translation = special.clone(), special
+        self._transcript[source] = False
+        self._transcript[form.end] = True
+        self._separator = torch.ones_like(special)
+        self._separator[target] = False
+        self.logprob = 0.0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        # Without the prompt, which was given as embeddings.
+        ids = input_ids[0].tolist()
+        source, _ = self._form.prompt
+        mask = self._translation if source in ids else self._transcript
+        if ids and ids[-1] == source:
+            mask = self._separator
+        scores = scores.masked_fill(mask, -torch.inf)
+        self.logprob = float(scores.float().log_softmax(-1).max())
+        return scores
 
 
 class _Streamer(BaseStreamer):  # type: ignore[misc]
-    """Hands on each token; transformers puts the prompt first."""
+    """Hands on each token and its log-probability; transformers puts the prompt first."""
 
-    def __init__(self, emit: Callable[[int], None]) -> None:
+    def __init__(self, emit: Callable[[tuple[int, float]], None], masked: _Masked) -> None:
         self._emit = emit
+        self._masked = masked
         self._prompt_seen = False
 
     def put(self, value: Tensor) -> None:
         if self._prompt_seen:
             for token in value.flatten().tolist():
-                self._emit(token)
+                self._emit((token, self._masked.logprob))
         self._prompt_seen = True
 
     def end(self) -> None:
@@ -153,6 +194,17 @@ class _Stop(StoppingCriteria):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         stop = any(event.is_set() for event in self._events)
+        return torch.full((input_ids.shape[0],), stop, device=input_ids.device)
+
+
+class _Repetition(StoppingCriteria):  # type: ignore[misc]
+    """Ends decoding where the text only repeats itself."""
+
+    def __init__(self, times: int) -> None:
+        self._times = times
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        stop = repeats(input_ids[0].tolist(), self._times)
         return torch.full((input_ids.shape[0],), stop, device=input_ids.device)
 
 

@@ -6,26 +6,30 @@ The only module that imports vllm; written against 0.32.0.
 import asyncio
 import gc
 import multiprocessing
+import re
 import uuid
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from cloud_vllm import environment
 from cloud_vllm.engines.base import (
     PROMPT_TOKENS,
     Embeddings,
     EngineState,
     Piece,
     check_width,
-    prompt_ids,
 )
+from cloud_vllm.engines.form import LONGEST_PATTERN, Form, Forms, Score
 from cloud_vllm.engines.text import Detokenizer
 from cloud_vllm.settings import Settings
 from esrt.checkpoint import Checkpoint
-from esrt.errors import EngineFailed, EsrtError
+from esrt.errors import EngineDied, EngineFailed, EsrtError
 from esrt.languages import Language, language
 
 # vLLM's processes take about four seconds to end in good order. Its default of five is so close
@@ -44,6 +48,8 @@ class VllmEngine:
         self._llm: Any = None
         self._loading: asyncio.Future[None] | None = None
         self._earlier_children = set(multiprocessing.active_children())
+        self._samplings: dict[Form, Any] = {}
+        self._shared: set[str] = set()
         self._aborts: set[asyncio.Task[None]] = set()
 
     @property
@@ -79,40 +85,45 @@ class VllmEngine:
     async def generate(
         self, embeddings: Embeddings, source: Language, target: Language
     ) -> AsyncGenerator[Piece, None]:
-        """Decode greedily; closing the generator aborts.
+        """Decode greedily within the form; closing the generator aborts.
 
         Raises:
-            EngineFailed: the engine's process died, or gave the request up.
+            EngineDied: the engine's process has ended.
+            EngineFailed: it gave the request up.
         """
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        request = uuid.uuid4().hex
-        text, finish = Detokenizer(self._tokenizer), None
+        request, llm = uuid.uuid4().hex, self._llm
+        if llm is None:
+            raise _died()
+        form = self._forms.of(source, target)
+        text, score, finish = Detokenizer(self._tokenizer), Score(form), None
         try:
-            prompt = await self._render(embeddings, prompt_ids(self._tokenizer, source, target))
-            async with aclosing(self._llm.generate(prompt, self._sampling, request)) as outputs:
+            prompt = await self._render(llm, embeddings, form)
+            async with aclosing(llm.generate(prompt, self._sampling(form), request)) as outputs:
                 async for output in outputs:
                     completion = output.outputs[0]
                     ids, finish = list(completion.token_ids), completion.finish_reason
-                    written = text.feed([token for token in ids if token != self._eos])
+                    for token, chances in zip(ids, completion.logprobs, strict=True):
+                        score.add(token, chances[token].logprob)
+                    written = text.feed([token for token in ids if token != form.end])
                     if finish is None:
                         yield Piece(written, len(ids))
-                    elif finish in ("stop", "length"):
-                        yield Piece(written + text.finish(), len(ids), finish)
+                    elif finish in ("stop", "length", "repetition"):
+                        yield Piece(written + text.finish(), len(ids), finish, score.confidence())
                     else:
                         raise _broken_off()
         except EngineDeadError as error:
-            self._state = EngineState.FAILED
-            raise EngineFailed(
-                "The engine's process has died.", "Wait until the service has been restarted."
-            ) from error
+            if self._state is EngineState.READY:
+                self._state = EngineState.FAILED
+            raise _died() from error
         except EngineGenerateError as error:
             raise _broken_off() from error
         finally:
             if finish is None and self.state is EngineState.READY:
                 self._abort(request)
 
-    async def close(self) -> None:
+    async def close(self, *, hung: bool = False) -> None:
         """End the engine's process; one that is still loading is not waited for."""
         self._state = EngineState.CLOSED
         while self._loading is not None and not self._loading.done():
@@ -122,18 +133,25 @@ class VllmEngine:
             await asyncio.wait([self._loading], timeout=0.2)
         llm, self._llm = self._llm, None
         if llm is not None:
+            from vllm.v1.engine.exceptions import EngineDeadError
+
+            # Whoever waits for an answer would not learn that none will come.
+            llm.output_processor.propagate_error(EngineDeadError())
             # Left alone until vLLM cancels it, it would report the process's end as a crash.
             if llm.output_handler is not None:
                 llm.output_handler.cancel()
-            await asyncio.to_thread(llm.shutdown, timeout=_SHUTDOWN_S)
+            await asyncio.to_thread(llm.shutdown, timeout=0.0 if hung else _SHUTDOWN_S)
             del llm
             # It lies in reference cycles; finalized at interpreter exit it would print a traceback.
             gc.collect()
+            _remove_shared_memory(self._shared)
 
     def _load(self) -> None:
+        environment.prepare()
+        from vllm.config import StructuredOutputsConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
         from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
         settings, config = self._settings, self._checkpoint.config
         arguments = AsyncEngineArgs(
@@ -144,11 +162,21 @@ class VllmEngine:
             max_num_seqs=settings.max_running,
             kv_cache_memory_bytes=settings.kv_cache_bytes or None,
             enforce_eager=not settings.compile,
+            tensor_parallel_size=settings.tensor_parallel,
+            # On a CPU vLLM would put its one worker into a process of its own, to bind its threads
+            # to cores, and wait for it by spinning: of two cores that takes one.
+            distributed_executor_backend=(
+                UniProcExecutor if settings.tensor_parallel == 1 else None
+            ),
+            quantization=settings.quantization,
             # No two utterances share features, and nothing of one should outlive its request.
             enable_prefix_caching=False,
             # The decoder's own generation settings could sample or stop at other tokens.
             generation_config="vllm",
-            disable_log_stats=True,
+            structured_outputs_config=StructuredOutputsConfig(backend="xgrammar"),
+            # Its figures are part of /metrics.
+            disable_log_stats=False,
+            stream_interval=settings.stream_interval,
         )
         if self._state is EngineState.CLOSED:
             return
@@ -157,14 +185,35 @@ class VllmEngine:
         self._llm = AsyncLLM.from_engine_args(arguments)
         check_width(self._llm.model_config.get_hidden_size(), config.decoder_width)
         self._tokenizer: Any = self._llm.get_tokenizer()
-        self._eos: int = self._tokenizer.eos_token_id
+        self._forms = Forms(self._tokenizer)
+        for child in set(multiprocessing.active_children()) - self._earlier_children:
+            self._shared |= _shared_memory(child.pid)
         self._dtype = getattr(torch, settings.dtype)
-        self._sampling = SamplingParams(
+
+    def _sampling(self, form: Form) -> Any:
+        """Greedy, within the form, with the log-probability of what is chosen."""
+        from vllm.sampling_params import (
+            RepetitionDetectionParams,
+            RequestOutputKind,
+            SamplingParams,
+            StructuredOutputsParams,
+        )
+
+        if form in self._samplings:
+            return self._samplings[form]
+        times = self._settings.max_repetitions
+        sampling = self._samplings[form] = SamplingParams(
             temperature=0.0,
-            max_tokens=settings.max_new_tokens,
+            max_tokens=self._settings.max_new_tokens,
+            logprobs=0,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
+            structured_outputs=StructuredOutputsParams(structural_tag=form.structural_tag()),
+            repetition_detection=RepetitionDetectionParams(LONGEST_PATTERN, 1, times)
+            if times > 1
+            else None,
         )
+        return sampling
 
     async def _warm_up(self) -> None:
         """Decode a little of nothing, for what vLLM sets up lazily takes seconds."""
@@ -173,17 +222,19 @@ class VllmEngine:
         config = self._checkpoint.config
         source, target = (language(code) for code in config.languages[:2])
         nothing = np.zeros((1, config.decoder_width), np.float32)
-        prompt = await self._render(nothing, prompt_ids(self._tokenizer, source, target))
-        sampling = self._sampling.clone()
+        form = self._forms.of(source, target)
+        prompt, sampling = await self._render(self._llm, nothing, form), self._sampling(form)
+        sampling = sampling.clone()
         sampling.max_tokens = _WARM_UP_TOKENS
         sampling.ignore_eos = True
         async for _ in self._llm.generate(prompt, sampling, "warm-up"):
             pass
 
-    async def _render(self, embeddings: Embeddings, ids: list[int]) -> Any:
+    async def _render(self, llm: Any, embeddings: Embeddings, form: Form) -> Any:
         """A mixed prompt: features as they are, then tags that the engine embeds and scales."""
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
+        ids = list(form.prompt)
         tokens, width = embeddings.shape
         rows = torch.zeros(tokens + len(ids), width, dtype=self._dtype)
         rows[:tokens] = torch.from_numpy(embeddings)
@@ -192,8 +243,8 @@ class VllmEngine:
             "prompt_token_ids": [0] * tokens + ids,
             "prompt_is_token_ids": [False] * tokens + [True] * len(ids),
         }
-        parsed = parse_model_prompt(self._llm.model_config, prompt)
-        (rendered,) = await self._llm.renderer.render_cmpl_async([parsed])
+        parsed = parse_model_prompt(llm.model_config, prompt)
+        (rendered,) = await llm.renderer.render_cmpl_async([parsed])
         return rendered
 
     def _abort(self, request: str) -> None:
@@ -202,6 +253,28 @@ class VllmEngine:
         task = asyncio.get_running_loop().create_task(self._llm.abort(request))
         self._aborts.add(task)
         task.add_done_callback(self._aborts.discard)
+
+
+def _shared_memory(process: int | None) -> set[str]:
+    """The names of the shared memory of Python's that a process has mapped; Linux only."""
+    try:
+        maps = Path(f"/proc/{process}/maps").read_text("utf-8")
+    except OSError:
+        return set()
+    return set(re.findall(r"/dev/shm/(psm_\w+)", maps))
+
+
+def _remove_shared_memory(names: set[str]) -> None:
+    """Remove what a process that was killed could not: hundreds of megabytes each time."""
+    for name in names:
+        with suppress(FileNotFoundError):
+            memory = SharedMemory(name)
+            memory.close()
+            memory.unlink()
+
+
+def _died() -> EngineDied:
+    return EngineDied("The engine's process has died.", "Send the packet again.")
 
 
 def _broken_off() -> EngineFailed:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from starlette.testclient import TestClient
@@ -12,9 +13,14 @@ from cloud_vllm.settings import Settings
 from esrt import wire
 from esrt.checkpoint import Checkpoint
 from esrt.languages import direction
-from esrt.model import generate_greedy
-from esrt.prompt import separator
-from tests.cloud_vllm.kit import MAX_NEW_TOKENS, Packets, Reference, wait_until_ready
+from tests.cloud_vllm.kit import (
+    MAX_NEW_TOKENS,
+    Expected,
+    Packets,
+    Reference,
+    Scored,
+    wait_until_ready,
+)
 from tests.tiny import features, tiny_checkpoint
 
 
@@ -30,23 +36,55 @@ def settings(checkpoint: Checkpoint) -> Settings:
     )
 
 
+def loops(ids: list[int]) -> bool:
+    """Whether they end in ten times the same up to 16 tokens."""
+    return any(ids[-10 * n :] == 10 * ids[-n:] for n in range(1, 17) if len(ids) >= 10 * n)
+
+
 @pytest.fixture(scope="session")
-def reference(checkpoint: Checkpoint) -> Reference:
-    """The text that `generate_greedy` gives for a packet, special tokens included."""
+def scored(checkpoint: Checkpoint) -> Scored:
+    """What a packet decodes to within the form, written out: no cache, no library's generation."""
     decoder = Gemma3ForCausalLM.from_pretrained(checkpoint.decoder).eval()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.decoder)
     projector = checkpoint.projector()
+    embed = decoder.get_input_embeddings()
 
-    def text(packet: bytes, source: str, target: str) -> str:
+    @torch.inference_mode()
+    def answer(packet: bytes, source: str, target: str) -> Expected:
         decoded = wire.decode(packet)
         embeddings = torch.from_numpy(decoded.features)[None]
         if decoded.split == wire.Split.QFORMER:
-            with torch.inference_mode():
-                embeddings = projector(embeddings)
-        tokens, prompt = torch.tensor([embeddings.shape[1]]), separator(*direction(source, target))
-        return generate_greedy(decoder, tokenizer, embeddings, tokens, [prompt], MAX_NEW_TOKENS)[0]
+            embeddings = projector(embeddings)
+        tags = tokenizer.convert_tokens_to_ids([one.tag for one in direction(source, target)])
+        end, ids = tokenizer.eos_token_id, list[int]()
+        chances: dict[str, list[float]] = {"transcript": [], "translation": []}
+        while len(ids) < MAX_NEW_TOKENS and end not in ids and not loops(ids):
+            rows = torch.cat([embeddings, embed(torch.tensor([[*tags, *ids]]))], dim=1)
+            logits = decoder(inputs_embeds=rows).logits[0, -1]
+            separated = tags[0] in ids
+            if ids and ids[-1] == tags[0]:
+                allowed = {tags[1]}
+            else:
+                allowed = set(range(len(logits))) - set(tokenizer.all_special_ids)
+                allowed.add(end if separated else tags[0])
+            ruled_out = [token for token in range(len(logits)) if token not in allowed]
+            logits[ruled_out] = -torch.inf
+            ids.append(int(logits.argmax()))
+            if len(allowed) > 1:
+                part = "translation" if separated else "transcript"
+                chances[part].append(float(logits.log_softmax(-1)[ids[-1]]))
+        finish = "stop" if end in ids else "repetition" if loops(ids) else "length"
+        text = tokenizer.decode([token for token in ids if token != end])
+        means = {part: float(np.mean(one)) if one else None for part, one in chances.items()}
+        return text, means, finish
 
-    return text
+    return answer
+
+
+@pytest.fixture(scope="session")
+def reference(scored: Scored) -> Reference:
+    """The text that a packet decodes to, special tokens included."""
+    return lambda packet, source, target: scored(packet, source, target)[0]
 
 
 @pytest.fixture(scope="session")

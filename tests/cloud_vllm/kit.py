@@ -21,6 +21,9 @@ MAX_NEW_TOKENS = 48
 
 Packets = Callable[..., bytes]
 Reference = Callable[[bytes, str, str], str]
+# The text, the mean log-probability of each part, and why decoding ended.
+Expected = tuple[str, dict[str, float | None], str]
+Scored = Callable[[bytes, str, str], Expected]
 
 
 class ScriptedEngine:
@@ -59,7 +62,7 @@ class ScriptedEngine:
         finally:
             self.open -= 1
 
-    async def close(self) -> None:
+    async def close(self, *, hung: bool = False) -> None:
         self.state = EngineState.CLOSED
 
 
@@ -151,6 +154,7 @@ async def call(
     headers: dict[str, str],
     hang_up: asyncio.Event | None = None,
     receive: Callable[[], Awaitable[Any]] | None = None,
+    target: str | None = None,
 ) -> tuple[int, bytes, int]:
     """Send a request below any client library, which would correct or buffer it.
 
@@ -174,12 +178,12 @@ async def call(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    route, _, query = URL.partition("?")
+    route, _, query = (target or URL).partition("?")
     scope = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
-        "method": "POST",
+        "method": "POST" if query else "GET",
         "scheme": "http",
         "path": route,
         "raw_path": route.encode(),

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from cloud_vllm.engines import Engine, EngineState, Piece, create_engine
 from cloud_vllm.engines.base import check_width, prompt_ids
+from cloud_vllm.engines.form import LONGEST_PATTERN, repeats
 from cloud_vllm.engines.text import Detokenizer
 from cloud_vllm.engines.transformers import TransformersEngine
 from cloud_vllm.settings import Settings
@@ -63,6 +64,24 @@ def test_a_tokenizer_without_the_tags_is_refused(tokenizer: Any) -> None:
         prompt_ids(Letters(), *PAIR)
     with pytest.raises(CheckpointError, match="width is 3, expected 4"):
         check_width(3, 4)
+
+
+@given(
+    start=st.lists(st.integers(0, 2), max_size=20),
+    pattern=st.lists(st.integers(0, 2), min_size=1, max_size=18),
+    times=st.integers(0, 12),
+    wanted=st.integers(0, 12),
+)
+def test_repetitions_are_noticed(
+    start: list[int], pattern: list[int], times: int, wanted: int
+) -> None:
+    ids = start + pattern * times
+    naive = wanted > 1 and any(
+        ids[-wanted * size :] == wanted * ids[-size:]
+        for size in range(1, LONGEST_PATTERN + 1)
+        if len(ids) >= wanted * size
+    )
+    assert repeats(ids, wanted) == naive
 
 
 class Running:

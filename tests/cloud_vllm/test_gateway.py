@@ -16,6 +16,7 @@ from tests.cloud_vllm.kit import (
     URL,
     Packets,
     Reference,
+    Scored,
     assert_stream_adds_up,
     parse_events,
     wait_until_ready,
@@ -56,12 +57,15 @@ def test_direction_reaches_the_decoder(client: TestClient, packet: Packets) -> N
 
 @pytest.mark.parametrize("seed", range(6))
 def test_equals_the_reference_on_features_never_seen(
-    client: TestClient, packet: Packets, reference: Reference, seed: int
+    client: TestClient, packet: Packets, scored: Scored, seed: int
 ) -> None:
     body = packet(100 + seed, 3 + 9 * seed)
     answer = client.post(URL, content=body, headers=PACKET).json()
-    expected = reference(body, "eng", "deu").partition("<|eng|><|deu|>")
+    text, confidence, finish = scored(body, "eng", "deu")
+    expected = text.partition("<|eng|><|deu|>")
     assert (answer["transcript"], answer["translation"]) == (expected[0], expected[2])
+    assert answer["confidence"] == pytest.approx(confidence, abs=1e-3)
+    assert answer["finish"] == finish
 
 
 @pytest.mark.parametrize("sentence", range(len(SENTENCES)))

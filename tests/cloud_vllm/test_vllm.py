@@ -23,6 +23,7 @@ from tests.cloud_vllm.kit import (
     URL,
     Packets,
     Reference,
+    Scored,
     assert_stream_adds_up,
     parse_events,
     without_times,
@@ -34,6 +35,13 @@ pytestmark = pytest.mark.vllm
 ROOT = Path(__file__).parents[2]
 START_S = 240.0
 STOP_S = 40.0
+SETTINGS = {
+    "ESRT_MAX_NEW_TOKENS": str(MAX_NEW_TOKENS),
+    "ESRT_CANARY_S": "2",
+    # An engine that shares two cores with a whole test suite may be slow.
+    "ESRT_CANARY_TIMEOUT_S": "10",
+    "ESRT_DEADLINE_S": "240",
+}
 
 
 @dataclass
@@ -52,7 +60,7 @@ def service(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
         process = subprocess.Popen(
             [*command, "--checkpoint", str(checkpoint.folder)],
             cwd=ROOT,
-            env={**os.environ, "ESRT_MAX_NEW_TOKENS": str(MAX_NEW_TOKENS)},
+            env={**os.environ, **SETTINGS},
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
@@ -60,7 +68,7 @@ def service(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
     family: list[psutil.Process] = []
     try:
         url = _wait_for(lambda: re.search(r"http://\S+:\d+", log.read_text()), process, log)[0]
-        with httpx.Client(base_url=url, timeout=60) as client:
+        with httpx.Client(base_url=url, timeout=240) as client:
             _wait_for(lambda: client.get("/healthz").status_code == 200, process, log)
             first = client.get("/readyz").status_code
             _wait_for(lambda: client.get("/readyz").status_code == 200, process, log)
@@ -93,15 +101,22 @@ def test_equals_transformers(
 
 
 def test_equals_transformers_on_features_never_seen(
-    service: Service, packet: Packets, reference: Reference
+    service: Service, packet: Packets, scored: Scored
 ) -> None:
     bodies = [packet(100 + seed, 1 + 7 * seed) for seed in range(8)]
-    with ThreadPoolExecutor(len(bodies)) as pool:
-        answers = list(pool.map(lambda body: _translate(service, body, "eng", "deu"), bodies))
-    for body, answer in zip(bodies, answers, strict=True):
-        transcript, _, translation = reference(body, "eng", "deu").partition("<|eng|><|deu|>")
+    # Both directions at once: each is held to its own separator.
+    asked = [(body, *pair) for body in bodies for pair in (("eng", "deu"), ("deu", "eng"))]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(lambda one: _translate(service, *one), asked))
+    for one, answer in zip(asked, answers, strict=True):
+        text, confidence, finish = scored(*one)
+        transcript, separator, translation = text.partition(f"<|{one[1]}|><|{one[2]}|>")
         assert (answer["transcript"], answer["translation"]) == (transcript, translation)
-        assert answer["finish"] == "stop" or answer["tokens"]["generated"] == MAX_NEW_TOKENS
+        assert answer["confidence"] == pytest.approx(confidence, abs=1e-3)
+        assert "<|" not in transcript + translation
+        assert answer["finish"] == finish
+        assert separator or finish != "stop"
+    assert {answer["finish"] for answer in answers} == {"stop", "length", "repetition"}
 
 
 def test_many_at_once_do_not_mix(service: Service, packet: Packets) -> None:
@@ -144,16 +159,57 @@ def test_said_that_it_lived_while_it_loaded(service: Service) -> None:
     assert service.lived_while_loading
 
 
-def test_sigterm_leaves_nothing_behind(service: Service) -> None:
+def test_logged_nothing_grave(service: Service) -> None:
+    assert "Traceback" not in service.log.read_text()
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_an_engine_process_that_dies_or_hangs_under_load(
+    service: Service, packet: Packets, blow: signal.Signals
+) -> None:
+    numbers = list(range(len(SENTENCES))) * 2
+    rebuilds, process = _rebuilds(service), _engine_process(service)
+    family = [process, *process.children(recursive=True)]
+    with ThreadPoolExecutor(len(numbers)) as pool:
+        asked = [pool.submit(_translate, service, packet(n), "eng", "deu") for n in numbers]
+        time.sleep(0.02)
+        process.send_signal(blow)
+        _wait_for(
+            lambda: "rebuilt" in service.client.get("/readyz").text, service.process, service.log
+        )
+        answers = [one.result() for one in asked]
+    for number, answer in zip(numbers, answers, strict=True):
+        assert (answer["transcript"], answer["translation"]) == SENTENCES[number]
+    assert _rebuilds(service) == rebuilds + 1
+    assert service.client.get("/readyz").status_code == 200
+    assert _living(family) == []
+
+
+def test_sigterm_finishes_what_runs_and_leaves_nothing_behind(
+    service: Service, packet: Packets
+) -> None:
     family = psutil.Process(service.process.pid).children(recursive=True)
     assert family, "vLLM runs in processes of its own"
-    service.process.send_signal(signal.SIGTERM)
+    earlier = len(service.log.read_text())
+    process = _engine_process(service)
+    with ThreadPoolExecutor(1) as pool:
+        # So that the answer is surely under way.
+        process.send_signal(signal.SIGSTOP)
+        asked = pool.submit(_translate, service, packet(2), "eng", "deu")
+        time.sleep(0.5)
+        service.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(service.client.base_url)
+        process.send_signal(signal.SIGCONT)
+        assert asked.result()["translation"] == SENTENCES[2][1]
     assert service.process.wait(STOP_S) == 0
     _, alive = psutil.wait_procs(_living(family), timeout=5)
     assert _living(alive) == []
-    log = service.log.read_text()
+    log = service.log.read_text()[earlier:]
     assert "Traceback" not in log
-    assert "leaked" not in log
+    # The processes that were killed could not remove theirs.
+    assert "leaked shared_memory" not in log
 
 
 def _translate(service: Service, body: bytes, source: str, target: str) -> dict:  # type: ignore[type-arg]
@@ -163,6 +219,17 @@ def _translate(service: Service, body: bytes, source: str, target: str) -> dict:
     assert response.status_code == 200, response.text
     answer: dict = response.json()  # type: ignore[type-arg]
     return answer
+
+
+def _engine_process(service: Service) -> psutil.Process:
+    family = psutil.Process(service.process.pid).children(recursive=True)
+    (found,) = [one for one in family if "EngineCore" in " ".join([one.name(), *one.cmdline()])]
+    return found
+
+
+def _rebuilds(service: Service) -> float:
+    text = service.client.get("/metrics").text
+    return float(re.search(r"^esrt_engine_rebuilds (\S+)$", text, re.MULTILINE)[1])  # type: ignore[index]
 
 
 def _wait_for(condition, process: subprocess.Popen[str], log: Path):  # type: ignore[no-untyped-def]

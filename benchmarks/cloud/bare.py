@@ -1,0 +1,223 @@
+"""What the gateway is compared with: vLLM alone, and transformers one by one, given the same.
+
+A process of its own, so that its CPU time is its own: ``python -m benchmarks.cloud.bare KIND
+CHECKPOINT CASES``. It reads a command per line, as JSON, and answers each with a line.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from base64 import b64decode, b64encode
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter, process_time
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from benchmarks.cloud.cases import Case
+from esrt.errors import CheckFailed
+
+Kind = Literal["vllm", "transformers"]
+# Generates one answer: (tokens, milliseconds until the first, text or nothing).
+Generate = Callable[[int], Awaitable[tuple[int, float, str]]]
+
+# So that what a request leaves to be done afterwards is counted to it.
+SETTLE_S = 0.004
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of a command: times in milliseconds, one for each case in its order."""
+
+    seconds: float
+    cpu_s: float
+    tokens: int
+    latencies_ms: list[float]
+    first_ms: list[float]
+    cpu_ms: list[float]
+    texts: list[str]
+
+
+class Bare:
+    """The process, seen from outside; a context manager.
+
+    Args:
+        kind: which decoder.
+        checkpoint: its folder.
+        cases: what it will be asked; written to a file in the folder.
+        folder: for that file and the log.
+        env: the gateway's settings, which are its own as well.
+    """
+
+    def __init__(
+        self, kind: Kind, checkpoint: Path, cases: Sequence[Case], folder: Path, env: dict[str, str]
+    ) -> None:
+        file = folder / "cases.json"
+        file.write_text(
+            json.dumps([[b64encode(c.packet).decode(), c.source, c.target] for c in cases])
+        )
+        self._places = {case.name: place for place, case in enumerate(cases)}
+        with (folder / f"{kind}.log").open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, kind, str(checkpoint), str(file)],
+                env={**os.environ, **env},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+    def run(self, cases: Iterable[Case], at_once: int) -> Run:
+        """Generate for each case, so many at once.
+
+        Raises:
+            CheckFailed: the process has ended.
+        """
+        assert self._process.stdin
+        assert self._process.stdout
+        places = [self._places[case.name] for case in cases]
+        print(json.dumps([places, at_once]), file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        if not line:
+            raise CheckFailed("The bare decoder ended.", "See its log in build/benchmarks/cloud.")
+        return Run(**json.loads(line))
+
+
+async def _closed(generate: Generate, places: list[int], at_once: int) -> Run:
+    found: dict[int, tuple[int, float, float, float, str]] = {}
+    left = iter(enumerate(places))
+    begin, cpu = perf_counter(), process_time()
+
+    async def worker() -> None:
+        for order, place in left:
+            sent, used = perf_counter(), process_time()
+            tokens, first, text = await generate(place)
+            latency = 1e3 * (perf_counter() - sent)
+            if at_once == 1:
+                await asyncio.sleep(SETTLE_S)
+            found[order] = tokens, latency, first, 1e3 * (process_time() - used), text
+
+    await asyncio.gather(*(worker() for _ in range(at_once)))
+    rows = [found[order] for order in range(len(places))]
+    tokens, latencies, first, each_cpu, texts = (list(column) for column in zip(*rows, strict=True))
+    seconds, used = perf_counter() - begin, process_time() - cpu
+    return Run(seconds, used, sum(tokens), latencies, first, each_cpu, texts)
+
+
+def _embeddings(checkpoint: Any, cases: list[list[str]]) -> list[tuple[Any, Any, Any]]:
+    import torch
+
+    from esrt.languages import direction
+    from esrt.wire import Split, decode
+
+    projector, prompts = checkpoint.projector(), []
+    for packet, *codes in cases:
+        decoded = decode(b64decode(packet))
+        rows = torch.from_numpy(decoded.features)
+        if decoded.split == Split.QFORMER:
+            with torch.inference_mode():
+                rows = projector(rows)
+        prompts.append((rows.clone(), *direction(*codes)))
+    return prompts
+
+
+async def _vllm(checkpoint: Any, prompts: list[tuple[Any, Any, Any]]) -> tuple[Generate, Any]:
+    """The engine with the gateway's own arguments, sampling and prompts, and nothing around it."""
+    from cloud_vllm.engines.vllm import VllmEngine
+    from cloud_vllm.settings import Settings
+
+    engine = VllmEngine(checkpoint, Settings(checkpoint=checkpoint.folder))
+    await engine.start()
+    forms = [engine._forms.of(source, target) for _, source, target in prompts]
+    samplings = [engine._sampling(form) for form in forms]
+    count = 0
+
+    async def generate(place: int) -> tuple[int, float, str]:
+        nonlocal count
+        count += 1
+        begin, first, tokens = perf_counter(), 0.0, 0
+        prompt = await engine._render(engine._llm, prompts[place][0].numpy(), forms[place])
+        async for output in engine._llm.generate(prompt, samplings[place], f"bare-{count}"):
+            first = first or 1e3 * (perf_counter() - begin)
+            tokens += len(output.outputs[0].token_ids)
+        return tokens, first, ""
+
+    return generate, engine.close
+
+
+async def _transformers(
+    checkpoint: Any, prompts: list[tuple[Any, Any, Any]]
+) -> tuple[Generate, Any]:
+    import torch
+    from transformers import AutoTokenizer, Gemma3ForCausalLM
+
+    from cloud_vllm.settings import Settings
+    from esrt.model import generate_greedy
+    from esrt.prompt import separator
+
+    settings = Settings()
+    dtype = getattr(torch, settings.dtype)
+    decoder = Gemma3ForCausalLM.from_pretrained(checkpoint.decoder, dtype=dtype).eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.decoder)
+
+    async def generate(place: int) -> tuple[int, float, str]:
+        rows, source, target = prompts[place]
+        with torch.inference_mode():
+            (text,) = generate_greedy(
+                *(decoder, tokenizer, rows[None].to(dtype), torch.tensor([len(rows)])),
+                *([separator(source, target)], settings.max_new_tokens),
+            )
+        tokens = len(tokenizer(text, add_special_tokens=False).input_ids) + 1
+        return tokens, 0.0, text
+
+    async def close() -> None:
+        pass
+
+    return generate, close
+
+
+async def _serve(kind: Kind, folder: Path, file: Path, answers: int) -> None:
+    from cloud_vllm import environment
+
+    environment.prepare()
+    from esrt.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(folder)
+    prompts = _embeddings(checkpoint, json.loads(file.read_text()))
+    generate, close = await (_vllm if kind == "vllm" else _transformers)(checkpoint, prompts)
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        places, at_once = json.loads(line)
+        run = await _closed(generate, places, at_once)
+        os.write(answers, json.dumps(vars(run)).encode() + b"\n")
+    await close()
+
+
+if __name__ == "__main__":
+    import uvloop
+
+    # Libraries print; the answers have a descriptor of their own.
+    answers_fd = os.dup(1)
+    os.dup2(2, 1)
+    kind, folder, file = sys.argv[1:]
+    # The event loop that the gateway's server takes.
+    uvloop.run(_serve(kind, Path(folder), Path(file), answers_fd))  # type: ignore[arg-type]

@@ -1,0 +1,124 @@
+"""The engine killed under load: what becomes of the requests, and when the service is back."""
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from benchmarks.cloud.cases import Case
+from benchmarks.cloud.client import Client, Reply
+from benchmarks.cloud.service import Service
+
+# Answers that say: nothing came of it, send it again.
+RETRIABLE = frozenset({429, 502, 503, 504})
+AT_ONCE = 16
+_NOTICED_S, _BACK_S, _POLL_S = 30.0, 120.0, 0.05
+_RETRY_S = 0.5
+
+
+@dataclass
+class Outcome:
+    """What became of all requests, and of each kill.
+
+    Attributes:
+        requests: how many ended as ``right``, ``retriable``, ``wrong`` or ``lost``.
+        lost: what was neither right nor retriable, for a reader: at most ten.
+        kills: of each kill, seconds until ``/readyz`` said 503, and until it said 200 again.
+    """
+
+    requests: Counter[str] = field(default_factory=Counter)
+    lost: list[str] = field(default_factory=list)
+    kills: list[dict[str, float | None]] = field(default_factory=list)
+
+    @property
+    def failures(self) -> int:
+        """Requests that were lost or answered wrongly, and kills that nobody came back from."""
+        dead = sum(kill["ready_s"] is None for kill in self.kills)
+        return self.requests["wrong"] + self.requests["lost"] + dead
+
+
+def judge(reply: Reply, right: Mapping[str, set[tuple[str, str]]], case: Case) -> str:
+    """What a request ended as: ``right``, ``retriable``, ``wrong`` or ``lost``."""
+    answer = reply.answer()
+    if answer:
+        found = answer["transcript"], answer["translation"]
+        return "right" if found in right[case.name] else "wrong"
+    status = reply.problem().get("status", 0)
+    return "retriable" if status in RETRIABLE else "lost"
+
+
+async def kills(
+    service: Service, cases: Sequence[Case], right: Mapping[str, set[tuple[str, str]]], times: int
+) -> Outcome:
+    """Kill the engine's process so many times while requests, plain and streamed, keep coming.
+
+    Args:
+        service: the gateway, ready.
+        cases: what is asked for, over and over.
+        right: each case's answers while nothing was wrong.
+        times: how often.
+    """
+    outcome, stop = Outcome(), asyncio.Event()
+    requests = [case.http(events=events) for events in (False, True) for case in cases]
+    turns = count()
+
+    async def worker(client: Client, turns: Iterator[int]) -> None:
+        while not stop.is_set():
+            place = next(turns) % len(requests)
+            case = cases[place % len(cases)]
+            reply = await client.ask(requests[place])
+            verdict = judge(reply, right, case)
+            outcome.requests[verdict] += 1
+            if verdict in ("wrong", "lost") and len(outcome.lost) < 10:
+                said = reply.problem() or reply.body[-300:].decode("utf-8", "replace")
+                outcome.lost.append(f"{case.name}: {verdict}, {reply.status} {json.dumps(said)}")
+            if verdict != "right":
+                await asyncio.sleep(_RETRY_S)
+
+    async with Client(service.port) as client, asyncio.TaskGroup() as group:
+        for _ in range(AT_ONCE):
+            group.create_task(worker(client, turns))
+        generator = random.Random(times)
+        try:
+            for _ in range(times):
+                await asyncio.sleep(generator.uniform(1.0, 3.0))
+                outcome.kills.append(await _kill(service))
+                if outcome.kills[-1]["ready_s"] is None:
+                    break
+            await asyncio.sleep(1.0)
+        finally:
+            stop.set()
+    return outcome
+
+
+async def _kill(service: Service) -> dict[str, float | None]:
+    engine = service.engine()
+    if engine is None:
+        return {"noticed_s": None, "ready_s": None}
+    begin = time.monotonic()
+    engine.kill()
+    noticed = await _until(service, False, begin, _NOTICED_S)
+    return {"noticed_s": noticed, "ready_s": await _until(service, True, begin, _BACK_S)}
+
+
+async def _until(service: Service, ready: bool, begin: float, seconds: float) -> float | None:
+    while (passed := time.monotonic() - begin) < seconds:
+        if await asyncio.to_thread(service.ready) is ready:
+            return round(passed, 2)
+        await asyncio.sleep(_POLL_S)
+    return None
+
+
+def summary(outcome: Outcome, start_s: float) -> dict[str, Any]:
+    """For the record."""
+    return {
+        "requests": dict(outcome.requests),
+        "lost": outcome.lost,
+        "start_s": round(start_s, 2),
+        "kills": outcome.kills,
+    }

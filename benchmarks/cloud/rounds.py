@@ -1,0 +1,160 @@
+"""The rounds of load on the gateway and on what it is compared with."""
+
+import asyncio
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.cloud import load
+from benchmarks.cloud.bare import SETTLE_S, Bare
+from benchmarks.cloud.cases import Case, drawn
+from benchmarks.cloud.client import Client
+from benchmarks.cloud.service import Service
+
+AT_ONCE = (16, 64)
+# Shares of what the gateway reached with 64 at once, for the open loop.
+RATES = (0.25, 0.5, 0.75, 0.9)
+# The engine's threads wait for more work by spinning, which would slow the next one down.
+_IDLE_S = 0.4
+_TRANSFORMERS_PER_ROUND = 12
+
+Row = dict[str, Any]
+
+
+def _row(kind: str, side: str, at: float, tokens: float, answers: float) -> Row:
+    throughput = {"tokens_per_s": round(tokens, 1), "answers_per_s": round(answers, 1)}
+    return {"load": kind, "side": side, "at": at, **throughput}
+
+
+class Measured:
+    """Figures of the rounds, by side and requests at once."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[tuple[str, int], list[float]] = defaultdict(list)
+        self.answers: dict[tuple[str, int], list[float]] = defaultdict(list)
+        self.cpu_ms: dict[tuple[str, int], list[float]] = defaultdict(list)
+        self.latencies: dict[tuple[str, int], list[float]] = defaultdict(list)
+        self.first: dict[tuple[str, int], list[float]] = defaultdict(list)
+
+    def add(
+        self, key: tuple[str, int], seconds: float, tokens: int, cpu_s: float,
+        latencies: list[float], first: Sequence[float] = (),
+    ) -> None:  # fmt: skip
+        """Take in a round."""
+        self.tokens[key].append(tokens / seconds)
+        self.answers[key].append(len(latencies) / seconds)
+        self.cpu_ms[key].append(1e3 * cpu_s / len(latencies))
+        self.latencies[key] += latencies
+        self.first[key] += first
+
+    def throughput(self, side: str, at_once: int) -> float:
+        """Tokens per second, the median of the rounds."""
+        return statistics.median(self.tokens[side, at_once])
+
+    def rows(self) -> list[Row]:
+        """One for each side and number of requests at once."""
+        rows = []
+        for key in self.tokens:
+            answers, cpu_ms = (statistics.median(it[key]) for it in (self.answers, self.cpu_ms))
+            first = self.first[key]
+            rows.append(
+                _row("closed", *key, self.throughput(*key), answers)
+                | {"cpu_ms": round(cpu_ms, 3)}
+                | load.quantiles(self.latencies[key], "latency_ms")
+                | (load.quantiles(first, "first_token_ms") if first else {})
+            )
+        return rows
+
+
+def closed_rounds(
+    service: Service, engine: Bare, slow: Bare, cases: Sequence[Case], rounds: int, turns: int
+) -> Measured:
+    """Closed load on each side, in turn; the first turn of each is a warm-up."""
+    measured = Measured()
+    for round_ in range(-1, rounds):
+        for at_once in AT_ONCE:
+            asked = drawn(cases, at_once * turns, seed=round_)
+            sides = ["engine", "gateway", "gateway events"]
+            for side in sides if round_ % 2 else sides[::-1]:
+                time.sleep(_IDLE_S)
+                _closed(
+                    measured if round_ >= 0 else Measured(), side, service, engine, asked, at_once
+                )
+        asked = drawn(cases, _TRANSFORMERS_PER_ROUND, seed=round_)
+        time.sleep(_IDLE_S)
+        run = slow.run(asked, 1)
+        if round_ >= 0:
+            measured.add(("transformers", 1), run.seconds, run.tokens, run.cpu_s, run.latencies_ms)
+    return measured
+
+
+def _closed(
+    measured: Measured, side: str, service: Service, engine: Bare, asked: list[Case], at_once: int
+) -> None:
+    if side == "engine":
+        run = engine.run(asked, at_once)
+        measured.add(
+            (side, at_once), run.seconds, run.tokens, run.cpu_s, run.latencies_ms, run.first_ms
+        )
+        return
+    requests = [case.http(events="events" in side) for case in asked]
+    before = service.cpu_s()
+    got = asyncio.run(load.closed(service.port, requests, at_once))
+    used = service.cpu_s() - before
+    got.check()
+    first = got.first_ms if "events" in side else []
+    measured.add((side, at_once), got.seconds, got.tokens, used, got.latencies_ms, first)
+
+
+def gateway_cpu(service: Service, engine: Bare, cases: Sequence[Case]) -> dict[str, float]:
+    """CPU of one request at a time: the gateway's process less what `AsyncLLM` takes by itself.
+
+    Both processes hold an `AsyncLLM`, which talks to the engine's process; the bare one holds
+    nothing else. So the difference, case by case, is what the gateway adds: HTTP, checks,
+    decoding the packet, detokenizing, the answer, metrics, the log.
+    """
+
+    async def each() -> list[float]:
+        async with Client(service.port) as client:
+            used = []
+            for case in cases:
+                before = service.cpu_s()
+                await client.ask(case.http())
+                await asyncio.sleep(SETTLE_S)
+                used.append(1e3 * (service.cpu_s() - before))
+        return used
+
+    asyncio.run(each())  # a warm-up
+    time.sleep(_IDLE_S)
+    whole = asyncio.run(each())
+    time.sleep(_IDLE_S)
+    engine.run(cases, 1)
+    bare = engine.run(cases, 1).cpu_ms
+    added = [mine - its for mine, its in zip(whole, bare, strict=True)]
+    return {
+        "gateway_process_cpu_ms_p50": round(statistics.median(whole), 3),
+        "bare_client_cpu_ms_p50": round(statistics.median(bare), 3),
+        **load.quantiles(added, "gateway_cpu_ms"),
+    }
+
+
+def open_rows(
+    service: Service, cases: Sequence[Case], capacity: float, seconds: float
+) -> list[Row]:
+    """Open load, streamed, at shares of the capacity (answers per second)."""
+    rows = []
+    for share in RATES:
+        rate = share * capacity
+        requests = [case.http(events=True) for case in drawn(cases, int(rate * seconds) + 1, 7)]
+        time.sleep(_IDLE_S)
+        got = asyncio.run(load.open_(service.port, requests, rate, seed=11))
+        got.check()
+        tokens, answers = got.tokens / got.seconds, len(requests) / got.seconds
+        rows.append(
+            _row("open", "gateway events", round(rate, 1), tokens, answers)
+            | load.quantiles(got.latencies_ms, "latency_ms")
+            | load.quantiles(got.first_ms, "first_token_ms")
+        )
+    return rows

@@ -1,0 +1,225 @@
+"""Ray Serve for real: two replicas of the gateway with vLLM on one machine, one of them killed."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from esrt.checkpoint import Checkpoint
+from tests.cloud_vllm.kit import MAX_NEW_TOKENS, PACKET, URL, Packets
+from tests.deploy.kit import dashboard_metrics
+from tests.tiny import SENTENCES
+
+pytest.importorskip("ray", reason="Ray is not installed")
+pytestmark = pytest.mark.vllm
+
+ROOT = Path(__file__).parents[2]
+START_S, RETRY_S = 240.0, 60.0
+RETRIABLE = {429, 502, 503, 504}
+STORE_BYTES = 80 << 20
+
+
+@dataclass
+class Cluster:
+    url: str
+    head: psutil.Process
+    log: Path
+
+    def replicas(self) -> list[psutil.Process]:
+        return [one for one in _family(self.head) if _name(one).startswith("ray::ServeReplica")]
+
+
+@pytest.fixture(scope="module")
+def cluster(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The Serve config file as it is, but for what one small machine without a GPU cannot give."""
+    config = yaml.safe_load((ROOT / "deploy" / "serve.yaml").read_text("utf-8"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config["http_options"] |= {"host": "127.0.0.1", "port": port}
+    (application,) = config["applications"]
+    (deployment,) = application["deployments"]
+    application["args"] = {
+        "checkpoint": str(checkpoint.folder),
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "kv_cache_bytes": 32 << 20,
+    }
+    deployment["ray_actor_options"] = {"num_cpus": 1}
+    deployment["autoscaling_config"] |= {"min_replicas": 2, "max_replicas": 2}
+    folder = tmp_path_factory.mktemp("serve")
+    (folder / "serve.yaml").write_text(yaml.safe_dump(config))
+    # Ray's sockets lie in its folder, and their paths may be no longer than 107 characters.
+    temporary = tempfile.mkdtemp(prefix="ray")
+    log = folder / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _RUN, str(folder / "serve.yaml"), temporary],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    head = psutil.Process(process.pid)
+    family: list[psutil.Process] = []
+    try:
+        url, end = f"http://127.0.0.1:{port}", time.monotonic() + START_S
+        while "deployed" not in log.read_text():
+            assert process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < end, log.read_text()[-3000:]
+            time.sleep(0.2)
+        yield Cluster(url, head, log)
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            family = _family(head)
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        _, alive = psutil.wait_procs(family, timeout=10)
+        for one in alive:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+# What `serve run` does, with a small object store and without the dashboard.
+_RUN = f"""
+import signal, sys
+import ray, yaml
+from ray import serve
+from ray.serve._private.api import serve_start
+from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+file, temporary = sys.argv[1:]
+ray.init(num_cpus=2, include_dashboard=False, object_store_memory={STORE_BYTES},
+         _temp_dir=temporary)
+config = ServeDeploySchema.model_validate(yaml.safe_load(open(file)))
+try:
+    serve_start(http_options=config.http_options.model_dump())
+    _get_global_client().deploy_apps(config, _blocking=True)
+    print("deployed", flush=True)
+    signal.pause()
+finally:
+    serve.shutdown()
+    ray.shutdown()
+"""
+
+
+def test_a_killed_replica_loses_no_request(cluster: Cluster, packet: Packets) -> None:
+    first = cluster.replicas()
+    assert len(first) == 2
+    engines = [one for one in _family(first[0]) if "EngineCore" in _name(one)]
+    assert engines, "a replica owns an engine"
+    counts: Counter[str] = Counter()
+    stop = threading.Event()
+
+    def ask(number: int) -> None:
+        with httpx.Client(base_url=cluster.url, timeout=30) as client:
+            while not stop.is_set():
+                number = (number + 1) % len(SENTENCES)
+                answer = _until_answered(client, packet(number, 5 + number), counts)
+                found = answer["transcript"], answer["translation"]
+                counts["right" if found == SENTENCES[number] else "wrong"] += 1
+
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask, number) for number in range(8)]
+        try:
+            _wait(lambda: counts["right"] >= 60, "answers")
+            assert len(_served_by(cluster.url)) == 2, "both replicas get requests"
+            first[0].kill()
+            before = counts["right"]
+            _wait(lambda: counts["right"] >= before + 200, "answers after the kill")
+        finally:
+            stop.set()
+        for one in asked:
+            one.result()
+    assert counts["wrong"] == 0
+    # Who was answered by the one that died was told so, and asked again.
+    assert counts["retried"] <= 200, counts
+    _, alive = psutil.wait_procs(engines, timeout=30)
+    assert not alive, "the dead replica's engine does not outlive it"
+
+
+def test_metrics_hold_all_that_the_dashboard_shows(cluster: Cluster, packet: Packets) -> None:
+    with httpx.Client(base_url=cluster.url, timeout=30) as client:
+        _until_answered(client, packet(), Counter())
+        page = ""
+        for _ in range(50):
+            page = client.get("/metrics").text
+            if 'route="/v1/translate"' in page and "vllm:generation_tokens_total" in page:
+                break
+    names = {
+        sample.name for family in text_string_to_metric_families(page) for sample in family.samples
+    }
+    assert dashboard_metrics() - names == set()
+    assert not [name for name in names if name.startswith("python_")]
+
+
+def _until_answered(client: httpx.Client, body: bytes, counts: Counter[str]) -> dict[str, str]:
+    end = time.monotonic() + RETRY_S
+    while True:
+        try:
+            response = client.post(URL, content=body, headers=PACKET)
+            if response.status_code == 200:
+                answer: dict[str, str] = response.json()
+                return answer
+            # Ray's proxy answers for a replica that is gone with a 500 of its own, in plain text.
+            own = response.headers["content-type"].startswith("application/problem+json")
+            assert response.status_code in RETRIABLE or not own, response.text
+            counts[f"status {response.status_code}"] += 1
+        except (httpx.TransportError, json.JSONDecodeError) as error:
+            counts[type(error).__name__] += 1
+        counts["retried"] += 1
+        assert time.monotonic() < end, counts
+        time.sleep(0.1)
+
+
+def _served_by(url: str) -> set[float]:
+    """The start times of the replicas that have translated, by asking whichever answers."""
+    starts = set()
+    for _ in range(60):
+        page = httpx.get(f"{url}/metrics").text
+        if 'route="/v1/translate",status="200"' in page:
+            for family in text_string_to_metric_families(page):
+                if family.name == "process_start_time_seconds":
+                    starts.add(family.samples[0].value)
+    return starts
+
+
+def _wait(condition, what: str) -> None:  # type: ignore[no-untyped-def]
+    end = time.monotonic() + RETRY_S
+    while not condition():
+        assert time.monotonic() < end, f"no {what}"
+        time.sleep(0.05)
+
+
+def _family(process: psutil.Process) -> list[psutil.Process]:
+    return process.children(recursive=True)
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return " ".join([process.name(), *process.cmdline()])
+    except psutil.NoSuchProcess:
+        return ""

