@@ -340,16 +340,16 @@ def plot(rows: list[dict[str, Any]], scores: dict[str, dict[str, Any]], path: Pa
     rates = {row["sent"]: row["kbps"] for row in rows if row["seconds"] == 5}
     figure = Figure(figsize=(7, 4.5))
     axes = figure.subplots()
-    for label, names in (
-        ("features", [str(codec) for codec in Codec]),
-        ("Opus, then the unsplit model", [f"opus {kbps}" for kbps in OPUS_KBPS]),
-        ("16-bit PCM", ["pcm"]),
+    for label, names, above in (
+        ("features", [str(codec) for codec in Codec], 8),
+        ("Opus, then the unsplit model", [f"opus {kbps}" for kbps in OPUS_KBPS], -14),
+        ("16-bit PCM", ["pcm"], 8),
     ):
         points = sorted((rates[name], scores[name]["chrf"], name) for name in names)
         axes.plot([one[0] for one in points], [one[1] for one in points], "o-", label=label)
         for rate, chrf, text in points:
             axes.annotate(
-                text, (rate, chrf), textcoords="offset points", xytext=(4, -12), fontsize=8
+                text, (rate, chrf), textcoords="offset points", xytext=(-6, above), fontsize=8
             )
     axes.set_xscale("log")
     axes.set_xlabel("kbit/s of whole requests, 5 s of speech")
