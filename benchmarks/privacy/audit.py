@@ -1,6 +1,6 @@
 """Runs every attacker on every representation, and keeps the strongest of each."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -87,15 +87,18 @@ class Stage:
 
 
 def attack_all(
-    representations: Mapping[str, Path], stage: Stage, budget: Budget
+    representations: Mapping[str, Path], networks: Collection[str], stage: Stage, budget: Budget
 ) -> dict[str, dict[str, Strength]]:
-    """Every attacker on every representation: by representation, then by attacker."""
+    """What each attacker achieves: by representation, then by attacker.
+
+    LDA on statistics is quick and attacks everything; networks are trained on ``networks``.
+    """
     found: dict[str, dict[str, Strength]] = {name: {} for name in representations}
     with _pool(budget.processes) as pool:
         waiting = {}
         for name, path in representations.items():
             waiting[pool.submit(_statistics, path, stage.split)] = name
-            for seed in range(budget.seeds):
+            for seed in range(budget.seeds if name in networks else 0):
                 waiting[pool.submit(_tdnn, path, stage.split, budget.steps, seed)] = name
         for done in track(as_completed(waiting), description="attacking", total=len(waiting)):
             name = waiting[done]
