@@ -122,9 +122,20 @@ def bars(rows: list[dict[str, Any]]) -> list[Bar]:
     ]
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
+def named(record: Record) -> list[str]:
+    """The representations, and of which of them no network was trained."""
+    networks = {
+        one["representation"]
+        for one in record.more["attackers"]
+        if one["attacker"].startswith("TDNN")
+    }
+    names = [row["representation"] for row in record.rows]
+    return [name if name in networks else f"{name} (LDA alone)" for name in names]
+
+
+def plot(record: Record, path: Path) -> None:
     """Draw the error rates with their intervals, one line for each representation, as a PNG."""
-    names = [row["representation"] for row in rows]
+    rows, names = record.rows, named(record)
     figure = Figure(figsize=(8, 1.2 + 0.3 * len(rows)))
     axes = figure.subplots()
     for shift, key, label in ((-0.18, "eer", "one against one"),
@@ -210,16 +221,16 @@ def main(
     )
     record.write(json_file)
     if report:
-        plot(rows, report / "privacy.png")
+        plot(record, report / "privacy.png")
     _print(record)
 
 
 def _print(record: Record) -> None:
     table = Table("representation", "EER %", "5 enrolled: EER %", "top-1 %")
-    for row in record.rows:
+    for row, name in zip(record.rows, named(record), strict=True):
         figures = (row[key] for key in ("eer", "eer_enrolled", "top1"))
         cells = (f"{one['value']:.1f} ({one['low']:.1f} to {one['high']:.1f})" for one in figures)
-        table.add_row(row["representation"], *cells)
+        table.add_row(name, *cells)
     Console().print(table)
     for bar in record.bars:
         print(bar)
