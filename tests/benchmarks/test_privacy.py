@@ -9,6 +9,8 @@ from random import Random
 
 import numpy as np
 import pytest
+import soundfile
+import torch
 
 from benchmarks.privacy.attackers import Attack, Split, lda, nearness, statistics, tdnn
 from benchmarks.privacy.hardening import centred, without_directions
@@ -18,6 +20,7 @@ from benchmarks.privacy.speakers import Cast, draw_sentences, draw_speaker
 from benchmarks.privacy.trials import Trials, accuracy, enrolled, pairs
 from esrt import wire
 from esrt.checkpoint import open_checkpoint
+from training.data import mel_batch
 
 ROOT = Path(__file__).parents[2]
 KNOWN, UNSEEN, SENTENCES = 12, 8, 10
@@ -150,13 +153,20 @@ def test_an_inverter_guesses_what_the_packets_hold() -> None:
 
 def test_every_codec_is_attacked() -> None:
     checkpoint = open_checkpoint(ROOT / "models/esrt-nano")
-    features = np.random.default_rng(0).standard_normal((7, 192)).astype(np.float32)
+    audio, _ = soundfile.read(ROOT / "models/esrt-nano/samples/eng-1.flac", dtype="float32")
+    mel, _ = mel_batch(checkpoint.config, [audio])
+    with torch.inference_mode():
+        features = checkpoint.edge_model().features(mel)[0].numpy()
+    sizes = []
     for name, rung in rungs(checkpoint).items():
         seen = rung(features, 560)
-        assert (seen.tokens, seen.duration_ms) == (7, 560)
-        assert np.corrcoef(seen.features.ravel(), features.ravel())[0, 1] > 0.9, name
-    sizes = [rungs(checkpoint)[str(codec)](features, 560).bytes for codec in wire.Codec]
-    assert len(set(sizes)) == len(sizes)
+        assert (seen.tokens, seen.duration_ms) == (len(features), 560)
+        # The learned codecs leave out what the decoder does not read.
+        least = 0.7 if name.startswith("klt") else 0.99
+        assert np.corrcoef(seen.features.ravel(), features.ravel())[0, 1] > least, name
+        sizes.append(seen.bytes)
+    assert len(sizes) == len(wire.Codec)
+    assert sizes == sorted(sizes, reverse=True)
 
 
 def test_a_cast_keeps_training_and_attack_apart() -> None:
