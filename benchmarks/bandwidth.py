@@ -12,6 +12,7 @@ import statistics
 import threading
 import time
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
@@ -63,11 +64,6 @@ TOOLS = ("torch", "soundfile", "constriction", "sacrebleu")
 _OPUS_RANGE = 6_000, 256_000
 # So many times clips are joined to speech of each length, beginning with another one each time.
 _SAMPLES = 12
-
-
-def pcm(audio: Audio) -> bytes:
-    """16-bit samples."""
-    return (audio * 32767).astype("<i2").tobytes()
 
 
 def flac(audio: Audio) -> bytes:
@@ -173,20 +169,16 @@ class Sender:
         mel, _ = mel_batch(self.edge.config, [audio])
         return bytes(self.edge.encoder(mel)[0].half().numpy().tobytes())
 
-    def bodies(self) -> dict[str, Callable[[Audio], int]]:
-        """The body's bytes of one request, by what is sent."""
-        found: dict[str, Callable[[Audio], int]] = {
-            "pcm": lambda audio: len(pcm(audio)),
-            "flac": lambda audio: len(flac(audio)),
-            "encoder states": lambda audio: len(self.states(audio)),
+    def body_bytes(self, audio: Audio) -> dict[str, int]:
+        """The body's bytes of one request, by what is sent; PCM has 16 bits."""
+        features = self.features(audio)
+        return {
+            "pcm": 2 * len(audio),
+            "flac": len(flac(audio)),
+            "encoder states": len(self.states(audio)),
+            **{f"opus {kbps}": opus_packets(opus(kbps, audio)) for kbps in OPUS_KBPS},
+            **{str(codec): len(self.packet(features, codec)) for codec in Codec},
         }
-        for kbps in OPUS_KBPS:
-            found[f"opus {kbps}"] = lambda audio, kbps=kbps: opus_packets(opus(kbps, audio))  # type: ignore[misc]
-        for codec in Codec:
-            found[str(codec)] = lambda audio, codec=codec: len(  # type: ignore[misc]
-                self.packet(self.features(audio), codec)
-            )
-        return found
 
 
 class Received:
@@ -226,15 +218,17 @@ def speech(clips: list[Audio], seconds: float, number: int) -> Audio:
     return np.concatenate(parts)
 
 
-def sizes(sender: Sender, clips: list[Audio], samples: int) -> list[dict[str, Any]]:
+def sizes(sender: Sender, clips: list[Audio], samples: int, overhead: int) -> list[dict[str, Any]]:
     """Bytes of whole requests, medians over samples of speech, by way of sending and length."""
-    overhead, rows = request_overhead(), []
+    rows = []
     for seconds in track(SECONDS, description="encoding", transient=True):
-        heard = [speech(clips, seconds, number) for number in range(samples)]
-        for name, body in sender.bodies().items():
-            size = statistics.median(
-                sum(overhead + body(part) for part in _parts(audio)) for audio in heard
-            )
+        totals: dict[str, list[int]] = defaultdict(list)
+        for number in range(samples):
+            parts = [sender.body_bytes(part) for part in _parts(speech(clips, seconds, number))]
+            for name in parts[0]:
+                totals[name].append(sum(overhead + part[name] for part in parts))
+        for name, found in totals.items():
+            size = statistics.median(found)
             row = {"sent": name, "seconds": seconds, "bytes": round(size)}
             rows.append(row | {"kbps": round(8 * size / seconds / 1000, 3)})
     return rows
@@ -277,20 +271,20 @@ def coders(sender: Sender, clips: list[Audio], samples: int) -> dict[str, float]
 def codec_times(sender: Sender, clips: list[Audio], rounds: int) -> dict[str, dict[str, float]]:
     """Milliseconds on one core to encode and to decode a packet of `PART_SECONDS`, medians."""
     features = sender.features(speech(clips, PART_SECONDS, 0))
-    times: dict[str, dict[str, list[float]]] = {
+    times: dict[Codec, dict[str, list[float]]] = {
         codec: {"encode": [], "decode": []} for codec in Codec
     }
     with threadpool_limits(1):
         for _ in range(rounds):
             for codec, spent in times.items():
                 start = time.perf_counter()
-                packet = sender.packet(features, Codec(codec))  # type: ignore[call-arg]
+                packet = sender.packet(features, codec)
                 packed = time.perf_counter()
                 wire.decode(packet, sender.statistics)
                 spent["encode"].append(1000 * (packed - start))
                 spent["decode"].append(1000 * (time.perf_counter() - packed))
     return {
-        codec: {name: round(statistics.median(values), 4) for name, values in spent.items()}
+        str(codec): {name: round(statistics.median(values), 4) for name, values in spent.items()}
         for codec, spent in times.items()
     }
 
@@ -377,20 +371,18 @@ def main(
     """Measure bytes, time and quality of every codec, beside PCM, FLAC and Opus."""
     opened = open_checkpoint(checkpoint)
     held_out = None if quick else load(corpus, "test").only(opened.config.languages)
-    sender, clips = (
-        Sender(opened),
-        [read_audio(file).samples for file in sorted(CLIPS.glob("*.flac"))],
-    )
-    rows = sizes(sender, clips, 2 if quick else _SAMPLES)
+    sender, samples, overhead = Sender(opened), 2 if quick else _SAMPLES, request_overhead()
+    clips = [read_audio(file).samples for file in sorted(CLIPS.glob("*.flac"))]
+    rows = sizes(sender, clips, samples, overhead)
     times = codec_times(sender, clips, 20 if quick else 200)
     scores = {} if held_out is None else quality(opened, sender, held_out, directions)
     record = Record(
         settings={
             "fingerprint": opened.fingerprint,
             "directions": directions,
-            "samples": 2 if quick else _SAMPLES,
+            "samples": samples,
             "part_seconds": PART_SECONDS,
-            "request_overhead_bytes": request_overhead(),
+            "request_overhead_bytes": overhead,
         },
         rows=rows,
         bars=bars(rows, scores, times),

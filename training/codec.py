@@ -10,7 +10,7 @@ direction, so one step for all coefficients is the best allocation of bits: reve
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from random import Random
 from typing import Annotated
@@ -196,9 +196,9 @@ def write(checkpoint: Checkpoint, split: Split, rungs: Mapping[Codec, Rung]) -> 
     """Write the statistics into a checkpoint, whole or not at all."""
     path = checkpoint.folder / STATISTICS_FILE
     tensors = {
-        f"{codec}.{name}": getattr(rung, name)
+        f"{codec}.{field.name}": getattr(rung, field.name)
         for codec, rung in rungs.items()
-        for name in ("mean", "analysis", "synthesis", "classes", "frequencies")
+        for field in fields(rung)
     }
     partial = path.with_name(f".{path.name}.partial")
     save_file(tensors, partial, metadata={"split": split, "fingerprint": checkpoint.fingerprint})

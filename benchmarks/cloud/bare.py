@@ -124,20 +124,15 @@ async def _closed(generate: Generate, places: list[int], at_once: int) -> Run:
 
 
 def _embeddings(checkpoint: Any, cases: list[list[str]]) -> list[tuple[Any, Any, Any]]:
-    import torch
-
+    from cloud_vllm.admission import Admission
+    from cloud_vllm.settings import Settings
     from esrt.languages import direction
-    from esrt.wire import Split, decode
 
-    projector, prompts = checkpoint.projector(), []
-    for packet, *codes in cases:
-        decoded = decode(b64decode(packet))
-        rows = torch.from_numpy(decoded.features)
-        if decoded.split == Split.QFORMER:
-            with torch.inference_mode():
-                rows = projector(rows)
-        prompts.append((rows.clone(), *direction(*codes)))
-    return prompts
+    admission = Admission(checkpoint, Settings(checkpoint=checkpoint.folder))
+    return [
+        (admission.admit(b64decode(packet)).embeddings, *direction(*codes))
+        for packet, *codes in cases
+    ]
 
 
 async def _vllm(checkpoint: Any, prompts: list[tuple[Any, Any, Any]]) -> tuple[Generate, Any]:
@@ -155,7 +150,7 @@ async def _vllm(checkpoint: Any, prompts: list[tuple[Any, Any, Any]]) -> tuple[G
         nonlocal count
         count += 1
         begin, first, tokens = perf_counter(), 0.0, 0
-        prompt = await engine._render(engine._llm, prompts[place][0].numpy(), forms[place])
+        prompt = await engine._render(engine._llm, prompts[place][0], forms[place])
         async for output in engine._llm.generate(prompt, samplings[place], f"bare-{count}"):
             first = first or 1e3 * (perf_counter() - begin)
             tokens += len(output.outputs[0].token_ids)
@@ -182,8 +177,9 @@ async def _transformers(
     async def generate(place: int) -> tuple[int, float, str]:
         rows, source, target = prompts[place]
         with torch.inference_mode():
+            embeddings = torch.from_numpy(rows)[None].to(dtype)
             (text,) = generate_greedy(
-                *(decoder, tokenizer, rows[None].to(dtype), torch.tensor([len(rows)])),
+                *(decoder, tokenizer, embeddings, torch.tensor([len(rows)])),
                 *([separator(source, target)], settings.max_new_tokens),
             )
         tokens = len(tokenizer(text, add_special_tokens=False).input_ids) + 1

@@ -252,8 +252,7 @@ def decode(
             "Export the encoder again from the checkpoint that serves.",
         )
     rung = _fitting(statistics, codec, split, width)
-    features = rung.reconstruct(rung.read(bytes(payload[ID_BYTES:]), tokens))
-    return np.ascontiguousarray(features, np.float32)
+    return rung.reconstruct(rung.read(bytes(payload[ID_BYTES:]), tokens))
 
 
 def _fitting(statistics: Statistics, codec: Codec, split: Split, width: int) -> Rung:
