@@ -2,16 +2,19 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from cloud_vllm.engines import Embeddings
 from cloud_vllm.settings import Settings
 from esrt.checkpoint import Checkpoint
 from esrt.errors import (
+    EsrtError,
     FingerprintMismatch,
     MediaTypeError,
     PacketContentError,
@@ -21,14 +24,29 @@ from esrt.errors import (
 )
 from esrt.wire import MAX_PACKET_BYTES, MEDIA_TYPE, Codec, Packet, Split, decode
 
+# So many packets at most are projected together.
+_AT_ONCE = 16
+
 
 @dataclass(frozen=True)
 class Admitted:
-    """What a packet became: embeddings (tokens, decoder width), and how long that took."""
+    """What a packet became.
+
+    Attributes:
+        embeddings: (tokens, decoder width).
+        decode_ms: how long reading and checking it took.
+        project_ms: how long the projector took, for all packets that it took together.
+    """
 
     embeddings: Embeddings
     decode_ms: float
     project_ms: float
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    packet: Packet
+    ms: float
 
 
 def check_media_type(request: Request) -> None:
@@ -92,6 +110,8 @@ class Admission:
         self._statistics = checkpoint.statistics()
         # Beyond this a value would become infinite in the decoder's precision.
         self._bound = torch.finfo(getattr(torch, settings.dtype)).max
+        self._waiting: list[tuple[bytes, asyncio.Future[Admitted]]] = []
+        self._work: asyncio.Task[None] | None = None
 
     @property
     def codecs(self) -> list[Codec]:
@@ -99,8 +119,11 @@ class Admission:
         learned = self._statistics.rungs if self._statistics else {}
         return [codec for codec in Codec if not codec.learned or codec in learned]
 
-    def admit(self, body: bytes) -> Admitted:
-        """Decode, check and project; takes milliseconds, so it belongs in a worker thread.
+    async def admit(self, body: bytes) -> Admitted:
+        """Decode, check and project, in a worker thread.
+
+        Packets that arrive while others are worked on wait and then are projected together, which
+        is less work than one by one.
 
         Raises:
             PacketError: the bytes are no packet.
@@ -108,22 +131,71 @@ class Admission:
             FingerprintMismatch: another model made it, or a codec of other statistics.
             PacketContentError: this model cannot take its features.
         """
+        answer: asyncio.Future[Admitted] = asyncio.get_running_loop().create_future()
+        self._waiting.append((body, answer))
+        if self._work is None or self._work.done():
+            self._work = asyncio.create_task(self._work_off())
+        return await answer
+
+    async def _work_off(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[:_AT_ONCE], self._waiting[_AT_ONCE:]
+            outcomes: Sequence[Admitted | Exception]
+            try:
+                outcomes = await run_in_threadpool(self.admit_all, [body for body, _ in batch])
+            except Exception as error:
+                outcomes = [error] * len(batch)
+            for (_, answer), outcome in zip(batch, outcomes, strict=True):
+                if answer.done():  # the client has gone
+                    continue
+                if isinstance(outcome, Exception):
+                    answer.set_exception(outcome)
+                else:
+                    answer.set_result(outcome)
+
+    def admit_all(self, bodies: Sequence[bytes]) -> list[Admitted | EsrtError]:
+        """What each packet becomes, or why it is refused; see `admit`."""
+        found: list[_Decoded | EsrtError] = [self._decoded(body) for body in bodies]
+        projected = [
+            one.packet.features
+            for one in found
+            if isinstance(one, _Decoded) and one.packet.split == Split.QFORMER
+        ]
         begin = time.perf_counter()
-        packet = decode(body, self._statistics)
-        decoded = time.perf_counter()
-        self._check(packet)
-        embeddings, project_ms = packet.features, 0.0
-        if packet.split == Split.QFORMER:
+        if projected:
             with torch.inference_mode():
-                embeddings = self._projector(torch.from_numpy(embeddings)).numpy()
-            project_ms = _ms(decoded)
+                rows = self._projector(torch.from_numpy(np.concatenate(projected))).numpy()
+            parts = iter(np.split(rows, np.cumsum([len(one) for one in projected])[:-1]))
+        project_ms = _ms(begin)
+        outcomes: list[Admitted | EsrtError] = []
+        for one in found:
+            if isinstance(one, EsrtError):
+                outcomes.append(one)
+            elif one.packet.split == Split.QFORMER:
+                outcomes.append(self._finite(next(parts), one.ms, project_ms))
+            else:
+                outcomes.append(self._finite(one.packet.features, one.ms, 0.0))
+        return outcomes
+
+    def _decoded(self, body: bytes) -> _Decoded | EsrtError:
+        begin = time.perf_counter()
+        try:
+            packet = decode(body, self._statistics)
+            self._check(packet)
+        except EsrtError as error:
+            return error
+        return _Decoded(packet, _ms(begin))
+
+    def _finite(
+        self, embeddings: Embeddings, decode_ms: float, project_ms: float
+    ) -> Admitted | PacketContentError:
         # Written so that NaN, which compares as false, is refused too.
         if not (np.abs(embeddings) <= self._bound).all():
-            raise PacketContentError(
+            return PacketContentError(
                 "The features give embeddings that are not finite.",
                 "Check the audio and the encoder that made these features.",
             )
-        return Admitted(np.ascontiguousarray(embeddings), (decoded - begin) * 1e3, project_ms)
+        return Admitted(np.ascontiguousarray(embeddings), decode_ms, project_ms)
 
     def _check(self, packet: Packet) -> None:
         config, served = self._checkpoint.config, self._checkpoint.fingerprint

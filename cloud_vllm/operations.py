@@ -10,7 +10,6 @@ from typing import Annotated
 
 from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi import Path as PathParameter
-from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
@@ -249,7 +248,7 @@ class Operations:
         return body
 
     async def _admit(self, body: bytes, exchange: Exchange) -> Admitted:
-        admitted = await run_in_threadpool(self._admission.admit, body)
+        admitted = await self._admission.admit(body)
         exchange.feature_tokens = len(admitted.embeddings)
         exchange.stages_ms += [("decode", admitted.decode_ms), ("project", admitted.project_ms)]
         return admitted

@@ -104,7 +104,7 @@ async def _decode(
     generated, first_token, last = 0, 0.0, None
     exchange = job.exchange
     async with AsyncExitStack() as stack:
-        generator = engine.generate(embeddings, job.source, job.target)
+        generator = engine.generate(embeddings, job.source, job.target, streamed=job.streamed)
         pieces = await stack.enter_async_context(aclosing(generator))
         async for piece in _in_time(pieces, job.seconds, end):
             if generated == 0 and piece.tokens:

@@ -1,6 +1,6 @@
 """Batches of log-mels and token ids from a built corpus."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from random import Random
 
@@ -30,7 +30,8 @@ class Batch:
     ``mel`` (A, 128, frames) and ``frames`` (A,) go into the edge model; ``text`` (B, length) is
     what the decoder reads after the features; ``labels`` (B, length) equals it where the loss
     counts and is -100 elsewhere; ``letters`` and ``pieces`` are the A transcripts' characters and
-    tokens, one row after the other, for the two CTC losses, with their lengths.
+    tokens, one row after the other, for the two CTC losses, with their lengths. ``twin`` (A, 128,
+    frames) are the log-mels of the same speech by one voice; A is 0 where the corpus has none.
     """
 
     mel: Tensor
@@ -41,6 +42,7 @@ class Batch:
     letter_counts: Tensor
     pieces: Tensor
     piece_counts: Tensor
+    twin: Tensor
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device."""
@@ -56,12 +58,13 @@ class Collator:
         self._config, self._tokenizer = config, tokenizer
         self._letters = {letter: 1 + number for number, letter in enumerate(alphabet)}
 
-    def __call__(self, items: list[Item], audio: list[Audio]) -> Batch:
+    def __call__(self, items: list[Item], audio: list[Audio], twins: Sequence[Audio] = ()) -> Batch:
         """Collate.
 
         Args:
             items: those with speech first.
             audio: the speech of each item that has it, shape (samples,).
+            twins: the same by one voice, if it is known; as long.
         """
         mel, frames = mel_batch(self._config, audio)
         targets = [self._target(item) for item in items]
@@ -78,6 +81,7 @@ class Collator:
             torch.tensor([len(row) for row in letters], dtype=torch.long),
             torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.long),
             torch.tensor([len(row) for row in pieces], dtype=torch.long),
+            mel_batch(self._config, twins)[0],
         )
 
     def _target(self, item: Item) -> tuple[Tensor, Tensor]:
@@ -116,19 +120,21 @@ class Stream(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches."""
-        sampler = Sampler(self._corpus, self._recipe.balance, self._stage.tasks, Random(self._seed))
+        corpus = self._corpus
+        sampler = Sampler(corpus, self._recipe.balance, self._stage.tasks, Random(self._seed))
         random = np.random.default_rng(self._seed)
         for items in sampler.batches(self._recipe.batch):
             items.sort(key=lambda item: item.task is Task.SMT)
+            heard = [item.example for item in items if item.task is not Task.SMT]
             audio = [
-                augment(self._corpus.speech(item.example), self._recipe.augmentation, random)
-                for item in items
-                if item.task is not Task.SMT
+                augment(corpus.speech(example), self._recipe.augmentation, random)
+                for example in heard
             ]
-            yield self._collator(items, audio)
+            twins = [corpus.twin(example) for example in heard] if self._recipe.one_voice else []
+            yield self._collator(items, audio, twins)
 
 
-def mel_batch(config: ModelConfig, audio: list[Audio]) -> tuple[Tensor, Tensor]:
+def mel_batch(config: ModelConfig, audio: Sequence[Audio]) -> tuple[Tensor, Tensor]:
     """Log-mels padded to the longest, (batch, 128, frames), and the frames of each."""
     mels = [
         torch.from_numpy(

@@ -1,5 +1,6 @@
 """The whole model as it is trained: edge, decoder, and auxiliary heads that are not kept."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import torch
@@ -44,10 +45,13 @@ class Learner(nn.Module):
             load_strictly(self.edge, open_checkpoint(recipe.initial).edge_model().state_dict())
         if recipe.encoder:
             _load_encoder(self.edge, recipe.encoder)
+        if recipe.one_voice:
+            self.teacher = deepcopy(self.edge).requires_grad_(False)
         self.decoder = _decoder(recipe, self.config, self.tokenizer)
         alphabet = alphabet_of(corpus.examples)
         self.collator = Collator(self.config, self.tokenizer, alphabet)
         self.letter_weight, self.piece_weight = recipe.letter_ctc, recipe.piece_ctc
+        self.voice_weight = recipe.one_voice
         if recipe.letter_ctc:
             self.letters = nn.Linear(self.config.encoder.width, 1 + len(alphabet))
         if recipe.piece_ctc:
@@ -80,6 +84,10 @@ class Learner(nn.Module):
                 losses["pieces"] = _ctc(
                     self.pieces(features), batch.pieces, tokens, batch.piece_counts
                 )
+            if self.voice_weight:
+                with torch.no_grad():
+                    wanted = self.teacher.features(batch.twin, batch.frames)
+                losses["voice"] = _unexplained(features, wanted, tokens)
             embeddings = self.edge.mlp(features)
             written.append(self._written(embeddings, tokens, text[:spoken], batch.labels[:spoken]))
         if len(text) > spoken:
@@ -90,7 +98,12 @@ class Learner(nn.Module):
         hidden, labels = (torch.cat(parts) for parts in zip(*written, strict=True))
         logits = self.decoder.lm_head(hidden).float()
         losses["text"] = nn.functional.cross_entropy(logits, labels)
-        weights = {"letters": self.letter_weight, "pieces": self.piece_weight, "text": 1.0}
+        weights = {
+            "letters": self.letter_weight,
+            "pieces": self.piece_weight,
+            "voice": self.voice_weight,
+            "text": 1.0,
+        }
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         return losses | {"total": total}
 
@@ -105,6 +118,19 @@ class Learner(nn.Module):
         sequence, mask = join(embeddings, tokens, text[:, :length])
         hidden = self.decoder.model(inputs_embeds=sequence, attention_mask=mask.long())
         return hidden.last_hidden_state[:, embeddings.shape[1] : -1][counted], labels[counted]
+
+
+def _unexplained(found: Tensor, wanted: Tensor, tokens: Tensor) -> Tensor:
+    """The share of the wanted features' variance that is missed, a mean over dimensions.
+
+    Args:
+        found: (batch, tokens, width).
+        wanted: likewise.
+        tokens: (batch,) valid tokens of each row.
+    """
+    valid = torch.arange(found.shape[1], device=found.device) < tokens[:, None]
+    found, wanted = found[valid].float(), wanted[valid].float()
+    return (nn.functional.mse_loss(found, wanted, reduction="none").mean(0) / wanted.var(0)).mean()
 
 
 def _ctc(logits: Tensor, targets: Tensor, lengths: Tensor, target_lengths: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from esrt.checkpoint import save_checkpoint
 from esrt.command import reported
 from training.corpus.build import CORPUS, Corpus, load
+from training.corpus.pairs import load_pairs
 from training.data import Batch, Stream
 from training.evaluate import score, translate
 from training.learner import Learner
@@ -183,7 +184,8 @@ def main(
     torch.set_num_threads(threads)
     settings = read_recipe(recipe)
     out.mkdir(parents=True, exist_ok=True)
-    Run(settings, load(corpus, "train"), out).run(load(corpus, "validation"))
+    trained = load_pairs(corpus) if settings.one_voice else load(corpus, "train")
+    Run(settings, trained, out).run(load(corpus, "validation"))
 
 
 if __name__ == "__main__":

@@ -78,6 +78,8 @@ def main(
     cases = encode_clips(FOLDER, checkpoint)
     # Every place of the closed loop is one of the engine's; nothing is refused for its number.
     env = {"ESRT_MAX_RUNNING": str(max(AT_ONCE)), "ESRT_MAX_WAITING": "4096"}
+    if not quick:
+        env["ESRT_COMPILE"] = "true"
     more: dict[str, Any] = {}
     with ExitStack() as stack:
         say = stack.enter_context(Console(stderr=True).status("starting")).update

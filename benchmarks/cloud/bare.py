@@ -129,21 +129,25 @@ def _embeddings(checkpoint: Any, cases: list[list[str]]) -> list[tuple[Any, Any,
     from esrt.languages import direction
 
     admission = Admission(checkpoint, Settings(checkpoint=checkpoint.folder))
+    admitted = admission.admit_all([b64decode(packet) for packet, *_ in cases])
     return [
-        (admission.admit(b64decode(packet)).embeddings, *direction(*codes))
-        for packet, *codes in cases
+        (one.embeddings, *direction(*codes))  # type: ignore[union-attr]
+        for one, (_, *codes) in zip(admitted, cases, strict=True)
     ]
 
 
 async def _vllm(checkpoint: Any, prompts: list[tuple[Any, Any, Any]]) -> tuple[Generate, Any]:
-    """The engine with the gateway's own arguments, sampling and prompts, and nothing around it."""
+    """The engine with the gateway's own arguments, sampling and prompts, and nothing around it.
+
+    What it gives is not streamed, as the gateway's JSON answers are not.
+    """
     from cloud_vllm.engines.vllm import VllmEngine
     from cloud_vllm.settings import Settings
 
     engine = VllmEngine(checkpoint, Settings(checkpoint=checkpoint.folder))
     await engine.start()
     forms = [engine._forms.of(source, target) for _, source, target in prompts]
-    samplings = [engine._sampling(form) for form in forms]
+    samplings = [engine._sampling(form, streamed=False) for form in forms]
     count = 0
 
     async def generate(place: int) -> tuple[int, float, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edge_runtime.audio import read_audio
 from edge_runtime.backends import open_backend
-from edge_runtime.encoder import encode_audio
+from edge_runtime.encoder import encode_audio, statistics_of
 from esrt.errors import CheckFailed
 from esrt.wire import MEDIA_TYPE
 
@@ -58,10 +58,11 @@ def encode_clips(folder: Path, checkpoint: Path) -> list[Case]:
     command = [sys.executable, "export/to_onnx.py", "--checkpoint", str(checkpoint)]
     if subprocess.run([*command, "--out", str(artifact)], stdout=subprocess.DEVNULL).returncode:
         raise CheckFailed("The encoder could not be exported.", "Its message is above.")
-    backend, cases = open_backend(artifact), []
+    backend, cases = open_backend(artifact), list[Case]()
+    statistics = statistics_of(artifact, backend.manifest)
     for clip in json.loads((SAMPLES / "index.json").read_text("utf-8")):
         audio = read_audio(SAMPLES / clip["file"], backend.manifest.front_end)
-        packet = encode_audio(audio, backend).packet
+        packet = encode_audio(audio, backend, statistics=statistics).packet
         source = clip["language"]
         cases += [
             Case(clip["file"], packet, source, target)

@@ -82,7 +82,7 @@ class Engine(Protocol):
         """
 
     def generate(
-        self, embeddings: Embeddings, source: Language, target: Language
+        self, embeddings: Embeddings, source: Language, target: Language, *, streamed: bool = True
     ) -> AsyncGenerator[Piece, None]:
         """Decode greedily within the form; closing the generator aborts.
 
@@ -90,6 +90,8 @@ class Engine(Protocol):
             embeddings: (tokens, decoder width), all finite: engines do not check.
             source: the language spoken.
             target: the language to write.
+            streamed: pieces are wanted as soon as they are there; otherwise the first, and then
+                the rest at once will do, which is less work.
 
         Raises:
             EngineDied: the engine is gone; the same request to another one may succeed.

@@ -73,7 +73,7 @@ class Supervisor:
             self._watch = asyncio.create_task(self._supervise())
 
     async def generate(
-        self, embeddings: Embeddings, source: Language, target: Language
+        self, embeddings: Embeddings, source: Language, target: Language, *, streamed: bool = True
     ) -> AsyncGenerator[Piece, None]:
         """Decode, once there is an engine: while one is rebuilt, this waits.
 
@@ -85,7 +85,7 @@ class Supervisor:
             await self._changed.wait()
         if state is not EngineState.READY:
             raise EngineFailed("There is no engine at the moment.", "Send the packet again later.")
-        generator = self._engine.generate(embeddings, source, target)
+        generator = self._engine.generate(embeddings, source, target, streamed=streamed)
         async with aclosing(generator) as pieces:
             async for piece in pieces:
                 self._pieces += 1

@@ -58,7 +58,7 @@ class TransformersEngine:
             self._state = EngineState.READY
 
     async def generate(
-        self, embeddings: Embeddings, source: Language, target: Language
+        self, embeddings: Embeddings, source: Language, target: Language, *, streamed: bool = True
     ) -> AsyncGenerator[Piece, None]:
         """Decode greedily within the form; closing the generator aborts.
 

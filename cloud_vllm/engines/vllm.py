@@ -48,7 +48,7 @@ class VllmEngine:
         self._llm: Any = None
         self._loading: asyncio.Future[None] | None = None
         self._earlier_children = set(multiprocessing.active_children())
-        self._samplings: dict[Form, Any] = {}
+        self._samplings: dict[tuple[Form, bool], Any] = {}
         self._shared: set[str] = set()
         self._aborts: set[asyncio.Task[None]] = set()
 
@@ -83,7 +83,7 @@ class VllmEngine:
             self._state = EngineState.READY
 
     async def generate(
-        self, embeddings: Embeddings, source: Language, target: Language
+        self, embeddings: Embeddings, source: Language, target: Language, *, streamed: bool = True
     ) -> AsyncGenerator[Piece, None]:
         """Decode greedily within the form; closing the generator aborts.
 
@@ -100,7 +100,8 @@ class VllmEngine:
         text, score, finish = Detokenizer(self._tokenizer), Score(form), None
         try:
             prompt = await self._render(llm, embeddings, form)
-            async with aclosing(llm.generate(prompt, self._sampling(form), request)) as outputs:
+            sampling = self._sampling(form, streamed)
+            async with aclosing(llm.generate(prompt, sampling, request)) as outputs:
                 async for output in outputs:
                     completion = output.outputs[0]
                     ids, finish = list(completion.token_ids), completion.finish_reason
@@ -190,7 +191,7 @@ class VllmEngine:
             self._shared |= _shared_memory(child.pid)
         self._dtype = getattr(torch, settings.dtype)
 
-    def _sampling(self, form: Form) -> Any:
+    def _sampling(self, form: Form, streamed: bool) -> Any:
         """Greedy, within the form, with the log-probability of what is chosen."""
         from vllm.sampling_params import (
             RepetitionDetectionParams,
@@ -199,15 +200,18 @@ class VllmEngine:
             StructuredOutputsParams,
         )
 
-        if form in self._samplings:
-            return self._samplings[form]
+        key = form, streamed
+        if key in self._samplings:
+            return self._samplings[key]
         times = self._settings.max_repetitions
-        sampling = self._samplings[form] = SamplingParams(
+        sampling = self._samplings[key] = SamplingParams(
             temperature=0.0,
             max_tokens=self._settings.max_new_tokens,
             logprobs=0,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
+            # The first token comes at once in any case.
+            stream_interval=None if streamed else self._settings.max_new_tokens,
             structured_outputs=StructuredOutputsParams(structural_tag=form.structural_tag()),
             repetition_detection=RepetitionDetectionParams(LONGEST_PATTERN, 1, times)
             if times > 1
@@ -223,8 +227,8 @@ class VllmEngine:
         source, target = (language(code) for code in config.languages[:2])
         nothing = np.zeros((1, config.decoder_width), np.float32)
         form = self._forms.of(source, target)
-        prompt, sampling = await self._render(self._llm, nothing, form), self._sampling(form)
-        sampling = sampling.clone()
+        prompt = await self._render(self._llm, nothing, form)
+        sampling = self._sampling(form, streamed=True).clone()
         sampling.max_tokens = _WARM_UP_TOKENS
         sampling.ignore_eos = True
         async for _ in self._llm.generate(prompt, sampling, "warm-up"):

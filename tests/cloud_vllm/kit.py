@@ -46,7 +46,7 @@ class ScriptedEngine:
         self.state = EngineState.READY
 
     async def generate(
-        self, embeddings: Embeddings, source: Language, target: Language
+        self, embeddings: Embeddings, source: Language, target: Language, *, streamed: bool = True
     ) -> AsyncGenerator[Piece, None]:
         self.open += 1
         self.seen.append(embeddings)
@@ -76,7 +76,7 @@ class Polyglot(ScriptedEngine):
         self.failing, self.hanging = failing, hanging
 
     async def generate(
-        self, embeddings: Embeddings, source: Language, target: Language
+        self, embeddings: Embeddings, source: Language, target: Language, *, streamed: bool = True
     ) -> AsyncGenerator[Piece, None]:
         self.open += 1
         self.seen.append(embeddings)

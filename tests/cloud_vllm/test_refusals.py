@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from cloud_vllm.admission import Admission
+from cloud_vllm.admission import Admission, Admitted
 from cloud_vllm.engines import EngineState, Piece
 from cloud_vllm.gateway import create_app
 from cloud_vllm.settings import Settings
 from esrt import wire
 from esrt.checkpoint import Checkpoint
-from esrt.errors import PacketContentError
+from esrt.errors import PacketContentError, PacketError
 from tests.cloud_vllm.kit import EVENTS, PACKET, URL, Packets, ScriptedEngine, assert_problem, call
 from tests.tiny import SENTENCES, TINY
 
@@ -208,7 +208,42 @@ def test_models_with_a_fixed_number_of_tokens_take_no_other(
 ) -> None:
     config = replace(TINY, q_former=replace(TINY.q_former, stride=None, queries=8))
     admission = Admission(replace(checkpoint, config=config), settings)
-    assert admission.admit(packet(0, 8)).embeddings.shape == (8, 64)
+    assert asyncio.run(admission.admit(packet(0, 8))).embeddings.shape == (8, 64)
     for tokens in (7, 9):
         with pytest.raises(PacketContentError, match="expected exactly 8"):
-            admission.admit(packet(0, tokens))
+            asyncio.run(admission.admit(packet(0, tokens)))
+
+
+def test_packets_that_arrive_together_are_projected_together(
+    settings: Settings, checkpoint: Checkpoint, packet: Packets
+) -> None:
+    admission = Admission(checkpoint, settings)
+    bodies = [packet(seed, tokens) for seed, tokens in enumerate((3, 8, 5, 12))]
+    alone = [asyncio.run(admission.admit(body)).embeddings for body in bodies]
+
+    async def together() -> list[Admitted | BaseException]:
+        everything = [*bodies[:2], b"no packet", *bodies[2:]]
+        answers = (admission.admit(body) for body in everything)
+        return await asyncio.gather(*answers, return_exceptions=True)
+
+    found = asyncio.run(together())
+    assert isinstance(found.pop(2), PacketError)
+    admitted = [one for one in found if isinstance(one, Admitted)]
+    for one, expected in zip(admitted, alone, strict=True):
+        np.testing.assert_allclose(one.embeddings, expected, rtol=1e-5, atol=1e-6)
+    assert len({one.project_ms for one in admitted}) == 1
+
+
+def test_a_client_that_leaves_takes_no_other_with_it(
+    settings: Settings, checkpoint: Checkpoint, packet: Packets
+) -> None:
+    admission = Admission(checkpoint, settings)
+
+    async def run() -> Admitted:
+        first, second, third = (asyncio.create_task(admission.admit(packet(0, 4))) for _ in "123")
+        await asyncio.sleep(0)
+        second.cancel()
+        await first
+        return await third
+
+    assert asyncio.run(run()).embeddings.shape == (4, 64)

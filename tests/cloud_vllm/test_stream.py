@@ -52,7 +52,7 @@ class Held(ScriptedEngine):
         self.loop.call_soon_threadsafe(self.gates[number].set)
 
     async def generate(
-        self, embeddings: Embeddings, source: Language, target: Language
+        self, embeddings: Embeddings, source: Language, target: Language, *, streamed: bool = True
     ) -> AsyncGenerator[Piece, None]:
         self.loop = asyncio.get_running_loop()
         self.open += 1

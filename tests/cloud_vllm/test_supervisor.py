@@ -29,7 +29,7 @@ class Mortal(ScriptedEngine):
         self.gone = asyncio.Event()
         self.hung = False
 
-    async def generate(self, embeddings, source, target):  # type: ignore[no-untyped-def]
+    async def generate(self, embeddings, source, target, *, streamed=True):  # type: ignore[no-untyped-def]
         self.open += 1
         self.generating.set()
         try:
@@ -215,7 +215,7 @@ def test_a_slow_engine_that_goes_on_is_left_alone(
     checkpoint: Checkpoint, settings: Settings, packet: Packets
 ) -> None:
     class Slow(Mortal):
-        async def generate(self, embeddings, source, target):  # type: ignore[no-untyped-def]
+        async def generate(self, embeddings, source, target, *, streamed=True):  # type: ignore[no-untyped-def]
             if len(embeddings) == 1:
                 await asyncio.Event().wait()
             for _ in range(10):

@@ -111,6 +111,53 @@ def test_speech_teaches_every_part(learner: Learner, corpus: Corpus) -> None:
         assert any(w.grad is not None and w.grad.abs().sum() > 0 for w in part.parameters())
 
 
+# One voice.
+
+
+@pytest.fixture(scope="module")
+def initial(learner: Learner, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("initial")
+    edge = random_edge_model(SMALL.name, seed=9)
+    save_checkpoint(folder, edge, learner.decoder, learner.tokenizer, torch.float32)
+    return folder
+
+
+def paired_with_itself(learner: Learner, corpus: Corpus) -> Batch:
+    """Speech that is its own twin."""
+    items = [Item(example, "tur", Task.SRT) for example in corpus.examples[:3]]
+    heard = [corpus.speech(item.example) for item in items]
+    return learner.collator(items, heard, heard)
+
+
+def astray(learner: Learner) -> None:
+    """Move the Q-Former's weights away from where they started."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in learner.edge.q_former.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+
+
+def test_a_voice_like_the_one_voice_has_nothing_to_learn(corpus: Corpus, initial: Path) -> None:
+    hardened = Learner(recipe(initial=initial, one_voice=2.0), corpus)
+    batch = paired_with_itself(hardened, corpus)
+    assert hardened(batch)["voice"] < 1e-4
+    astray(hardened)
+    losses = hardened(batch)
+    assert losses["voice"] > 0.1
+    others = 0.3 * losses["letters"] + 0.3 * losses["pieces"] + losses["text"]
+    torch.testing.assert_close(losses["total"], 2 * losses["voice"] + others)
+
+
+def test_features_come_near_the_one_voice(corpus: Corpus, initial: Path, tmp_path: Path) -> None:
+    settings = {"letter_ctc": 0, "piece_ctc": 0, "frozen": ["mlp", "decoder"]}
+    run = Run(recipe(initial=initial, one_voice=1.0, **settings), corpus, tmp_path)
+    batch, teacher = paired_with_itself(run.learner, corpus), copied(run.learner.teacher)
+    astray(run.learner)
+    losses = [run.train_step(batch)["voice"] for _ in range(30)]
+    assert losses[-1] < 0.5 * losses[0]
+    assert same(teacher, run.learner.teacher.state_dict())
+
+
 # Pretrained parts.
 
 

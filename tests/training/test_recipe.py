@@ -66,6 +66,10 @@ WRONG = {
     "unknown task": (GOOD.replace("srt", "sing"), r"stages.1.tasks.sing\S*: Input should be"),
     "unknown part": (GOOD + "frozen: [ear]\n", r"frozen\S*: Input should be"),
     "both budgets": (GOOD + "minutes: 3\n", "a budget, either minutes or steps"),
+    "one voice, and nobody to be like": (
+        GOOD + "one_voice: 1\n",
+        "one_voice needs an initial checkpoint",
+    ),
     "no budget": (GOOD.replace("steps: 10", ""), "a budget, either minutes or steps"),
     "no stages": ("model: esrt-nano\nsteps: 1\nstages: []\n", "stages: Tuple should have"),
     "ends before 1": (GOOD.replace("until: 1\n", "until: 0.9\n"), "must rise and end with 1"),

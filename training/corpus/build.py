@@ -22,10 +22,23 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from esrt.frontend import SAMPLE_RATE
-from training.corpus.speech import UNSEEN_VARIANTS, VARIANTS, Utterance, cast, espeak_version, speak
+from training.corpus.speech import (
+    UNSEEN_VARIANTS,
+    VARIANTS,
+    Utterance,
+    cast,
+    espeak_version,
+    speak,
+    stored,
+)
 from training.corpus.text import Sentence, Texts, split
 
+Samples = NDArray[np.int16]
+# A sentence, and its utterances.
+Said = tuple[Sentence, list[Utterance]]
+
 CORPUS = Path("build/corpus")
+_INDEX, _AUDIO, _TWINS = "index.jsonl", "audio.npy", "twins.npy"
 SEED = 17
 TRAIN_SENTENCES = 3000
 HELD_OUT_SENTENCES = {"test": 120, "validation": 20}
@@ -47,15 +60,24 @@ class Example:
 
 @dataclass(frozen=True)
 class Corpus:
-    """One split, the audio memory-mapped."""
+    """One split, the audio memory-mapped.
 
-    audio: NDArray[np.int16]
+    ``twins``, where there are any, hold for each utterance the same words at the same pace by one
+    voice, at the same place as ``audio`` holds the utterance.
+    """
+
+    audio: Samples
     examples: list[Example]
+    twins: Samples | None = None
 
     def speech(self, example: Example) -> NDArray[np.float32]:
         """The utterance, shape (samples,), in [-1, 1]."""
-        samples = self.audio[example.start : example.start + example.samples]
-        return samples.astype(np.float32) / np.float32(32768)
+        return _cut(self.audio, example)
+
+    def twin(self, example: Example) -> NDArray[np.float32]:
+        """The same by the one voice; the split has ``twins``."""
+        assert self.twins is not None
+        return _cut(self.twins, example)
 
     def only(self, languages: Collection[str]) -> "Corpus":
         """What is said in some languages, with its texts in these."""
@@ -69,6 +91,11 @@ class Corpus:
         )
 
 
+def _cut(audio: Samples, example: Example) -> NDArray[np.float32]:
+    samples = audio[example.start : example.start + example.samples]
+    return samples.astype(np.float32) / np.float32(32768)
+
+
 def sentences(name: str) -> list[Sentence]:
     """The sentences of a split: ``train``, ``validation`` or ``test``."""
     return _splits()[name]
@@ -79,7 +106,7 @@ def _splits() -> dict[str, list[Sentence]]:
     return split(SEED, HELD_OUT_SENTENCES, TRAIN_SENTENCES)
 
 
-def utterances(name: str) -> list[tuple[Sentence, list[Utterance]]]:
+def utterances(name: str) -> list[Said]:
     """Every sentence of a split in every language, each by a speaker of its own."""
     random, drawn = Random(SEED), sentences(name)
     known = len(drawn) - UNSEEN_SENTENCES if name == "test" else len(drawn)
@@ -101,11 +128,8 @@ def build(folder: Path, name: str) -> None:
     Raises:
         SpeechError: espeak-ng is not installed.
     """
-    espeak = espeak_version()  # before the work, and before other processes are started
+    espeak_version()  # before the work, and before other processes are started
     spoken = utterances(name)
-    temporary = folder / f"{name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     everything = [utterance for _, group in spoken for utterance in group]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         audio = list(
@@ -115,29 +139,48 @@ def build(folder: Path, name: str) -> None:
                 total=len(everything),
             )
         )
-    start, place = 0, iter(audio)
-    with (temporary / "index.jsonl").open("w", encoding="utf-8") as index:
+    write(folder / name, spoken, audio)
+
+
+def write(
+    place: Path, spoken: list[Said], audio: list[Samples], twins: list[Samples] | None = None
+) -> None:
+    """Write a split, whole or not at all.
+
+    Args:
+        place: its folder.
+        spoken: the sentences and who says them.
+        audio: what that sounds like, utterance by utterance.
+        twins: other audio of the same lengths, if any (`Corpus`).
+    """
+    temporary = place.with_name(f"{place.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    start, following = 0, iter(audio)
+    with (temporary / _INDEX).open("w", encoding="utf-8") as index:
         for sentence, group in spoken:
             said = []
             for utterance in group:
-                samples = len(next(place))
+                samples = len(next(following))
                 row = dataclasses.asdict(utterance) | {"start": start, "samples": samples}
                 said.append({key: value for key, value in row.items() if key != "text"})
                 start += samples
             line = {"kind": sentence.kind, "texts": sentence.texts, "utterances": said}
             index.write(json.dumps(line, ensure_ascii=False) + "\n")
-    np.save(temporary / "audio.npy", np.concatenate(audio))
+    np.save(temporary / _AUDIO, np.concatenate(audio))
+    if twins is not None:
+        np.save(temporary / _TWINS, np.concatenate(twins))
     manifest = {
         "seed": SEED,
         "sentences": len(spoken),
-        "utterances": len(everything),
+        "utterances": len(audio),
         "hours": round(start / SAMPLE_RATE / 3600, 3),
         "babel": version("babel"),
-        "espeak-ng": espeak,
+        "espeak-ng": espeak_version(),
     }
     (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-    shutil.rmtree(folder / name, ignore_errors=True)
-    temporary.rename(folder / name)
+    shutil.rmtree(place, ignore_errors=True)
+    temporary.rename(place)
 
 
 def load(folder: Path, name: str) -> Corpus:
@@ -146,7 +189,7 @@ def load(folder: Path, name: str) -> Corpus:
     if not place.exists():
         build(folder, name)
     examples = []
-    for line in (place / "index.jsonl").read_text("utf-8").splitlines():
+    for line in (place / _INDEX).read_text("utf-8").splitlines():
         row = json.loads(line)
         examples += [
             Example(
@@ -159,8 +202,13 @@ def load(folder: Path, name: str) -> Corpus:
             )
             for said in row["utterances"]
         ]
-    return Corpus(np.load(place / "audio.npy", mmap_mode="r"), examples)
+    audio, twins = place / _AUDIO, place / _TWINS
+    return Corpus(
+        np.load(audio, mmap_mode="r"),
+        examples,
+        np.load(twins, mmap_mode="r") if twins.exists() else None,
+    )
 
 
 def _samples(utterance: Utterance) -> NDArray[np.int16]:
-    return np.round(np.clip(speak(utterance), -1, 1) * 32767).astype(np.int16)
+    return stored(speak(utterance))

@@ -62,6 +62,11 @@ def speak(utterance: Utterance) -> NDArray[np.float32]:
     return resampled
 
 
+def stored(audio: NDArray[np.float32]) -> NDArray[np.int16]:
+    """Audio in [-1, 1] as a corpus keeps it; clipped."""
+    return np.round(np.clip(audio, -1, 1) * 32767).astype(np.int16)
+
+
 def espeak_version() -> str:
     """The version that speaks, as it names itself.
 
