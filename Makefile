@@ -59,9 +59,11 @@ corpus: setup espeak
 	$(RUN) -m training.corpus build
 
 # Two processes of one thread: small models gain more from this than from more threads.
+TRAIN := OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --nproc-per-node 2 \
+  --master-addr 127.0.0.1 -m training.train --threads 1
 train: setup espeak $(INITIAL)
-	OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --nproc-per-node 2 --master-addr 127.0.0.1 \
-	  -m training.train training/recipes/nano.yaml --out build/nano --threads 1
+	$(TRAIN) training/recipes/nano.yaml --out build/nano
+	$(TRAIN) training/recipes/one-voice.yaml --out build/one-voice
 
 # The four-language nano of an earlier commit, whose edge the recipe starts from.
 $(INITIAL):

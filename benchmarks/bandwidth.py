@@ -6,6 +6,7 @@ over, and, for the audio codecs, of the audio that comes out of them, by the uns
 """
 
 import io
+import json
 import lzma
 import socket
 import statistics
@@ -329,16 +330,22 @@ def bars(
     return found
 
 
-def plot(rows: list[dict[str, Any]], scores: dict[str, dict[str, Any]], path: Path) -> None:
-    """Draw quality over rate at 5 s, as a PNG."""
-    rates = {row["sent"]: row["kbps"] for row in rows if row["seconds"] == 5}
+def plot(record: Record, path: Path, beside: Path | None = None) -> None:
+    """Draw quality over rate at 5 s, as a PNG; the codecs also of another record's file."""
+    codecs = [str(codec) for codec in Codec]
+    rows, scores = record.rows, record.more["quality"]
+    lines = [
+        (rows, scores, "features", codecs, 8),
+        (rows, scores, "Opus, then the unsplit model", [f"opus {r}" for r in OPUS_KBPS], -14),
+        (rows, scores, "16-bit PCM", ["pcm"], 8),
+    ]
+    if beside:
+        other = json.loads(beside.read_text("utf-8"))
+        lines.append((other["rows"], other["quality"], f"features, {beside.stem}", codecs, 8))
     figure = Figure(figsize=(7, 4.5))
     axes = figure.subplots()
-    for label, names, above in (
-        ("features", [str(codec) for codec in Codec], 8),
-        ("Opus, then the unsplit model", [f"opus {kbps}" for kbps in OPUS_KBPS], -14),
-        ("16-bit PCM", ["pcm"], 8),
-    ):
+    for rows, scores, label, names, above in lines:
+        rates = {row["sent"]: row["kbps"] for row in rows if row["seconds"] == 5}
         points = sorted((rates[name], scores[name]["chrf"], name) for name in names)
         axes.plot([one[0] for one in points], [one[1] for one in points], "o-", label=label)
         for rate, chrf, text in points:
@@ -358,6 +365,9 @@ def main(
     json_file: Annotated[Path, typer.Option("--json", help="Write the figures here.")],
     report: Annotated[
         Path | None, typer.Option(help="Draw quality over rate as bandwidth.png in this folder.")
+    ] = None,
+    beside: Annotated[
+        Path | None, typer.Option(help="Draw the codecs of this record, of another model, too.")
     ] = None,
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")] = Path("models/esrt-nano"),
     corpus: Annotated[Path, typer.Option(help="Folder of the corpus.")] = CORPUS,
@@ -395,7 +405,7 @@ def main(
     )
     record.write(json_file)
     if report and scores:
-        plot(rows, scores, report / "bandwidth.png")
+        plot(record, report / "bandwidth.png", beside)
     _print(record)
 
 

@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse
 
 from cloud_vllm import problems, stream
+from cloud_vllm.accounts import Accounts
 from cloud_vllm.engines import Engine, Supervisor, create_engine
 from cloud_vllm.keys import KeyRing
 from cloud_vllm.operations import EVENTS, Operations
@@ -104,7 +105,8 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"],
             expose_headers=["Retry-After", "X-Request-Id"],
         )
-    app.add_middleware(Perimeter, settings=settings, metrics=gateway.observed, traces=traces)
+    accounts = Accounts(gateway.observed, traces)
+    app.add_middleware(Perimeter, settings=settings, accounts=accounts)
     problems.install(app)
     app.get("/healthz", tags=["state"])(gateway.healthz)
     app.get("/readyz", tags=["state"], responses=problems.responses(NotReady))(gateway.readyz)
@@ -134,7 +136,9 @@ def create_app(
         status_code=204,
         responses=problems.responses(Unauthorized, Forbidden, UnknownFeatures, NotReady),
     )(gateway.delete_features)
-    app.add_api_websocket_route(stream.PATH, stream.Streams(gateway, settings, keys).serve)
+    app.add_api_websocket_route(
+        stream.PATH, stream.Streams(gateway, settings, keys, accounts).serve
+    )
     _describe_problems(app)
     return app
 

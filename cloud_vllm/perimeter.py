@@ -3,26 +3,21 @@
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cloud_vllm import logs, problems
+from cloud_vllm.accounts import METRICS_PATH, Accounts
 from cloud_vllm.exchange import Exchange, attach, exchange_of
 from cloud_vllm.keys import KeyRing
 from cloud_vllm.keys import Scope as KeyScope
-from cloud_vllm.metrics import Metrics
 from cloud_vllm.settings import Settings
 from esrt.errors import DeadlineExceeded, EsrtError, Forbidden, Unauthorized
 
-if TYPE_CHECKING:
-    from cloud_vllm.tracing import Traces
-
 # What a load balancer asks before it knows anything, and what a client reads to learn the API.
 PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json"})
-METRICS_PATH = "/metrics"
 
 _KINDS = frozenset({"http", "websocket"})
 # The messages that hold the head of an answer; a websocket is accepted, or refused as a request is.
@@ -39,8 +34,6 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-_METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS"})
-_ROUTINE = frozenset({"/healthz", "/readyz", METRICS_PATH})
 _HSTS = "max-age=31536000"
 # Beyond the time for the upload and for the answer; for a client that does not read its answer.
 _SEND_S = 30.0
@@ -49,12 +42,9 @@ _SEND_S = 30.0
 class Perimeter:
     """Bounds each request in time, adds headers, gives back what it held, and accounts for it."""
 
-    def __init__(
-        self, app: ASGIApp, settings: Settings, metrics: Metrics, traces: "Traces | None" = None
-    ) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, accounts: Accounts) -> None:
         self._app = app
-        self._metrics = metrics
-        self._traces = traces
+        self._accounts = accounts
         self._seconds = settings.upload_s + settings.deadline_s + _SEND_S
         self._headers = dict(_HEADERS)
         if settings.tls_certificate:
@@ -96,34 +86,13 @@ class Perimeter:
                 raise
             await problems.respond(HTTPConnection(scope), problem)(scope, receive, send_guarded)
         finally:
-            self._account(scope, exchange, status, time.perf_counter() - begin)
+            self._accounts.enter(scope, exchange, status, time.perf_counter() - begin)
             logs.REQUEST_ID.reset(token)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         # A stream has limits of its own: on its silence, and on each segment.
         async with asyncio.timeout(self._seconds if scope["type"] == "http" else None):
             await self._app(scope, receive, send)
-
-    def _account(self, scope: Scope, exchange: Exchange, status: int, seconds: float) -> None:
-        # The route's pattern: a path may hold a handle, and anybody may ask for any path.
-        route = getattr(scope.get("route"), "path", "")
-        self._metrics.count(exchange, route, status, seconds)
-        fields = {
-            "request_id": exchange.id,
-            "method": method if (method := scope.get("method", "GET")) in _METHODS else "other",
-            "route": route,
-            "status": status,
-            "problem": exchange.problem,
-            "key": exchange.owner,
-            "bytes_in": exchange.bytes_in,
-            "feature_tokens": exchange.feature_tokens,
-            "generated_tokens": exchange.generated_tokens,
-            "ms": round(seconds * 1e3, 3),
-        }
-        routine = route in _ROUTINE and status < 400
-        logs.request(fields, routine=routine)
-        if self._traces and not routine:
-            self._traces.record(Headers(scope=scope), exchange, fields, seconds)
 
 
 class Authentication:

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from cloud_vllm import problems
+from cloud_vllm.accounts import Accounts
 from cloud_vllm.exchange import Exchange, exchange_of
 from cloud_vllm.keys import KeyRing
 from cloud_vllm.operations import Operations
@@ -66,12 +67,20 @@ class Streams:
         operations: what decodes a segment.
         settings: limits.
         keys: the valid keys; ``None`` where everyone is let in.
+        accounts: where each segment is written down.
     """
 
-    def __init__(self, operations: Operations, settings: Settings, keys: KeyRing | None) -> None:
+    def __init__(
+        self,
+        operations: Operations,
+        settings: Settings,
+        keys: KeyRing | None,
+        accounts: Accounts,
+    ) -> None:
         self._operations = operations
         self._settings = settings
         self._keys = keys
+        self._accounts = accounts
         self._open: Counter[str | None] = Counter()
 
     async def serve(self, websocket: WebSocket) -> None:
@@ -86,7 +95,9 @@ class Streams:
                 await websocket.send_denial_response(problems.answer(websocket, error))
                 return
             await websocket.accept()
-            talk = _Talk(websocket, self._operations, self._settings, self._keys, pair)
+            talk = _Talk(
+                websocket, self._operations, self._settings, self._keys, self._accounts, pair
+            )
             try:
                 await talk.run()
             except* (_Gone, WebSocketDisconnect, TimeoutError):
@@ -132,11 +143,13 @@ class _Talk:
         operations: Operations,
         settings: Settings,
         keys: KeyRing | None,
+        accounts: Accounts,
         pair: tuple[Language, Language],
     ) -> None:
         self._websocket = websocket
         self._operations = operations
         self._keys = keys
+        self._accounts = accounts
         self._pair = pair
         self._idle_s = settings.stream_idle_s
         self._exchange = exchange_of(websocket)
@@ -210,7 +223,8 @@ class _Talk:
             raise
         finally:
             segment.events.put_nowait(None)
-            self._operations.observed.count(exchange, PATH, status, time.perf_counter() - begin)
+            seconds = time.perf_counter() - begin
+            self._accounts.enter(self._websocket.scope, exchange, status, seconds)
 
     def _check_key(self) -> None:
         entry = self._exchange.key

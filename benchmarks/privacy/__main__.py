@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.privacy.attackers import Split
 from benchmarks.privacy.audit import (
     Budget,
     Sizes,
@@ -27,13 +26,10 @@ from benchmarks.privacy.audit import (
     outside,
     strongest,
 )
-from benchmarks.privacy.hardening import both, centred, without_directions
 from benchmarks.privacy.representations import (
     LOG_MEL,
     Q_FORMER,
-    Rung,
     Sequences,
-    hardened,
     model_states,
     received,
     rungs,
@@ -55,30 +51,9 @@ EER_MEL, EER_PACKET = 5.0, 35.0
 CHANCE = 50.0
 GUESSED = f"log-mel guessed from packet, {DEFAULT}"
 
-Ladder = dict[str, Rung]
-
-
-def ladder(checkpoint: Checkpoint, features: Sequences, split: Split, harden: bool) -> Ladder:
-    """Every rung; with ``harden`` also the default one after what a device may do before it."""
-    found = rungs(checkpoint)
-    if harden:
-        centre = centred(features, split.training)
-        few, many = (
-            without_directions(features, split.training, split.speaker, count) for count in (8, 32)
-        )
-        transforms = {
-            "centred": centre,
-            "8 directions flat": few,
-            "32 directions flat": many,
-            "32 directions flat, centred": both(many, centre),
-        }
-        for name, transform in transforms.items():
-            found[f"{DEFAULT}, {name}"] = hardened(found[DEFAULT], transform)
-    return found
-
 
 def write_down(
-    checkpoint: Checkpoint, stage: Stage, folder: Path, harden: bool
+    checkpoint: Checkpoint, stage: Stage, folder: Path
 ) -> tuple[dict[str, Path], dict[str, Sizes]]:
     """Encode and pack everything.
 
@@ -91,7 +66,7 @@ def write_down(
         name: one.save(folder / f"{number}") for number, (name, one) in enumerate(states.items())
     }
     sizes = {}
-    for name, rung in ladder(checkpoint, features, stage.split, harden).items():
+    for name, rung in rungs(checkpoint).items():
         seen = received(rung, features, stage.speech)
         sizes[name] = np.array([[one.duration_ms, one.tokens, one.bytes] for one in seen])
         sequences = Sequences.of((one.features for one in seen), features.stride)
@@ -161,9 +136,6 @@ def main(
         Path | None, typer.Option(help="Draw the error rates as privacy.png in this folder.")
     ] = None,
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")] = Path("models/esrt-nano"),
-    harden: Annotated[
-        bool, typer.Option("--harden", help="Attack what the device may do to features, too.")
-    ] = False,
     seeds: Annotated[int, typer.Option(min=1, help="TDNNs to train on each.")] = 1,
     thorough: Annotated[
         bool,
@@ -181,7 +153,7 @@ def main(
     stage = Stage(cast, speech(cast, FOLDER))
     with tempfile.TemporaryDirectory(dir=FOLDER) as temporary:
         folder = Path(temporary)
-        files, sizes = write_down(opened, stage, folder, harden)
+        files, sizes = write_down(opened, stage, folder)
         guess = folder / "guess"
         inversion = invert_packets(files[packet(DEFAULT)], files[LOG_MEL], guess, stage, budget)
         files[GUESSED] = guess

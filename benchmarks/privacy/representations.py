@@ -98,15 +98,6 @@ def through_packet(
     return Received(packet.features, len(packet.features), packet.duration_ms, len(data))
 
 
-def hardened(rung: Rung, transform: Callable[[Array], Array]) -> Rung:
-    """A rung whose features a device transforms before it packs them."""
-
-    def through(features: Array, duration_ms: int) -> Received:
-        return rung(transform(features), duration_ms)
-
-    return through
-
-
 def rungs(checkpoint: Checkpoint) -> dict[str, Rung]:
     """Every way to write a packet, by name: what a new codec joins."""
     statistics = checkpoint.statistics()

@@ -198,3 +198,27 @@ def test_nothing_is_loaded_where_none_is_wanted(settings: Settings) -> None:
 def test_an_endpoint_is_an_address() -> None:
     with pytest.raises(ValidationError):
         Settings(otlp_endpoint="collector:4318")
+
+
+def test_every_segment_of_a_stream_is_a_span(
+    settings: Settings, engine: ScriptedEngine, collector: Collector, packet: Packets
+) -> None:
+    told = settings.model_copy(update={"otlp_endpoint": collector.endpoint})
+    path, named = "/v1/stream?src=eng&tgt=deu", {"X-Request-Id": "talk"}
+    with (
+        TestClient(create_app(told, engine)) as client,
+        client.websocket_connect(path, headers=named) as session,
+    ):
+        for tokens in (5, 6):
+            session.send_bytes(packet(0, tokens))
+        session.send_text("end")
+        done = 0
+        while done < 2:
+            done += '"done"' in session.receive_text()
+    roots = [span for span in collector.spans() if not span.parent_span_id]
+    assert {span.name for span in roots} == {"GET /v1/stream"}
+    found = {attributes(span)["esrt.request_id"]: attributes(span) for span in roots}
+    assert set(found) == {"talk", "talk-0", "talk-1"}
+    assert [found[f"talk-{part}"]["esrt.feature_tokens"] for part in (0, 1)] == [5, 6]
+    stages = {span.name for span in collector.spans() if span.parent_span_id}
+    assert stages == {"decode", "project", "first_token", "generate"}
