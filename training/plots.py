@@ -37,11 +37,11 @@ def curves(log: Path, path: Path) -> None:
     minutes = [row["seconds"] / 60 for row in rows]
     figure = Figure(figsize=(7, 6))
     top, bottom = figure.subplots(2, 1, sharex=True)
-    for name in ("text", "letters", "pieces"):
+    for name in ("text", "letters", "pieces", "voice"):
         if any(name in row for row in rows):  # a stage without speech has but the text's
             losses = [row.get(name, np.nan) for row in rows]
             top.semilogy(minutes, losses, marker=".", label=name)
-    top.set_ylabel("loss, nats per symbol")
+    top.set_ylabel("loss, nats per symbol; of voice a share")
     for name in ("transcript_exact", "exact"):
         bottom.plot(minutes, [row[name] for row in rows], marker=".", label=name)
     bottom.set_ylabel("validation, %")

@@ -21,6 +21,7 @@ from benchmarks.cloud import soak as soak_
 from benchmarks.cloud.bare import Bare
 from benchmarks.cloud.cases import Case, encode_clips
 from benchmarks.cloud.plot import draw
+from benchmarks.cloud.projection import projection
 from benchmarks.cloud.rounds import AT_ONCE, Measured, closed_rounds, gateway_cpu, open_rows
 from benchmarks.cloud.service import Service, running
 from esrt.command import reported
@@ -107,6 +108,7 @@ def main(
             outcome = asyncio.run(faults_.kills(service, cases, right, kills))
             more["faults"] = faults_.summary(outcome, service.start_s)
             found.append(Bar("kills_lost", outcome.failures, 0))
+    more["projection"] = projection(checkpoint, cases)
     record = Record(
         settings={"rounds": rounds, "turns": turns, "open_s": seconds, "engine": env},
         rows=rows,
@@ -125,7 +127,7 @@ def _print(record: Record) -> None:
     for row in record.rows:
         table.add_row(*(str(row.get(name, "")) for name in columns))
     Console(width=200).print(table)
-    for name, value in record.more["cpu"].items():
+    for name, value in (record.more["cpu"] | record.more["projection"]).items():
         print(f"{name} {value}")
     for bar in record.bars:
         print(bar)

@@ -19,21 +19,41 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import torch
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from transformers import AutoTokenizer, Gemma3ForCausalLM
 
-from esrt.checkpoint import Checkpoint
-from tests.cloud_vllm.kit import MAX_NEW_TOKENS, PACKET, URL, Packets
+from edge_runtime.audio import read_audio
+from esrt import wire
+from esrt.checkpoint import open_checkpoint
+from esrt.frontend import features
+from esrt.languages import direction
+from esrt.model import generate_greedy
+from esrt.prompt import separator, split_target
+from tests.cloud_vllm.kit import PACKET
 from tests.deploy.kit import dashboard_metrics
-from tests.tiny import SENTENCES
 
 pytest.importorskip("ray", reason="Ray is not installed")
 pytestmark = pytest.mark.vllm
 
 ROOT = Path(__file__).parents[2]
+NANO = ROOT / "models" / "esrt-nano"
+# Clips, and the languages they are translated into.
+ASKED = {"eng-1": "deu", "deu-2": "fra", "spa-1": "eng", "fra-2": "tur", "tur-1": "spa"}
+MAX_NEW_TOKENS = 96
 START_S, RETRY_S = 240.0, 60.0
 RETRIABLE = {429, 502, 503, 504}
 STORE_BYTES = 80 << 20
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request, and the transcript and translation that are right."""
+
+    url: str
+    packet: bytes
+    answer: tuple[str, str]
 
 
 @dataclass
@@ -47,7 +67,38 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def questions() -> list[Question]:
+    """Some of the bundled clips; what is right says the unsplit model, by transformers."""
+    checkpoint = open_checkpoint(NANO)
+    edge = checkpoint.edge_model()
+    decoder = Gemma3ForCausalLM.from_pretrained(checkpoint.decoder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.decoder)
+    found = []
+    for clip, target in ASKED.items():
+        pair = direction(clip[:3], target)
+        samples = read_audio(NANO / "samples" / f"{clip}.flac").samples
+        mel = features(samples, frame_multiple=checkpoint.config.frame_multiple)
+        with torch.inference_mode():
+            sent = edge.features(torch.from_numpy(mel[None]))
+            embeddings = edge.mlp(sent)
+        tokens = torch.tensor([embeddings.shape[1]])
+        (text,) = generate_greedy(
+            decoder, tokenizer, embeddings, tokens, [separator(*pair)], MAX_NEW_TOKENS
+        )
+        packet = wire.encode(
+            sent[0].numpy(),
+            fingerprint=checkpoint.fingerprint,
+            split=wire.Split.QFORMER,
+            codec=wire.Codec.FP16,
+            duration_ms=round(len(samples) / 16),
+        )
+        url = f"/v1/translate?src={clip[:3]}&tgt={target}"
+        found.append(Question(url, packet, split_target(text, *pair)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The Serve config file as it is, but for what one small machine without a GPU cannot give."""
     config = yaml.safe_load((ROOT / "deploy" / "serve.yaml").read_text("utf-8"))
     with socket.socket() as probe:
@@ -57,7 +108,7 @@ def cluster(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
     (application,) = config["applications"]
     (deployment,) = application["deployments"]
     application["args"] = {
-        "checkpoint": str(checkpoint.folder),
+        "checkpoint": str(NANO),
         "max_new_tokens": MAX_NEW_TOKENS,
         "kv_cache_bytes": 32 << 20,
     }
@@ -126,7 +177,7 @@ finally:
 """
 
 
-def test_a_killed_replica_loses_no_request(cluster: Cluster, packet: Packets) -> None:
+def test_a_killed_replica_loses_no_request(cluster: Cluster, questions: list[Question]) -> None:
     first = cluster.replicas()
     assert len(first) == 2
     engines = [one for one in _family(first[0]) if "EngineCore" in _name(one)]
@@ -137,10 +188,10 @@ def test_a_killed_replica_loses_no_request(cluster: Cluster, packet: Packets) ->
     def ask(number: int) -> None:
         with httpx.Client(base_url=cluster.url, timeout=30) as client:
             while not stop.is_set():
-                number = (number + 1) % len(SENTENCES)
-                answer = _until_answered(client, packet(number, 5 + number), counts)
+                number = (number + 1) % len(questions)
+                answer = _until_answered(client, questions[number], counts)
                 found = answer["transcript"], answer["translation"]
-                counts["right" if found == SENTENCES[number] else "wrong"] += 1
+                counts["right" if found == questions[number].answer else "wrong"] += 1
 
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(ask, number) for number in range(8)]
@@ -161,9 +212,11 @@ def test_a_killed_replica_loses_no_request(cluster: Cluster, packet: Packets) ->
     assert not alive, "the dead replica's engine does not outlive it"
 
 
-def test_metrics_hold_all_that_the_dashboard_shows(cluster: Cluster, packet: Packets) -> None:
+def test_metrics_hold_all_that_the_dashboard_shows(
+    cluster: Cluster, questions: list[Question]
+) -> None:
     with httpx.Client(base_url=cluster.url, timeout=30) as client:
-        _until_answered(client, packet(), Counter())
+        _until_answered(client, questions[0], Counter())
         page = ""
         for _ in range(50):
             page = client.get("/metrics").text
@@ -176,11 +229,13 @@ def test_metrics_hold_all_that_the_dashboard_shows(cluster: Cluster, packet: Pac
     assert not [name for name in names if name.startswith("python_")]
 
 
-def _until_answered(client: httpx.Client, body: bytes, counts: Counter[str]) -> dict[str, str]:
+def _until_answered(
+    client: httpx.Client, question: Question, counts: Counter[str]
+) -> dict[str, str]:
     end = time.monotonic() + RETRY_S
     while True:
         try:
-            response = client.post(URL, content=body, headers=PACKET)
+            response = client.post(question.url, content=question.packet, headers=PACKET)
             if response.status_code == 200:
                 answer: dict[str, str] = response.json()
                 return answer
