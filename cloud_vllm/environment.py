@@ -12,7 +12,7 @@ _DEFAULTS = {
     "VLLM_DO_NOT_TRACK": "1",
     # The default pins one thread to each core and reserves one, which on few cores leaves none.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    # So one is left here to the gateway, which would otherwise interrupt the engine's threads.
+    # One core is left to the gateway, which would otherwise interrupt the engine's threads.
     "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) - 1)),
     # The gateway has threads by the time the engine's process starts; forking would copy locks.
     "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",

@@ -173,6 +173,8 @@ async def _transformers(
     from esrt.model import generate_greedy
     from esrt.prompt import separator
 
+    # All cores, as torch by itself; one of them is left to the gateway only where there is one.
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     settings = Settings()
     dtype = getattr(torch, settings.dtype)
     decoder = Gemma3ForCausalLM.from_pretrained(checkpoint.decoder, dtype=dtype).eval()

@@ -137,6 +137,10 @@ def main(
     ] = None,
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")] = Path("models/esrt-nano"),
     seeds: Annotated[int, typer.Option(min=1, help="TDNNs to train on each.")] = 1,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each.")] = None,
+    bars_only: Annotated[
+        bool, typer.Option("--bars-only", help="Attack log-mel and the default packet alone.")
+    ] = False,
     thorough: Annotated[
         bool,
         typer.Option("--thorough", help="Train TDNNs on the encoder's states and all rungs, too."),
@@ -148,7 +152,7 @@ def main(
     """Train attackers on every stage from log-mel to packet; say how well they tell speakers."""
     opened = open_checkpoint(checkpoint)
     cast, budget = QUICK if quick else FULL
-    budget = dataclasses.replace(budget, seeds=seeds)
+    budget = dataclasses.replace(budget, seeds=seeds, steps=steps or budget.steps)
     torch.set_num_threads(1)
     stage = Stage(cast, speech(cast, FOLDER))
     with tempfile.TemporaryDirectory(dir=FOLDER) as temporary:
@@ -157,6 +161,8 @@ def main(
         guess = folder / "guess"
         inversion = invert_packets(files[packet(DEFAULT)], files[LOG_MEL], guess, stage, budget)
         files[GUESSED] = guess
+        if bars_only:
+            files = {name: files[name] for name in (LOG_MEL, packet(DEFAULT))}
         networks = [name for name in files if thorough or not is_for_lda_alone(name)]
         attacks = attack_all(files, networks, stage, budget)
     rows = [{"representation": name} | strongest(found) for name, found in attacks.items()]
