@@ -5,6 +5,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from benchmarks.cloud.cases import Case
 from cloud_vllm.admission import Admission
 from cloud_vllm.settings import Settings
@@ -19,6 +21,7 @@ def projection(checkpoint: Path, cases: Sequence[Case]) -> dict[str, float]:
 
     Alone, and among `TOGETHER`, in turn; in this process, with nothing else under way.
     """
+    torch.set_num_threads(1)  # as the gateway's projector has on a small machine
     admission = Admission(open_checkpoint(checkpoint), Settings(checkpoint=checkpoint))
     bodies = [case.packet for case in cases[:: max(1, len(cases) // TOGETHER)]][:TOGETHER]
     alone, together = [], []

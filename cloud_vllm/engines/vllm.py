@@ -70,6 +70,9 @@ class VllmEngine:
         try:
             await self._loading
             await self._warm_up()
+            # What has been loaded, a million objects, need not be searched for garbage again.
+            gc.collect()
+            gc.freeze()
         except Exception as error:
             if self._state is not EngineState.CLOSED:
                 self._state = EngineState.FAILED
@@ -144,6 +147,7 @@ class VllmEngine:
             await asyncio.to_thread(llm.shutdown, timeout=0.0 if hung else _SHUTDOWN_S)
             del llm
             # It lies in reference cycles; finalized at interpreter exit it would print a traceback.
+            gc.unfreeze()
             gc.collect()
             _remove_shared_memory(self._shared)
 

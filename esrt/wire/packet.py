@@ -7,7 +7,7 @@ import re
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,10 @@ VERSION = 1
 _HEADER = struct.Struct("<4sBBBB8sHHIII")
 HEADER_BYTES = _HEADER.size
 _CHECKED_BYTES = HEADER_BYTES - 4  # the checksum is the header's last field and covers the rest
+
+_BY_WIRE_ID: dict[type[Split | Codec], dict[int, Split | Codec]] = {
+    kind: {member.wire_id: member for member in kind} for kind in (Split, Codec)
+}
 
 _MAX_DURATION_MS = (1 << 32) - 1
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
@@ -174,6 +178,11 @@ def decode(data: bytes, statistics: learned.Statistics | None = None) -> Packet:
     return Packet(features, fingerprint.hex(), split, codec, duration_ms)
 
 
+def claimed_tokens(data: bytes) -> int:
+    """The tokens that a packet's header names, unchecked; 0 where there is no header."""
+    return int(_HEADER.unpack_from(data)[6]) if len(data) >= HEADER_BYTES else 0
+
+
 def payload_size(codec: Codec, tokens: int, width: int) -> int | None:
     """Bytes after the header for this shape; None where they depend on the values."""
     return None if codec.learned else scalar.size(codec, tokens, width)
@@ -194,9 +203,9 @@ def _by_name(kind: type[_Name], name: str) -> _Name:
 
 
 def _by_wire_id(kind: type[_Name], wire_id: int) -> _Name:
-    for member in kind:
-        if member.wire_id == wire_id:
-            return member
+    found = _BY_WIRE_ID[kind].get(wire_id)
+    if found is not None:
+        return cast(_Name, found)
     known = ", ".join(f"{member.wire_id} ({member})" for member in kind)
     field = kind.__name__.lower()
     raise PacketError(
