@@ -214,9 +214,16 @@ def test_models_with_a_fixed_number_of_tokens_take_no_other(
             asyncio.run(admission.admit(packet(0, tokens)))
 
 
+@pytest.mark.parametrize("threaded", [False, True])
 def test_packets_that_arrive_together_are_projected_together(
-    settings: Settings, checkpoint: Checkpoint, packet: Packets
+    settings: Settings,
+    checkpoint: Checkpoint,
+    packet: Packets,
+    monkeypatch: pytest.MonkeyPatch,
+    threaded: bool,
 ) -> None:
+    if threaded:
+        monkeypatch.setattr("cloud_vllm.admission._LITTLE", 0)
     admission = Admission(checkpoint, settings)
     bodies = [packet(seed, tokens) for seed, tokens in enumerate((3, 8, 5, 12))]
     alone = [asyncio.run(admission.admit(body)).embeddings for body in bodies]

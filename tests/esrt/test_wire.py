@@ -182,6 +182,7 @@ def test_fields_survive(
     assert packet.features.shape == features.shape
     expected = wire.payload_size(codec, *features.shape)
     assert len(data) == wire.HEADER_BYTES + (expected or 0)
+    assert wire.claimed_tokens(data) == len(features)
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -326,6 +327,7 @@ def test_decode_refuses_more_than_the_size_limit_before_all_else(size: int) -> N
 @given(st.binary(max_size=200))
 def test_random_bytes(data: bytes) -> None:
     assert decoded_or_refused(data) is None
+    assert 0 <= wire.claimed_tokens(data) < 2**16
 
 
 valid = st.builds(make, arrays(100), st.sampled_from(CODECS))
