@@ -333,11 +333,11 @@ def bars(
 def plot(record: Record, path: Path, beside: Path | None = None) -> None:
     """Draw quality over rate at 5 s, as a PNG; the codecs also of another record's file."""
     codecs = [str(codec) for codec in Codec]
-    rows, scores = record.rows, record.more["quality"]
+    own = record.rows, record.more["quality"]
     lines = [
-        (rows, scores, "features", codecs, 8),
-        (rows, scores, "Opus, then the unsplit model", [f"opus {r}" for r in OPUS_KBPS], -14),
-        (rows, scores, "16-bit PCM", ["pcm"], 8),
+        (*own, "features", codecs, 8),
+        (*own, "Opus, then the unsplit model", [f"opus {kbps}" for kbps in OPUS_KBPS], -14),
+        (*own, "16-bit PCM", ["pcm"], 8),
     ]
     if beside:
         other = json.loads(beside.read_text("utf-8"))

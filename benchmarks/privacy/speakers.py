@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.corpus import text
-from training.corpus.speech import Utterance, espeak_version
-from training.corpus.voices import Audio, draw_voice, speak_all
+from training.corpus.speech import Samples, Utterance, espeak_version
+from training.corpus.voices import draw_voice, speak_all
 
 # The sentences: long enough that log-mel tells the speaker, as English letters.
 _LETTERS = range(30, 71)
@@ -78,7 +78,7 @@ class Speaker:
 class Speech:
     """Every utterance: the audio (16 kHz) and the row of its speaker and its sentence."""
 
-    audio: list[Audio]
+    audio: list[Samples]
     speaker: NDArray[np.int64]
     sentence: NDArray[np.int64]
 

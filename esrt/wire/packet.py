@@ -7,7 +7,7 @@ import re
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +29,6 @@ VERSION = 1
 _HEADER = struct.Struct("<4sBBBB8sHHIII")
 HEADER_BYTES = _HEADER.size
 _CHECKED_BYTES = HEADER_BYTES - 4  # the checksum is the header's last field and covers the rest
-
-_BY_WIRE_ID: dict[type[Split | Codec], dict[int, Split | Codec]] = {
-    kind: {member.wire_id: member for member in kind} for kind in (Split, Codec)
-}
 
 _MAX_DURATION_MS = (1 << 32) - 1
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
@@ -203,9 +199,9 @@ def _by_name(kind: type[_Name], name: str) -> _Name:
 
 
 def _by_wire_id(kind: type[_Name], wire_id: int) -> _Name:
-    found = _BY_WIRE_ID[kind].get(wire_id)
-    if found is not None:
-        return cast(_Name, found)
+    for member in kind:
+        if member.wire_id == wire_id:
+            return member
     known = ", ".join(f"{member.wire_id} ({member})" for member in kind)
     field = kind.__name__.lower()
     raise PacketError(

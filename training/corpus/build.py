@@ -25,6 +25,7 @@ from esrt.frontend import SAMPLE_RATE
 from training.corpus.speech import (
     UNSEEN_VARIANTS,
     VARIANTS,
+    Samples,
     Utterance,
     cast,
     espeak_version,
@@ -33,7 +34,6 @@ from training.corpus.speech import (
 )
 from training.corpus.text import Sentence, Texts, split
 
-Samples = NDArray[np.int16]
 # A sentence, and its utterances.
 Said = tuple[Sentence, list[Utterance]]
 
@@ -210,5 +210,5 @@ def load(folder: Path, name: str) -> Corpus:
     )
 
 
-def _samples(utterance: Utterance) -> NDArray[np.int16]:
+def _samples(utterance: Utterance) -> Samples:
     return stored(speak(utterance))

@@ -11,8 +11,8 @@ from random import Random
 import numpy as np
 import soxr
 
-from training.corpus.build import SEED, Corpus, Samples, load, sentences, write
-from training.corpus.speech import VARIANTS, Utterance, cast
+from training.corpus.build import SEED, Corpus, load, sentences, write
+from training.corpus.speech import VARIANTS, Samples, Utterance, cast
 from training.corpus.voices import draw_voice, own_voice, speak_all, with_rhythm_of
 
 PAIRS = "pairs"

@@ -17,6 +17,9 @@ from esrt.errors import EsrtError
 from esrt.frontend import SAMPLE_RATE
 from training.corpus.spoken import SPOKEN
 
+# Audio as a corpus keeps it.
+Samples = NDArray[np.int16]
+
 # espeak-ng's voice variants; the unseen ones speak in the test split alone.
 VARIANTS = ("m1", "m3", "m4", "m6", "m7", "f1", "f2", "f4")
 UNSEEN_VARIANTS = ("m2", "m5", "f3")
@@ -62,7 +65,7 @@ def speak(utterance: Utterance) -> NDArray[np.float32]:
     return resampled
 
 
-def stored(audio: NDArray[np.float32]) -> NDArray[np.int16]:
+def stored(audio: NDArray[np.float32]) -> Samples:
     """Audio in [-1, 1] as a corpus keeps it; clipped."""
     return np.round(np.clip(audio, -1, 1) * 32767).astype(np.int16)
 

@@ -8,13 +8,10 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.progress import track
 
 from esrt.errors import CheckFailed
-from training.corpus.speech import Utterance, espeak_data, speak, stored
-
-Audio = NDArray[np.int16]
+from training.corpus.speech import Samples, Utterance, espeak_data, speak, stored
 
 # The line of a voice file that says how much longer syllables are, by their stress.
 _STRESS = "stressAdd "
@@ -69,7 +66,7 @@ def with_rhythm_of(voice: str, variant: str) -> str:
     return "\n".join([*own, *rhythm, ""])
 
 
-def speak_all(utterances: Sequence[Utterance], voices: Mapping[str, str]) -> list[Audio]:
+def speak_all(utterances: Sequence[Utterance], voices: Mapping[str, str]) -> list[Samples]:
     """What the utterances sound like, at 16 kHz, by all processors.
 
     Args:
@@ -109,7 +106,7 @@ def _hello(variant: str) -> Utterance:
     return Utterance("eng", "hello", variant, 180, 50)
 
 
-def _check(audio: Sequence[Audio]) -> None:
+def _check(audio: Sequence[Samples]) -> None:
     # espeak-ng takes a voice that it does not know, without a word, as its default voice.
     plain = stored(speak(_hello("none")))
     if any(np.array_equal(one, plain) for one in audio):
@@ -119,7 +116,7 @@ def _check(audio: Sequence[Audio]) -> None:
         )
 
 
-def _samples(utterance: Utterance, data: Path) -> Audio:
+def _samples(utterance: Utterance, data: Path) -> Samples:
     """The utterance by the voices of a folder; in a process that speaks one at a time."""
     os.environ["ESPEAK_DATA_PATH"] = str(data)
     return stored(speak(utterance))
