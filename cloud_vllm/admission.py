@@ -109,7 +109,7 @@ class Admission:
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings) -> None:
         self._checkpoint = checkpoint
-        self._projector = checkpoint.projector()
+        self._projector = checkpoint.projector().requires_grad_(False)
         self._weights = sum(weight.numel() for weight in self._projector.parameters())
         self._statistics = checkpoint.statistics()
         # Beyond this a value would become infinite in the decoder's precision.
@@ -171,16 +171,15 @@ class Admission:
         ]
         begin = time.perf_counter()
         if projected:
-            with torch.inference_mode():
-                rows = self._projector(torch.from_numpy(np.concatenate(projected))).numpy()
-            parts = iter(np.split(rows, np.cumsum([len(one) for one in projected])[:-1]))
-        project_ms = _ms(begin)
+            rows = self._projector(torch.from_numpy(np.concatenate(projected))).numpy()
+        project_ms, row = _ms(begin), 0
         outcomes: list[Admitted | EsrtError] = []
         for one in found:
             if isinstance(one, EsrtError):
                 outcomes.append(one)
             elif one.packet.split == Split.QFORMER:
-                outcomes.append(self._finite(next(parts), one.ms, project_ms))
+                begun, row = row, row + len(one.packet.features)
+                outcomes.append(self._finite(rows[begun:row], one.ms, project_ms))
             else:
                 outcomes.append(self._finite(one.packet.features, one.ms, 0.0))
         return outcomes

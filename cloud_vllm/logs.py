@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 
+_encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
 _requests = logging.getLogger("cloud_vllm.requests")
 
 
@@ -29,8 +30,14 @@ def configure(style: Literal["json", "text"]) -> None:
 def request(fields: dict[str, Any], *, routine: bool) -> None:
     """Log that a request has ended; routine ones, such as probes, at the level of debugging."""
     level = logging.DEBUG if routine else logging.INFO
-    words = " ".join(f"{name}={value}" for name, value in fields.items())
-    _requests.log(level, "request %s", words, extra={"fields": fields})
+    _requests.log(level, "request %s", _Words(fields), extra={"fields": fields})
+
+
+class _Words(dict[str, Any]):
+    """Fields as text, which is made only where a line is to be text."""
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self.items())
 
 
 class JsonFormatter(logging.Formatter):
@@ -50,4 +57,4 @@ class JsonFormatter(logging.Formatter):
         line |= fields or {}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return _encode(line)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -40,7 +41,7 @@ class Metrics:
             ("route", "status", "problem"),
             registry=registry,
         )
-        self._stages = Histogram(
+        stages = Histogram(
             "esrt_stage_seconds",
             "Time that requests took: upload, decode, project, first_token and generate"
             " (both from the packet's arrival), total.",
@@ -48,6 +49,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._stage = cache(stages.labels)
         self._bytes = Counter("esrt_received_bytes", "Bytes of packets.", registry=registry)
         self._features = Counter(
             "esrt_feature_tokens",
@@ -95,9 +97,9 @@ class Metrics:
         self._features.inc(exchange.feature_tokens)
         self._generated.inc(exchange.generated_tokens)
         for stage, ms in exchange.stages_ms:
-            self._stages.labels(stage).observe(ms / 1e3)
+            self._stage(stage).observe(ms / 1e3)
         if exchange.stages_ms:
-            self._stages.labels("total").observe(seconds)
+            self._stage("total").observe(seconds)
 
     def render(self) -> bytes:
         """The text that Prometheus reads: the gateway's figures, and the engine's own."""

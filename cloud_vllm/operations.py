@@ -4,9 +4,9 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi import Path as PathParameter
@@ -186,7 +186,7 @@ class Operations:
                 stream = claim.fulfil(stream, len(pairs))
         if streamed:
             return EventStream(stream, exchange)
-        whole = await _unless_disconnected(request, asyncio.create_task(answers(stream)))
+        whole = await _unless_disconnected(request, answers(stream))
         if len(pairs) == 1:
             return _json(whole[0])
         order = [target.code for _, target in pairs]
@@ -315,25 +315,30 @@ def _wants_events(request: Request) -> bool:
 
 
 async def _unless_disconnected(
-    request: Request, answer: asyncio.Task[list[Translation]]
+    request: Request, answer: Coroutine[Any, Any, list[Translation]]
 ) -> list[Translation]:
     """Wait for the answer, but not longer than the client does.
 
     Raises:
-        ClientDisconnect: the client hung up; the answer's task has been cancelled.
+        ClientDisconnect: the client hung up; the answer has been cancelled.
     """
+    waiting, gone = asyncio.current_task(), False
+    assert waiting
 
     async def disconnected() -> None:
+        nonlocal gone
         while (await request.receive())["type"] != "http.disconnect":
             pass
+        gone = True
+        waiting.cancel()
 
     watch = asyncio.create_task(disconnected())
     try:
-        await asyncio.wait((answer, watch), return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise ClientDisconnect
-        return answer.result()
+        return await answer
+    except asyncio.CancelledError:
+        # As asyncio.timeout does: whoever else cancels this task means more than the answer.
+        if gone and waiting.uncancel() == 0:
+            raise ClientDisconnect from None
+        raise
     finally:
-        for task in (answer, watch):
-            task.cancel()
-        await asyncio.gather(answer, watch, return_exceptions=True)
+        watch.cancel()

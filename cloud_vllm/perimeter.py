@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,15 +26,15 @@ _SWITCHED = 101
 
 _log = logging.getLogger(__name__)
 
-_HEADERS = {
+_HEADERS = [
     # The answers are data: a browser shall neither guess a type, nor run, frame or keep them.
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
-_HSTS = "max-age=31536000"
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+]
+_HSTS = (b"strict-transport-security", b"max-age=31536000")
 # Beyond the time for the upload and for the answer; for a client that does not read its answer.
 _SEND_S = 30.0
 
@@ -46,9 +46,7 @@ class Perimeter:
         self._app = app
         self._accounts = accounts
         self._seconds = settings.upload_s + settings.deadline_s + _SEND_S
-        self._headers = dict(_HEADERS)
-        if settings.tls_certificate:
-            self._headers["Strict-Transport-Security"] = _HSTS
+        self._headers = [*_HEADERS, _HSTS] if settings.tls_certificate else _HEADERS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -62,12 +60,11 @@ class Perimeter:
             nonlocal status
             if message["type"] in _STARTS:
                 status = message.get("status", _SWITCHED)
-                message.setdefault("headers", [])
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = exchange.id
+                headers = [*message.get("headers", ()), (b"x-request-id", exchange.id.encode())]
                 if status != _SWITCHED:
-                    for name, value in self._headers.items():
-                        headers.setdefault(name, value)
+                    given = {name for name, _ in headers}
+                    headers += [(name, value) for name, value in self._headers if name not in given]
+                message["headers"] = headers
             await send(message)
 
         attach(scope, exchange)

@@ -1,5 +1,6 @@
 """From token ids to text while they arrive, the same for every engine."""
 
+from collections.abc import Iterable
 from typing import Any
 
 # What an incomplete UTF-8 sequence decodes to.
@@ -20,25 +21,32 @@ class Detokenizer:
         self._ids: list[int] = []
         self._context = self._decoded = 0
 
-    def feed(self, ids: list[int]) -> str:
-        """Take the next ids; give the text that is certain."""
+    def take(self, ids: Iterable[int]) -> None:
+        """Take the next ids."""
         self._ids += ids
+
+    def certain(self) -> str:
+        """The text that no id to come can change, beyond what was given before."""
         text = self._new_text()
         if text.endswith(_REPLACEMENT):
             return ""
         self._context, self._decoded = self._decoded, len(self._ids)
         return text
 
-    def finish(self) -> str:
-        """The text that was held back, once there are no more ids."""
+    def rest(self) -> str:
+        """All text that was not given before, once there are no more ids."""
         text = self._new_text()
         self._context = self._decoded = len(self._ids)
         return text
 
     def _new_text(self) -> str:
+        if self._decoded == len(self._ids):
+            return ""
         known = self._decode(self._ids[self._context : self._decoded])
         return self._decode(self._ids[self._context :])[len(known) :]
 
     def _decode(self, ids: list[int]) -> str:
+        if not ids:
+            return ""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
         return text

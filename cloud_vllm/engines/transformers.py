@@ -83,14 +83,15 @@ class TransformersEngine:
                 token, logprob = item
                 ids.append(token)
                 score.add(token, logprob)
-                yield Piece("" if token == form.end else text.feed([token]), 1)
+                text.take([token] if token != form.end else [])
+                yield Piece(text.certain(), 1)
             if self._closed.is_set():
                 raise EngineDied("The engine was closed.", "Send the packet again.")
             try:
                 await work
             except Exception as error:
                 raise _broken_off() from error
-            yield Piece(text.finish(), 0, self._finish(ids, form), score.confidence())
+            yield Piece(text.rest(), 0, self._finish(ids, form), score.confidence())
         finally:
             cancelled.set()
             work.cancel()

@@ -110,11 +110,11 @@ class VllmEngine:
                     ids, finish = list(completion.token_ids), completion.finish_reason
                     for token, chances in zip(ids, completion.logprobs, strict=True):
                         score.add(token, chances[token].logprob)
-                    written = text.feed([token for token in ids if token != form.end])
+                    text.take(token for token in ids if token != form.end)
                     if finish is None:
-                        yield Piece(written, len(ids))
+                        yield Piece(text.certain() if streamed else "", len(ids))
                     elif finish in ("stop", "length", "repetition"):
-                        yield Piece(written + text.finish(), len(ids), finish, score.confidence())
+                        yield Piece(text.rest(), len(ids), finish, score.confidence())
                     else:
                         raise _broken_off()
         except EngineDeadError as error:
