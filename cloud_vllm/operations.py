@@ -337,8 +337,9 @@ async def _unless_disconnected(
         return await answer
     except asyncio.CancelledError:
         # As asyncio.timeout does: whoever else cancels this task means more than the answer.
-        if gone and waiting.uncancel() == 0:
-            raise ClientDisconnect from None
-        raise
+        if not gone or waiting.uncancel():
+            raise
     finally:
         watch.cancel()
+    # Here and not above, or the cancellation's traceback would keep the features as its context.
+    raise ClientDisconnect
