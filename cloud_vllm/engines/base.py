@@ -90,8 +90,8 @@ class Engine(Protocol):
             embeddings: (tokens, decoder width), all finite: engines do not check.
             source: the language spoken.
             target: the language to write.
-            streamed: pieces are wanted as soon as they are there; otherwise the first, and then
-                the rest at once will do, which is less work.
+            streamed: pieces are wanted as soon as they are there; otherwise the first, which may
+                then lack its text, and the rest at once will do, which is less work.
 
         Raises:
             EngineDied: the engine is gone; the same request to another one may succeed.
