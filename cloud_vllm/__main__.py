@@ -62,8 +62,6 @@ def _settings(given: dict[str, object]) -> Settings:
 
 def _serve(settings: Settings) -> None:
     # Imported after the environment is set, and so that --help does not wait for torch.
-    import uvicorn
-
     from cloud_vllm import listener
     from cloud_vllm.gateway import create_app
 
@@ -74,7 +72,7 @@ def _serve(settings: Settings) -> None:
         host, port = socket.getsockname()[:2]
         scheme = "https" if settings.tls_certificate else "http"
         typer.echo(f"Listening on {scheme}://{host}:{port}, engine {settings.engine}.")
-        uvicorn.Server(config).run(sockets=[socket])
+        listener.Server(config).run(sockets=[socket])
 
 
 if __name__ == "__main__":

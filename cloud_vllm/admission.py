@@ -1,6 +1,7 @@
 """All that stands between a client's bytes and the engine, which itself checks nothing."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ from esrt.wire import MAX_PACKET_BYTES, MEDIA_TYPE, Codec, Packet, Split, claime
 
 # So many packets at most are projected together.
 _AT_ONCE = 16
-# Multiplications that take about a millisecond: less is done at once, because to hand it to a
-# thread and to wait for that takes longer.
+# Multiplications that take about a millisecond. So much is done at once, because to hand it to a
+# thread and to wait for that takes longer; a packet that is more work by itself goes to a thread.
 _LITTLE = 20_000_000
 
 
@@ -143,11 +144,12 @@ class Admission:
 
     async def _work_off(self) -> None:
         while self._waiting:
-            batch, self._waiting = self._waiting[:_AT_ONCE], self._waiting[_AT_ONCE:]
+            count, little = self._next()
+            batch, self._waiting = self._waiting[:count], self._waiting[count:]
             outcomes: Sequence[Admitted | Exception]
             try:
                 bodies = [body for body, _ in batch]
-                if sum(map(claimed_tokens, bodies)) * self._weights <= _LITTLE:
+                if little:
                     outcomes = self.admit_all(bodies)
                 else:
                     outcomes = await run_in_threadpool(self.admit_all, bodies)
@@ -160,6 +162,15 @@ class Admission:
                     answer.set_exception(outcome)
                 else:
                     answer.set_result(outcome)
+            if self._waiting:
+                # Those that are ready go on to the engine meanwhile.
+                await asyncio.sleep(0)
+
+    def _next(self) -> tuple[int, bool]:
+        """How many packets are worked on next, and whether they are little work."""
+        work = (claimed_tokens(body) * self._weights for body, _ in self._waiting[:_AT_ONCE])
+        little = sum(1 for total in itertools.accumulate(work) if total <= _LITTLE)
+        return (little, True) if little else (min(len(self._waiting), _AT_ONCE), False)
 
     def admit_all(self, bodies: Sequence[bytes]) -> list[Admitted | EsrtError]:
         """What each packet becomes, or why it is refused; see `admit`."""

@@ -12,6 +12,7 @@ from starlette.responses import PlainTextResponse
 
 from cloud_vllm import problems, stream
 from cloud_vllm.accounts import Accounts
+from cloud_vllm.asked import Asked
 from cloud_vllm.engines import Engine, Supervisor, create_engine
 from cloud_vllm.keys import KeyRing
 from cloud_vllm.operations import EVENTS, Operations
@@ -120,7 +121,7 @@ def create_app(
             200: {"content": {EVENTS: {"schema": {"type": "string"}}}},
             **problems.responses(*_ERRORS, *_TRANSLATION_ERRORS),
         },
-        openapi_extra=_packet_body(required=False),
+        openapi_extra={"parameters": Asked.parameters(), **_packet_body(required=False)},
     )(gateway.translate)
     app.post(
         "/v1/features",

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi import Path as PathParameter
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
@@ -20,6 +20,7 @@ from cloud_vllm.admission import (
     check_no_body,
     read_body,
 )
+from cloud_vllm.asked import Asked
 from cloud_vllm.engines import Engine, EngineState, Supervisor
 from cloud_vllm.exchange import Exchange, exchange_of
 from cloud_vllm.features import FeatureStore
@@ -123,30 +124,7 @@ class Operations:
         )
         return Models(models=[model])
 
-    async def translate(
-        self,
-        request: Request,
-        src: Annotated[str, Query(description="Language spoken, ISO 639-3.", examples=["eng"])],
-        tgt: Annotated[
-            list[str],
-            Query(
-                description="Languages to write; several by commas or by repeating it.",
-                examples=[["deu"], ["deu,fra"]],
-            ),
-        ],
-        features: Annotated[
-            str | None,
-            Query(description="A handle from /v1/features, in place of the body."),
-        ] = None,
-        idempotency_key: Annotated[
-            str | None,
-            Header(
-                description="Any text that stands for this request: repeated within minutes, it is"
-                " answered by the same answer, decoded once.",
-                pattern=r"^[!-~]{1,255}$",
-            ),
-        ] = None,
-    ) -> Response:
+    async def translate(self, request: Request) -> Response:
         """Translate one feature packet, into one language or several.
 
         The answer is JSON or, to `Accept: text/event-stream`, the events `transcript` and
@@ -157,20 +135,22 @@ class Operations:
         their pieces are interleaved, each with its `tgt`, and every language has a `done` of its
         own. Where one fails, the whole request does.
         """
+        asked = Asked.of(request)
+        features, key = asked.features, asked.idempotency_key
         if features is None:
             check_media_type(request)
         else:
             check_no_body(request)
-        pairs = self.directions(src, tgt)
+        pairs = self.directions(asked.src, asked.tgt)
         self.check_ready()
         exchange = exchange_of(request)
         exchange.held.enter_context(self._limits.admit(exchange.owner, len(pairs)))
         body = b"" if features is not None else await self._receive(request, exchange)
         arrived, claim = time.perf_counter(), None
-        if idempotency_key is not None:
-            asked = [body, (features or "").encode("utf-8", "surrogateescape")]
-            asked += [f"{source.code}-{target.code}".encode() for source, target in pairs]
-            claim = await self._answers.claim(exchange.owner, idempotency_key, asked, exchange.held)
+        if key is not None:
+            whole = [body, (features or "").encode("utf-8", "surrogateescape")]
+            whole += [f"{source.code}-{target.code}".encode() for source, target in pairs]
+            claim = await self._answers.claim(exchange.owner, key, whole, exchange.held)
         streamed = _wants_events(request)
         if claim is not None and claim.answers is not None:
             stream = replay(claim.answers, several=len(pairs) > 1)
@@ -186,11 +166,11 @@ class Operations:
                 stream = claim.fulfil(stream, len(pairs))
         if streamed:
             return EventStream(stream, exchange)
-        whole = await _unless_disconnected(request, answers(stream))
+        found = await _unless_disconnected(request, answers(stream))
         if len(pairs) == 1:
-            return _json(whole[0])
+            return _json(found[0])
         order = [target.code for _, target in pairs]
-        return _json(Translations(answers=sorted(whole, key=lambda one: order.index(one.tgt))))
+        return _json(Translations(answers=sorted(found, key=lambda one: order.index(one.tgt))))
 
     async def keep_features(self, request: Request) -> Response:
         """Keep a packet in memory for a few minutes, for translations without another upload."""

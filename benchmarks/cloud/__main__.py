@@ -68,7 +68,9 @@ def main(
     json_file: Annotated[Path, typer.Option("--json", help="Write the figures here.")],
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")] = Path("models/esrt-nano"),
     rounds: Annotated[int, typer.Option(min=1)] = 7,
-    turns: Annotated[int, typer.Option(min=1, help="Requests per place and round.")] = 12,
+    turns: Annotated[
+        int, typer.Option(min=1, help="Requests per round, in units of the most at once.")
+    ] = 12,
     quick: Annotated[bool, typer.Option("--quick", help="Few rounds, few requests.")] = False,
     faults: Annotated[bool, typer.Option("--faults", help="Kill the engine under load.")] = False,
     soak: Annotated[float, typer.Option(min=0, help="Minutes of mixed load.")] = 0.0,
@@ -91,7 +93,7 @@ def main(
             say("closed load")
             measured = closed_rounds(service, engine, slow, cases, rounds, turns)
             say("one at a time")
-            more["cpu"] = gateway_cpu(service, engine, cases[:: 20 if quick else 2])
+            more["cpu"] = gateway_cpu(service, engine, cases[:: 20 if quick else 4], rounds)
         say("open load")
         capacity = statistics.median(measured.answers["gateway events", max(AT_ONCE)])
         rows = measured.rows() + open_rows(service, cases, capacity, seconds)

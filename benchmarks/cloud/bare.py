@@ -154,7 +154,7 @@ async def _vllm(checkpoint: Any, prompts: list[tuple[Any, Any, Any]]) -> tuple[G
         nonlocal count
         count += 1
         begin, first, tokens = perf_counter(), 0.0, 0
-        prompt = await engine._render(engine._llm, prompts[place][0], forms[place])
+        prompt = engine._render(engine._llm, prompts[place][0], forms[place])
         async for output in engine._llm.generate(prompt, samplings[place], f"bare-{count}"):
             first = first or 1e3 * (perf_counter() - begin)
             tokens += len(output.outputs[0].token_ids)

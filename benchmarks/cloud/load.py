@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.cloud.client import Client, Reply
 from esrt.errors import CheckFailed
@@ -88,7 +89,7 @@ async def open_(port: int, requests: Sequence[bytes], per_second: float, seed: i
     return Load(max(reply.done for reply in replies) - begin, replies)
 
 
-def quantiles(values: Sequence[float], name: str) -> dict[str, float]:
+def quantiles(values: Sequence[float] | npt.NDArray[np.float64], name: str) -> dict[str, float]:
     """The p50, p95 and p99 of figures, under ``name_p50`` and so on."""
     found = np.percentile(values, QUANTILES) if len(values) else [float("nan")] * len(QUANTILES)
     return {

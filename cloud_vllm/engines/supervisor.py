@@ -14,11 +14,11 @@ import numpy as np
 from cloud_vllm.engines.base import Embeddings, Engine, EngineState, Piece
 from cloud_vllm.settings import Settings
 from esrt.checkpoint import Checkpoint
-from esrt.errors import EngineFailed, EsrtError
+from esrt.errors import EngineDied, EngineFailed, EsrtError
 from esrt.languages import Language, language
 
-# How soon a death is noticed.
-_LOOK_S = 0.1
+# How soon a death is noticed that no request has met.
+_LOOK_S = 1.0
 # Between attempts to load an engine that does not load.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 
@@ -45,6 +45,7 @@ class Supervisor:
         self._direction = [language(code) for code in config.languages[:2]]
         self._state = EngineState.LOADING
         self._changed = asyncio.Event()
+        self._suspected = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
         self._pieces = 0
         self.rebuilds = 0
@@ -82,14 +83,19 @@ class Supervisor:
             EngineFailed: the engine broke off, or could not be rebuilt.
         """
         while (state := self.state) is EngineState.REBUILDING:
+            self._suspected.set()
             await self._changed.wait()
         if state is not EngineState.READY:
             raise EngineFailed("There is no engine at the moment.", "Send the packet again later.")
         generator = self._engine.generate(embeddings, source, target, streamed=streamed)
-        async with aclosing(generator) as pieces:
-            async for piece in pieces:
-                self._pieces += 1
-                yield piece
+        try:
+            async with aclosing(generator) as pieces:
+                async for piece in pieces:
+                    self._pieces += 1
+                    yield piece
+        except EngineDied:
+            self._suspected.set()
+            raise
 
     async def close(self, *, hung: bool = False) -> None:
         """End the engine and the watch over it."""
@@ -128,8 +134,12 @@ class Supervisor:
         """Return when the engine is no longer of use; whether it hangs."""
         clock = asyncio.get_running_loop().time
         seen, since = self._pieces, clock()
+        look_s = min(_LOOK_S, self._canary_s or _LOOK_S)
         while self._engine.state is EngineState.READY:
-            await asyncio.sleep(_LOOK_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(look_s):
+                    await self._suspected.wait()
+            self._suspected.clear()
             if self._pieces != seen:
                 seen, since = self._pieces, clock()
             elif self._canary_s and clock() - since >= self._canary_s:

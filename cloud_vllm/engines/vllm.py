@@ -102,7 +102,7 @@ class VllmEngine:
         form = self._forms.of(source, target)
         text, score, finish = Detokenizer(self._tokenizer), Score(form), None
         try:
-            prompt = await self._render(llm, embeddings, form)
+            prompt = self._render(llm, embeddings, form)
             sampling = self._sampling(form, streamed)
             async with aclosing(llm.generate(prompt, sampling, request)) as outputs:
                 async for output in outputs:
@@ -213,6 +213,8 @@ class VllmEngine:
             max_tokens=self._settings.max_new_tokens,
             logprobs=0,
             detokenize=False,
+            # vLLM copies it for each request, which need not be deep: nobody changes what it holds.
+            skip_clone=True,
             output_kind=RequestOutputKind.DELTA,
             # The first token comes at once in any case.
             stream_interval=None if streamed else self._settings.max_new_tokens,
@@ -231,14 +233,14 @@ class VllmEngine:
         source, target = (language(code) for code in config.languages[:2])
         nothing = np.zeros((1, config.decoder_width), np.float32)
         form = self._forms.of(source, target)
-        prompt = await self._render(self._llm, nothing, form)
+        prompt = self._render(self._llm, nothing, form)
         sampling = self._sampling(form, streamed=True).clone()
         sampling.max_tokens = _WARM_UP_TOKENS
         sampling.ignore_eos = True
         async for _ in self._llm.generate(prompt, sampling, "warm-up"):
             pass
 
-    async def _render(self, llm: Any, embeddings: Embeddings, form: Form) -> Any:
+    def _render(self, llm: Any, embeddings: Embeddings, form: Form) -> Any:
         """A mixed prompt: features as they are, then tags that the engine embeds and scales."""
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
@@ -252,7 +254,9 @@ class VllmEngine:
             "prompt_is_token_ids": [False] * tokens + [True] * len(ids),
         }
         parsed = parse_model_prompt(llm.model_config, prompt)
-        (rendered,) = await llm.renderer.render_cmpl_async([parsed])
+        # Not its asynchronous twin: embeddings leave nothing to wait for, and each of that one's
+        # tasks would wait for its turn among those of other answers.
+        (rendered,) = llm.renderer.render_cmpl([parsed])
         return rendered
 
     def _abort(self, request: str) -> None:

@@ -33,6 +33,21 @@ Integers = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, eq=False)
+class _Places:
+    """Where the integers of some rows (R, K) stand, flat, in the order in which they are written.
+
+    Attributes:
+        order: their places.
+        counts: how many there are of each class from 1.
+        zeros: the symbol that stands for 0 at each place.
+    """
+
+    order: npt.NDArray[np.intp]
+    counts: list[int]
+    zeros: Integers
+
+
+@dataclass(frozen=True, eq=False)
 class Rung:
     """What one learned codec knows of a checkpoint's features of width W: K coefficients.
 
@@ -79,6 +94,17 @@ class Rung:
             for table, limit in zip(self.frequencies, self._limits[1:], strict=True)
         ]
 
+    @cached_property
+    def _places(self) -> list["_Places"]:
+        """By the number of rows, up to those of a whole block: where its integers stand."""
+        return [self._places_of(rows) for rows in range(self._block + 1)]
+
+    def _places_of(self, rows: int) -> "_Places":
+        classes = self._classes_of(rows).reshape(-1)
+        order = np.argsort(classes, kind="stable")[np.count_nonzero(classes == 0) :]
+        counts = np.bincount(classes, minlength=len(self._limits))[1:].tolist()
+        return _Places(order, counts, self._limits[classes[order]])
+
     def quantize(self, features: Features) -> Integers:
         """The integers (T, K) of features (T, W), each within the range of its table."""
         coefficients = cosine(np.matmul(features - self.mean, self.analysis.T), self._block)
@@ -115,13 +141,21 @@ class Rung:
         compressed = np.frombuffer(words, "<u4").astype(np.uint32)
         if len(compressed) and compressed[-1] == 0:
             raise PacketContentError("The payload's last word is 0.", RE_ENCODE)
-        classes, coder = self._classes_of(tokens), constriction.stream.stack.AnsCoder(compressed)
-        coefficients = np.zeros(classes.shape, np.float32)
-        for number, model in enumerate(self._models, 1):
-            written = classes == number
-            symbols = coder.decode(model, int(np.count_nonzero(written)))
-            symbols -= self._limits[number]
-            coefficients[written] = symbols
+        coder = constriction.stream.stack.AnsCoder(compressed)
+        blocks, rest = divmod(tokens, self._block)
+        inside, after = self._places[self._block], self._places[rest]
+        in_blocks, in_rest = [], []
+        for model, in_block, in_end in zip(self._models, inside.counts, after.counts, strict=True):
+            symbols = coder.decode(model, blocks * in_block + in_end)
+            in_blocks.append(symbols[: blocks * in_block].reshape(blocks, in_block))
+            in_rest.append(symbols[blocks * in_block :])
+        coefficients = np.zeros((tokens, len(self.analysis)), np.float32)
+        # One assignment for all classes: an array operation for each would take longer than the
+        # coder does.
+        whole = coefficients[: tokens - rest].reshape(blocks, self._block * len(self.analysis))
+        whole[:, inside.order] = np.concatenate(in_blocks, axis=1) - inside.zeros
+        end = coefficients[tokens - rest :].reshape(-1)
+        end[after.order] = np.concatenate(in_rest) - after.zeros
         if not coder.is_empty():
             raise PacketContentError(
                 f"The payload does not end with the last of {tokens} tokens.", RE_ENCODE
