@@ -1,6 +1,7 @@
 """What surrounds every request: headers, other origins, exposure, TLS, silent connections."""
 
 import asyncio
+import signal
 import socket
 import ssl
 import subprocess
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
@@ -38,15 +38,24 @@ def engine() -> ScriptedEngine:
 def served(settings: Settings) -> Iterator[int]:
     """The gateway on a port of its own, over real sockets."""
     config = listener.configure(create_app(settings, engine()), settings)
-    server = uvicorn.Server(config)
+    server = listener.Server(config)
     with listener.listen(settings.model_copy(update={"port": 0})) as bound:
         thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
         thread.start()
         try:
             yield bound.getsockname()[1]
         finally:
-            server.should_exit = True
+            server.handle_exit(signal.SIGTERM, None)
             thread.join(20)
+            assert not thread.is_alive()
+
+
+def test_a_signal_ends_a_server_that_looks_around_rarely(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "_LOOK_S", 60.0)
+    with served(settings) as port:
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz").headers["date"].endswith("GMT")
 
 
 def test_every_answer_has_the_security_headers(settings: Settings, packet: Packets) -> None:

@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -239,6 +240,33 @@ def test_packets_that_arrive_together_are_projected_together(
     for one, expected in zip(admitted, alone, strict=True):
         np.testing.assert_allclose(one.embeddings, expected, rtol=1e-5, atol=1e-6)
     assert len({one.project_ms for one in admitted}) == 1
+
+
+def test_packets_that_are_little_work_stay_on_the_event_loop_however_many_arrive(
+    settings: Settings,
+    checkpoint: Checkpoint,
+    packet: Packets,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    admission = Admission(checkpoint, settings)
+    weights = sum(weight.numel() for weight in checkpoint.projector().parameters())
+    monkeypatch.setattr("cloud_vllm.admission._LITTLE", 9 * weights)
+    in_thread: list[int] = []
+
+    async def run_in_threadpool(admit_all: Any, bodies: list[bytes]) -> Any:
+        in_thread.append(len(bodies))
+        return admit_all(bodies)
+
+    monkeypatch.setattr("cloud_vllm.admission.run_in_threadpool", run_in_threadpool)
+
+    async def admit(*tokens: int) -> list[int]:
+        admitted = await asyncio.gather(*(admission.admit(packet(0, some)) for some in tokens))
+        return [len(one.embeddings) for one in admitted]
+
+    assert asyncio.run(admit(4, 4, 4, 9, 1)) == [4, 4, 4, 9, 1]
+    assert not in_thread
+    assert asyncio.run(admit(4, 10, 4)) == [4, 10, 4]
+    assert in_thread == [2]
 
 
 def test_a_client_that_leaves_takes_no_other_with_it(

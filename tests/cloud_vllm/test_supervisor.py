@@ -105,6 +105,22 @@ def test_an_answer_of_which_nothing_was_sent_is_decoded_anew(
     asyncio.run(scenario())
 
 
+def test_a_death_that_a_request_meets_is_not_waited_for(
+    checkpoint: Checkpoint, settings: Settings, packet: Packets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloud_vllm.engines.supervisor._LOOK_S", 60.0)
+
+    async def scenario() -> None:
+        died_unseen, dies = Mortal(HELLO, END), Mortal(DIED)
+        line = Line(died_unseen, dies, Mortal(HELLO, END))
+        async with served(checkpoint, settings, line) as (app, supervisor), asyncio.timeout(5):
+            died_unseen.state = EngineState.FAILED
+            assert (await call(app, [packet()], headers=PACKET))[0] == 200
+            assert supervisor.rebuilds == 2
+
+    asyncio.run(scenario())
+
+
 def test_an_answer_that_was_begun_ends_with_an_error(
     checkpoint: Checkpoint, settings: Settings, packet: Packets
 ) -> None:
