@@ -23,8 +23,8 @@ from rich.console import Console
 from edge_runtime.audio import read_audio
 from esrt.command import reported
 from esrt.config import ModelConfig
-from esrt.errors import ArtifactError, LanguageError, ServerError
-from esrt.languages import direction
+from esrt.errors import ArtifactError, ServerError
+from esrt.languages import check_trained, direction
 from esrt.manifest import read_manifest, sha256
 from esrt.wire import STATISTICS_FILE
 
@@ -111,15 +111,8 @@ def check(file: Path, source: str, target: str) -> None:
         AudioError: the file is no usable speech.
         LanguageError: the model has no such direction.
     """
-    direction(source, target)
-    languages = ModelConfig.from_dict(
-        json.loads((CHECKPOINT / "config.json").read_text())
-    ).languages
-    for code in (source, target):
-        if code not in languages:
-            raise LanguageError(
-                f"esrt-nano was not trained for {code!r}.", f"Use two of: {' '.join(languages)}."
-            )
+    config = ModelConfig.from_dict(json.loads((CHECKPOINT / "config.json").read_text()))
+    check_trained(config.name, config.languages, direction(source, target))
     read_audio(file)
 
 

@@ -1,7 +1,6 @@
 """What the gateway does for each of its paths."""
 
 import asyncio
-import itertools
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
@@ -40,7 +39,7 @@ from cloud_vllm.settings import Settings
 from cloud_vllm.translation import Event, EventStream, Job, answers, events, together, translate
 from esrt.checkpoint import Checkpoint
 from esrt.errors import EngineFailed, EsrtError, LanguageError, NotReady
-from esrt.languages import LANGUAGES, Language, direction
+from esrt.languages import LANGUAGES, Language, check_trained, direction
 from esrt.wire import MAX_PACKET_BYTES, Split
 
 EVENTS = EventStream.media_type
@@ -256,14 +255,10 @@ class Operations:
         Raises:
             LanguageError: one is none, or not served.
         """
-        codes, served = ",".join(tgt).split(","), self._checkpoint.config.languages
+        codes, config = ",".join(tgt).split(","), self._checkpoint.config
         pairs = [direction(src, code) for code in codes]
-        for language in itertools.chain.from_iterable(pairs):
-            if language.code not in served:
-                raise LanguageError(
-                    f"{self._checkpoint.config.name} was not trained for {language.name}.",
-                    f"Use two of: {' '.join(served)}.",
-                )
+        for pair in pairs:
+            check_trained(config.name, config.languages, pair)
         if len(set(codes)) < len(codes):
             raise LanguageError("tgt names a language twice.", "Name each of them once.")
         return pairs

@@ -18,8 +18,8 @@ from edge_runtime.client import API_KEY_VARIABLE, Client, Done
 from edge_runtime.encoder import Encoded, encode_audio, statistics_of
 from edge_runtime.problems import printable
 from edge_runtime.report import LivePrinter, cautions, figures, print_figures
-from esrt.errors import EsrtError, LanguageError
-from esrt.languages import Language, direction
+from esrt.errors import EsrtError
+from esrt.languages import Language, check_trained, direction
 from esrt.manifest import Manifest, read_manifest
 from esrt.prompt import TextDelta
 from esrt.wire import Codec
@@ -70,7 +70,7 @@ def translate(
     languages = direction(source, target)
     with Client(server, api_key=os.environ.get(API_KEY_VARIABLE)) as client:
         manifest = read_manifest(artifact, verify=False)
-        _check_languages(manifest, languages)
+        check_trained(manifest.model, manifest.languages, languages)
         audio, encoded = _encode(file, artifact, manifest, codec, threads)
         printer = None if as_json else LivePrinter()
         try:
@@ -121,15 +121,6 @@ def _fail(message: str, code: int) -> int:
 def _say(kind: str, message: str) -> None:
     """One line on stderr, whatever a file's name or a server's answer holds."""
     print(f"{kind}: {printable(' '.join(message.split()))}", file=sys.stderr)
-
-
-def _check_languages(manifest: Manifest, languages: tuple[Language, Language]) -> None:
-    for language in languages:
-        if language.code not in manifest.languages:
-            raise LanguageError(
-                f"{manifest.model} was not trained for {language.name} ({language.code}).",
-                f"Use one of: {' '.join(manifest.languages)}.",
-            )
 
 
 def _encode(

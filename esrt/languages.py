@@ -1,5 +1,6 @@
 """The 45 languages, after the list that the ESRT models were trained on (arXiv 2605.28642)."""
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from esrt.errors import LanguageError
@@ -98,3 +99,22 @@ def direction(source: str, target: str) -> tuple[Language, Language]:
             f"Source and target language are both {source!r}.", "Name two different languages."
         )
     return pair
+
+
+def check_trained(model: str, trained: Collection[str], wanted: Iterable[Language]) -> None:
+    """See that a model was trained for languages.
+
+    Args:
+        model: its name, for the message.
+        trained: the codes of its languages.
+        wanted: what is asked of it.
+
+    Raises:
+        LanguageError: one of them is none of its own.
+    """
+    for one in wanted:
+        if one.code not in trained:
+            raise LanguageError(
+                f"{model} was not trained for {one.name} ({one.code}).",
+                f"Use one of: {' '.join(trained)}.",
+            )

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 from websockets.exceptions import ConnectionClosed
@@ -65,20 +65,21 @@ class Held(ScriptedEngine):
 
 
 @contextmanager
-def served(settings: Settings, engine: ScriptedEngine) -> Iterator[tuple[str, uvicorn.Server]]:
+def served(settings: Settings, engine: ScriptedEngine) -> Iterator[tuple[str, listener.Server]]:
     """The gateway on a port of its own, over real sockets."""
     engine.state = EngineState.READY
     engine.started.set()
     config = listener.configure(create_app(settings, engine), settings)
-    server = uvicorn.Server(config)
+    server = listener.Server(config)
     with listener.listen(settings.model_copy(update={"port": 0})) as bound:
         thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
         thread.start()
         try:
             yield f"ws://127.0.0.1:{bound.getsockname()[1]}", server
         finally:
-            server.should_exit = True
+            server.handle_exit(signal.SIGTERM, None)
             thread.join(20)
+            assert not thread.is_alive()
 
 
 def receive(connection: ClientConnection, segments: int) -> list[list[tuple[str, Any]]]:
@@ -172,7 +173,7 @@ def test_shutdown_answers_what_is_under_way(settings: Settings, packet: Packets)
         connection.send(packet(0, 1))
         while not engine.open:
             threading.Event().wait(0.01)
-        server.should_exit = True
+        server.handle_exit(signal.SIGTERM, None)
         threading.Event().wait(0.3)
         engine.release(1)
         (events,) = receive(connection, 1)
