@@ -21,20 +21,20 @@ import torch
 import typer
 from rich.progress import track
 from safetensors.numpy import save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, Gemma3ForCausalLM
 
 from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.command import reported
 from esrt.frontend import SAMPLE_RATE
-from esrt.languages import LANGUAGES
 from esrt.model import join
-from esrt.prompt import separator, target_text
 from esrt.wire import STATISTICS_FILE, Codec, Features, Rung, Split
 from esrt.wire.learned import FREQUENCY_BITS, cosine
 from training.corpus.build import CORPUS, Corpus, Example, load
-from training.data import IGNORE, mel_batch
+from training.data import IGNORE, mel_batch, written
+from training.recipe import Task
+from training.sampling import Item
 
 Array = npt.NDArray[np.float64]
 
@@ -97,7 +97,7 @@ def gather(checkpoint: Checkpoint, corpus: Corpus, utterances: int, seed: int = 
         mel, frames = mel_batch(edge.config, [corpus.speech(example) for example in batch])
         tokens = torch.tensor([edge.config.tokens(count) for count in frames.tolist()])
         found = edge.features(mel, frames).requires_grad_()
-        texts = [_text(tokenizer, example, random) for example in batch]
+        texts = [written(tokenizer, _item(example, random)) for example in batch]
         given = pad_sequence([text for text, _ in texts], batch_first=True)
         asked = pad_sequence([own for _, own in texts], batch_first=True, padding_value=IGNORE)
         words = decoder.get_input_embeddings()(given)
@@ -120,17 +120,9 @@ def _batches(examples: list[Example], size: int = 24) -> Iterator[list[Example]]
         yield examples[start : start + size]
 
 
-def _text(tokenizer: object, example: Example, random: Random) -> tuple[Tensor, Tensor]:
-    """What the decoder reads, and the same with what does not count marked."""
+def _item(example: Example, random: Random) -> Item:
     target = random.choice([code for code in example.texts if code != example.language])
-    pair = LANGUAGES[example.language], LANGUAGES[target]
-    answer = target_text(example.texts[example.language], example.texts[target], *pair)
-    given, written = (
-        tokenizer(text, add_special_tokens=False).input_ids  # type: ignore[operator]
-        for text in (separator(*pair), answer)
-    )
-    written.append(tokenizer.eos_token_id)  # type: ignore[attr-defined]
-    return torch.tensor(given + written), torch.tensor([IGNORE] * len(given) + written)
+    return Item(example, target, Task.SRT)
 
 
 def fit(sample: Sample, aim: Aim, block: int) -> Rung:

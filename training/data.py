@@ -67,11 +67,11 @@ class Collator:
             twins: the same by one voice, if it is known; as long.
         """
         mel, frames = mel_batch(self._config, audio)
-        targets = [self._target(item) for item in items]
+        targets = [written(self._tokenizer, item) for item in items]
         texts, labels = [text for text, _ in targets], [label for _, label in targets]
         heard = [item.example.texts[item.example.language] for item in items[: len(audio)]]
         letters = [torch.tensor([self._letters[letter] for letter in text]) for text in heard]
-        pieces = [torch.tensor(self._ids(text)) for text in heard]
+        pieces = [torch.tensor(_ids(self._tokenizer, text)) for text in heard]
         return Batch(
             mel,
             frames,
@@ -84,29 +84,31 @@ class Collator:
             mel_batch(self._config, twins)[0],
         )
 
-    def _target(self, item: Item) -> tuple[Tensor, Tensor]:
-        """What the decoder reads, and its labels.
 
-        Recognition ends after the separator; text-side translation is given all up to there.
-        """
-        pair = LANGUAGES[item.example.language], LANGUAGES[item.target]
-        transcript = item.example.texts[item.example.language]
-        translation = item.example.texts[item.target]
-        if item.task is Task.SMT:
-            given = self._ids(target_text(transcript, "", *pair))
-            asked = [*self._ids(translation), self._tokenizer.eos_token_id]
-        elif item.task is Task.ASR:
-            given = self._ids(separator(*pair))
-            asked = self._ids(target_text(transcript, "", *pair))
-        else:
-            given = self._ids(separator(*pair))
-            asked = self._ids(target_text(transcript, translation, *pair))
-            asked.append(self._tokenizer.eos_token_id)
-        return torch.tensor(given + asked), torch.tensor([IGNORE] * len(given) + asked)
+def written(tokenizer: PreTrainedTokenizerFast, item: Item) -> tuple[Tensor, Tensor]:
+    """What the decoder reads of an item as text, and its labels, `IGNORE` for what is given.
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
-        return ids
+    Recognition ends after the separator; text-side translation is given all up to there.
+    """
+    pair = LANGUAGES[item.example.language], LANGUAGES[item.target]
+    transcript = item.example.texts[item.example.language]
+    translation = item.example.texts[item.target]
+    if item.task is Task.SMT:
+        given = _ids(tokenizer, target_text(transcript, "", *pair))
+        asked = [*_ids(tokenizer, translation), tokenizer.eos_token_id]
+    elif item.task is Task.ASR:
+        given = _ids(tokenizer, separator(*pair))
+        asked = _ids(tokenizer, target_text(transcript, "", *pair))
+    else:
+        given = _ids(tokenizer, separator(*pair))
+        asked = _ids(tokenizer, target_text(transcript, translation, *pair))
+        asked.append(tokenizer.eos_token_id)
+    return torch.tensor(given + asked), torch.tensor([IGNORE] * len(given) + asked)
+
+
+def _ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return ids
 
 
 class Stream(IterableDataset[Batch]):
