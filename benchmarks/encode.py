@@ -253,13 +253,13 @@ def main(
     threads: Annotated[int, typer.Option(min=1)] = 2,
     rounds: Annotated[int, typer.Option(min=1)] = 41,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Few rounds of nano, no quality, not the small model.")
+        bool, typer.Option("--quick", help="Few rounds of nano, torch and int8 alone, no quality.")
     ] = False,
 ) -> None:
     """Measure every backend: nano at 3 and 10 s, whisper-small's size at 30 s, int8's price."""
     opened, folder = open_checkpoint(checkpoint), Path("build/benchmarks/encode")
-    rounds = 3 if quick else rounds
-    runs, refused = backends(opened, folder, threads)
+    rounds, variants = (3, ("int8",)) if quick else (rounds, VARIANTS)
+    runs, refused = backends(opened, folder, threads, variants)
     measured = {
         f"nano_{seconds}s": medians(_on(runs, speech(opened.config, seconds)), rounds)
         for seconds in NANO_SECONDS

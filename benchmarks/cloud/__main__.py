@@ -77,7 +77,7 @@ def main(
     soak: Annotated[float, typer.Option(min=0, help="Minutes of mixed load.")] = 0.0,
 ) -> None:
     """Measure throughput, latency and the gateway's own work; on request, faults and endurance."""
-    rounds, turns, seconds, kills = (1, 2, 1.0, 1) if quick else (rounds, turns, 8.0, KILLS)
+    rounds, turns, seconds, kills = (1, 1, 1.0, 1) if quick else (rounds, turns, 8.0, KILLS)
     FOLDER.mkdir(parents=True, exist_ok=True)
     cases = encode_clips(FOLDER, checkpoint)
     # Every place of the closed loop is one of the engine's; nothing is refused for its number.
