@@ -7,6 +7,7 @@ its answer; where that fails, the next of those that wait is decoded in its plac
 import asyncio
 import hashlib
 import time
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ _Name = tuple[str | None, str]
 
 @dataclass(eq=False)
 class _Entry:
+    name: _Name
     digest: bytes
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     answers: Sequence[Translation] | None = None
@@ -41,12 +43,13 @@ class AnswerStore:
         self._capacity = settings.idempotency_bytes
         self._deadline = settings.deadline_s
         self._clock = clock
-        # In the order of their arrival, which is nearly that of their expiry.
-        self._entries: dict[_Name, _Entry] = {}
+        self._under_way: dict[_Name, _Entry] = {}
+        # In the order of their expiry.
+        self._kept: OrderedDict[_Name, _Entry] = OrderedDict()
         self.size = 0
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._under_way) + len(self._kept)
 
     async def claim(
         self, owner: str | None, key: str, request: Sequence[bytes], held: ExitStack
@@ -67,7 +70,7 @@ class AnswerStore:
         self.sweep()
         try:
             async with asyncio.timeout(self._deadline):
-                while entry := self._entries.get(name):
+                while entry := self._kept.get(name) or self._under_way.get(name):
                     if entry.digest != digest:
                         raise IdempotencyKeyReused(
                             "This Idempotency-Key was used for another request.",
@@ -80,8 +83,8 @@ class AnswerStore:
             raise DeadlineExceeded(
                 "The request with this Idempotency-Key is still under way.", "Send it again later."
             ) from None
-        entry = self._entries[name] = _Entry(digest)
-        held.callback(self._give_up, name, entry)
+        entry = self._under_way[name] = _Entry(name, digest)
+        held.callback(self._give_up, entry)
         return Claim(self, entry)
 
     def keep(self, entry: _Entry, answers: Sequence[Translation]) -> None:
@@ -90,26 +93,31 @@ class AnswerStore:
         entry.size = sum(len(one.model_dump_json()) for one in answers)
         entry.expires = self._clock() + self._seconds
         self.size += entry.size
+        self._under_way.pop(entry.name, None)
+        self._kept[entry.name] = entry
         entry.settled.set()
         self.sweep()
 
     def sweep(self) -> None:
         """Drop what has expired, and the oldest answers where there are too many."""
         now = self._clock()
-        for name, entry in list(self._entries.items()):
-            if entry.answers is not None and (entry.expires <= now or self.size > self._capacity):
-                self.size -= entry.size
-                del self._entries[name]
+        while self._kept:
+            name, entry = next(iter(self._kept.items()))
+            if entry.expires > now and self.size <= self._capacity:
+                break
+            self.size -= entry.size
+            del self._kept[name]
 
     def clear(self) -> None:
         """Drop everything."""
-        self._entries.clear()
+        self._under_way.clear()
+        self._kept.clear()
         self.size = 0
 
-    def _give_up(self, name: _Name, entry: _Entry) -> None:
+    def _give_up(self, entry: _Entry) -> None:
         if entry.answers is None:
-            if self._entries.get(name) is entry:
-                del self._entries[name]
+            if self._under_way.get(entry.name) is entry:
+                del self._under_way[entry.name]
             entry.settled.set()
 
 

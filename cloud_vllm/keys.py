@@ -57,11 +57,13 @@ def create(path: Path, name: str, scope: Scope) -> str:
     Raises:
         RequestError: the file is damaged or cannot be written.
     """
-    identity = secrets.token_hex(4)
-    key = f"{_PREFIX}_{identity}_{secrets.token_urlsafe(32)}"
     created = datetime.now(UTC).isoformat(timespec="seconds")
     with _locked(path):
         entries = read(path) if path.exists() else ()
+        taken, identity = {entry.id for entry in entries}, secrets.token_hex(4)
+        while identity in taken:
+            identity = secrets.token_hex(4)
+        key = f"{_PREFIX}_{identity}_{secrets.token_urlsafe(32)}"
         _write(path, [*entries, KeyEntry(identity, name, scope, created, _hash(key))])
     return key
 

@@ -26,13 +26,15 @@ MAX_HEADER_BYTES = 32 << 10
 
 
 class Protocol(HttpToolsProtocol):
-    """HTTP/1.1 with a limit on the time and the size of a request's head.
+    """HTTP/1.1 with limits on the time of a request's head and on the size of all but its body.
 
-    uvicorn has neither with this parser: a connection that sends nothing, a letter now and then,
-    or headers without end would be held for good.
+    uvicorn has none with this parser: a connection that sends nothing, a letter now and then, or
+    headers without end would be held for good.
     """
 
-    _head_bytes = 0
+    # Bytes since the head or the message began, but those of a body that the gateway counts.
+    _counted = 0
+    _in_body = False
     _timer: asyncio.TimerHandle | None = None
     _upgraded = False
 
@@ -47,18 +49,19 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes, unless the head has become too long."""
+        """Take bytes, unless there have been too many of the kind."""
+        self._counted += len(data)
         super().data_received(data)
         if self._upgraded:
             return
-        if self._timer is not None:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEADER_BYTES:
-                self.transport.abort()
+        # Beside a body come the sizes of its chunks, trailers, or all of it once it is refused.
+        if self._counted > (MAX_PACKET_BYTES if self._in_body else MAX_HEADER_BYTES):
+            self.transport.abort()
         elif self.timeout_keep_alive_task is None and (
             self.cycle is None or self.cycle.response_complete
         ):
-            # Blank lines between requests: the parser skips them, uvicorn takes them for activity.
+            # Blank lines between requests, which the parser skips, or a body that was refused:
+            # uvicorn takes them for activity.
             self._await_head()
 
     def on_message_begin(self) -> None:
@@ -66,10 +69,34 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self._await_head()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; trailers, which come after the body has begun, mean nothing here."""
+        if not self._in_body:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        """A request's head has arrived; its body has a time limit of its own."""
+        """A request's head has arrived; its body has a time limit of its own.
+
+        Raises:
+            ValueError: the head is too long, though it came at once; it is answered with 400.
+        """
+        headers = sum(len(name) + len(value) for name, value in self.headers)
+        if len(self.url) + headers > MAX_HEADER_BYTES:
+            raise ValueError("The request's head is too long.")
         self._head_arrived()
+        self._counted, self._in_body = 0, True
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body, whose length the gateway looks at, until it has answered."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._counted -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request has arrived as a whole."""
+        self._counted, self._in_body = 0, False
+        super().on_message_complete()
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection on; it is no longer this protocol's."""
@@ -78,7 +105,6 @@ class Protocol(HttpToolsProtocol):
 
     def _await_head(self) -> None:
         if self._timer is None:
-            self._head_bytes = 0
             self._timer = self.loop.call_later(HEADER_S, self.transport.abort)
 
     def _head_arrived(self) -> None:
@@ -99,6 +125,12 @@ class StreamProtocol(WebSocketsSansIOProtocol):
             self.queue.put_nowait({"type": "websocket.receive", "text": END})
         else:
             super().shutdown()
+
+    async def run_asgi(self) -> None:
+        """Serve the connection, and leave a client that does not read what it was sent."""
+        await super().run_asgi()
+        if not self.writable.is_set():
+            self.transport.abort()
 
 
 class Server(uvicorn.Server):

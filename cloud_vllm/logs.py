@@ -25,6 +25,8 @@ def configure(style: Literal["json", "text"]) -> None:
         else logging.Formatter("%(levelname)s %(name)s: %(message)s")
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    # It tells each websocket's address and query, whatever is said of an access log.
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
 
 
 def request(fields: dict[str, Any], *, routine: bool) -> None:

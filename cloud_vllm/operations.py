@@ -38,7 +38,7 @@ from cloud_vllm.schemas import (
 from cloud_vllm.settings import Settings
 from cloud_vllm.translation import Event, EventStream, Job, answers, events, together, translate
 from esrt.checkpoint import Checkpoint
-from esrt.errors import EngineFailed, EsrtError, LanguageError, NotReady
+from esrt.errors import EsrtError, LanguageError, NotReady
 from esrt.languages import LANGUAGES, Language, check_trained, direction
 from esrt.wire import MAX_PACKET_BYTES, Split
 
@@ -73,7 +73,7 @@ class Operations:
         if isinstance(engine, Supervisor):
             rebuilds = self.observed.gauge("esrt_engine_rebuilds", "Engines that were replaced.")
             rebuilds.set_function(lambda: engine.rebuilds)
-        self._failure: EsrtError | None = None
+        self._failed = False
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -243,10 +243,10 @@ class Operations:
             await self._engine.start()
         except EsrtError as error:
             if self._engine.state is not EngineState.CLOSED:
-                self._failure = error
+                self._failed = True
                 _log.error("%s", error, exc_info=error.__cause__)
         except Exception as error:
-            self._failure = EngineFailed("The engine failed to start.", "Read the gateway's log.")
+            self._failed = True
             _log.error("The engine failed to start.", exc_info=error)
 
     def directions(self, src: str, tgt: list[str]) -> list[tuple[Language, Language]]:
@@ -269,8 +269,9 @@ class Operations:
         Raises:
             NotReady: they are not.
         """
-        if self._failure is not None:
-            raise NotReady(self._failure.cause, self._failure.remedy)
+        if self._failed:
+            # Why is logged; it may name paths, and anyone may ask here.
+            raise NotReady("The engine failed to start.", "Read the gateway's log.")
         state = self._engine.state
         if state is EngineState.LOADING:
             raise NotReady("The engine is still loading.", "Ask again in a few seconds.")

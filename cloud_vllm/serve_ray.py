@@ -13,7 +13,7 @@ from ray.serve import Application
 
 from cloud_vllm import environment, logs
 from cloud_vllm.settings import Settings
-from esrt.errors import NotReady
+from esrt.errors import NotReady, RequestError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -32,7 +32,7 @@ class Gateway:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         environment.prepare()
-        self._settings = Settings(**settings)
+        self._settings = replica_settings(settings)
         logs.configure(self._settings.log_format)
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
@@ -65,6 +65,21 @@ class Gateway:
                 problem = answer.json()
                 raise NotReady(problem["detail"], problem["remedy"])
             await asyncio.sleep(_POLL_S)
+
+
+def replica_settings(args: dict[str, Any]) -> Settings:
+    """The settings of a replica, which does not know on which address Ray's proxy listens.
+
+    Raises:
+        RequestError: everyone who reaches the proxy would be let in, and nobody has said so.
+    """
+    settings = Settings(**args)
+    if settings.key_file is None and not settings.allow_anonymous:
+        raise RequestError(
+            "Without API keys, everyone who reaches Ray's proxy could use this gateway.",
+            "Set ESRT_KEY_FILE for the replicas (see: keys create), or args.allow_anonymous.",
+        )
+    return settings
 
 
 def build(args: dict[str, Any]) -> Application:

@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections import Counter
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass, field
 
 from fastapi import WebSocket
@@ -104,7 +104,8 @@ class Streams:
                 exchange.problem = problems.CLIENT_GONE
             states = {websocket.application_state, websocket.client_state}
             if states == {WebSocketState.CONNECTED}:
-                await websocket.close(_NORMAL)
+                with suppress(TimeoutError):
+                    await _close(websocket, _NORMAL)
 
     def _check(self, websocket: WebSocket, owner: str | None) -> tuple[Language, Language]:
         # A browser sends pages' websockets anywhere, without asking as it does for requests.
@@ -177,7 +178,7 @@ class _Talk:
                 ended = True
                 self._places.release()
             elif body is None or ended:
-                await self._websocket.close(_UNSUPPORTED, "Packets are expected, then: end.")
+                await _close(self._websocket, _UNSUPPORTED, "Packets are expected, then: end.")
                 raise _Gone
             else:
                 segment = _Segment(number, Exchange())
@@ -243,3 +244,8 @@ class _Talk:
         head = json.dumps({"segment": number, "event": name})
         async with asyncio.timeout(_SEND_S):
             await self._websocket.send_text(f'{head[:-1]}, "data": {data.model_dump_json()}}}')
+
+
+async def _close(websocket: WebSocket, code: int, reason: str | None = None) -> None:
+    async with asyncio.timeout(_SEND_S):
+        await websocket.close(code, reason)

@@ -7,6 +7,7 @@ import asyncio
 import gc
 import multiprocessing
 import re
+import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
@@ -36,6 +37,8 @@ from esrt.languages import Language, language
 # that it often kills them instead, which leaves shared memory behind.
 _SHUTDOWN_S = 20.0
 _WARM_UP_TOKENS = 16
+# It takes seconds, and what hangs from the start is found by nothing else.
+_WARM_UP_S = 120.0
 
 
 class VllmEngine:
@@ -69,7 +72,8 @@ class VllmEngine:
         self._loading = asyncio.get_running_loop().run_in_executor(None, self._load)
         try:
             await self._loading
-            await self._warm_up()
+            async with asyncio.timeout(_WARM_UP_S):
+                await self._warm_up()
             # What has been loaded, a million objects, need not be searched for garbage again.
             gc.collect()
             gc.freeze()
@@ -78,6 +82,12 @@ class VllmEngine:
                 self._state = EngineState.FAILED
             if isinstance(error, EsrtError):
                 raise
+            if isinstance(error, TimeoutError):
+                raise EngineFailed(
+                    f"vLLM has loaded the decoder, but wrote no {_WARM_UP_TOKENS} tokens within"
+                    f" {_WARM_UP_S:g} s.",
+                    "Read vLLM's own messages above; look after the GPU.",
+                ) from error
             raise EngineFailed(
                 f"vLLM could not load the decoder: {error}.",
                 "Read vLLM's own messages above; check decoder/ and the memory settings.",
@@ -130,10 +140,14 @@ class VllmEngine:
     async def close(self, *, hung: bool = False) -> None:
         """End the engine's process; one that is still loading is not waited for."""
         self._state = EngineState.CLOSED
+        patience = time.monotonic() + _SHUTDOWN_S
         while self._loading is not None and not self._loading.done():
             # The loading thread cannot be cancelled, but it gives up when its child ends.
             for child in set(multiprocessing.active_children()) - self._earlier_children:
-                child.terminate()
+                if time.monotonic() < patience:
+                    child.terminate()
+                else:
+                    child.kill()
             await asyncio.wait([self._loading], timeout=0.2)
         llm, self._llm = self._llm, None
         if llm is not None:

@@ -100,6 +100,14 @@ def test_keys_made_at_once_are_all_kept(file: Path) -> None:
     assert all(ring.find(done.stdout.strip()) for done in made)
 
 
+def test_no_id_is_given_twice(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter(["aaaaaaaa", "aaaaaaaa", "bbbbbbbb"])
+    monkeypatch.setattr(keys.secrets, "token_hex", lambda size: next(drawn))
+    both = [keys.create(file, name, Scope.TRANSLATE) for name in ("a", "b")]
+    ring = KeyRing(file)
+    assert [entry and entry.name for entry in map(ring.find, both)] == ["a", "b"]
+
+
 def test_the_commands(file: Path) -> None:
     key = _run(file, "create", "--name", "Anna", "--scope", "metrics").stdout.strip()
     (line,) = _run(file, "list").stdout.splitlines()

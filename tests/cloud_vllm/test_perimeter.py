@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -21,6 +21,7 @@ from cloud_vllm.engines import EngineState, Piece
 from cloud_vllm.gateway import create_app
 from cloud_vllm.settings import Settings
 from esrt.errors import RequestError
+from esrt.wire import MAX_PACKET_BYTES
 from tests.cloud_vllm.kit import PACKET, URL, Packets, ScriptedEngine, assert_problem, call
 
 END = Piece("hello<|eng|><|deu|>hallo", 3, "stop")
@@ -194,6 +195,38 @@ def test_a_head_without_end_is_cut_off(settings: Settings) -> None:
         client.sendall(b"GET /healthz HTTP/1.1\r\n")
         with pytest.raises(ConnectionError):
             client.sendall(b"X: " + b"a" * (64 << 20))
+
+
+def test_a_head_that_is_too_long_though_it_comes_at_once(settings: Settings) -> None:
+    with served(settings) as port, socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 40_000 + b"\r\n\r\n")
+        with suppress(ConnectionError):  # where it came in two pieces after all
+            assert client.recv(65536).startswith(b"HTTP/1.1 400")
+
+
+def test_trailers_without_end_are_cut_off(settings: Settings) -> None:
+    head = f"POST {URL} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
+    head += f"Content-Type: {PACKET['Content-Type']}\r\n\r\n3\r\nabc\r\n0\r\n"
+    with served(settings) as port, socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(head.encode())
+        with pytest.raises(ConnectionError):
+            client.sendall((b"X: " + b"a" * 65536 + b"\r\n") * 1000)
+
+
+def test_a_refusal_survives_the_body_that_it_did_not_wait_for(settings: Settings) -> None:
+    head = f"POST {URL} HTTP/1.1\r\nHost: a\r\nContent-Type: text/plain\r\nContent-Length: "
+    with served(settings) as port, socket.create_connection(("127.0.0.1", port)) as client:
+        client.settimeout(5)
+        client.sendall(f"{head}{MAX_PACKET_BYTES // 2}\r\n\r\n".encode())
+        for _ in range(16):
+            client.sendall(b"a" * (MAX_PACKET_BYTES // 32))
+            time.sleep(0.01)
+        assert client.recv(65536).startswith(b"HTTP/1.1 415")
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        client.sendall(f"{head}{64 << 20}\r\n\r\n".encode())
+        with pytest.raises(ConnectionError):
+            client.sendall(b"a" * (64 << 20))
 
 
 def test_requests_in_a_row_on_one_connection(

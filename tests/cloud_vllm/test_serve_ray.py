@@ -27,6 +27,7 @@ from transformers import AutoTokenizer, Gemma3ForCausalLM
 from edge_runtime.audio import read_audio
 from esrt import wire
 from esrt.checkpoint import open_checkpoint
+from esrt.errors import RequestError
 from esrt.frontend import features
 from esrt.languages import direction
 from esrt.model import generate_greedy
@@ -97,6 +98,17 @@ def questions() -> list[Question]:
     return found
 
 
+def test_a_replica_without_keys_is_not_opened_by_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cloud_vllm.serve_ray import replica_settings
+
+    monkeypatch.delenv("ESRT_KEY_FILE", raising=False)
+    with pytest.raises(RequestError, match="Ray's proxy"):
+        replica_settings({})
+    assert replica_settings({"allow_anonymous": True}).key_file is None
+    monkeypatch.setenv("ESRT_KEY_FILE", "keys.json")
+    assert replica_settings({}).key_file == Path("keys.json")
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The Serve config file as it is, but for what one small machine without a GPU cannot give."""
@@ -111,6 +123,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "checkpoint": str(NANO),
         "max_new_tokens": MAX_NEW_TOKENS,
         "kv_cache_bytes": 32 << 20,
+        "allow_anonymous": True,
     }
     deployment["ray_actor_options"] = {"num_cpus": 1}
     deployment["autoscaling_config"] |= {"min_replicas": 2, "max_replicas": 2}

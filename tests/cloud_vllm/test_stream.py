@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import logging
 import signal
+import socket
 import threading
+import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -16,7 +19,7 @@ from starlette.websockets import WebSocketDisconnect
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from cloud_vllm import gateway, keys, listener
+from cloud_vllm import gateway, keys, listener, logs, stream
 from cloud_vllm.engines import Embeddings, EngineState, Piece
 from cloud_vllm.gateway import create_app
 from cloud_vllm.settings import Settings
@@ -181,6 +184,53 @@ def test_shutdown_answers_what_is_under_way(settings: Settings, packet: Packets)
         with pytest.raises(ConnectionClosed):
             connection.recv(timeout=5)
         assert connection.close_code == 1000
+
+
+def send_without_end(connection: ClientConnection) -> None:
+    while True:
+        connection.send(b"no packet")
+
+
+def test_a_client_that_does_not_read_is_left(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_SEND_S", 0.3)
+    listen = listener.listen
+
+    def listen_narrowly(settings: Settings) -> socket.socket:
+        bound = listen(settings)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return bound
+
+    monkeypatch.setattr(listener, "listen", listen_narrowly)
+    with served(settings, ScriptedEngine(HELLO, END)) as (url, server), socket.socket() as narrow:
+        narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        narrow.connect(("127.0.0.1", int(url.rpartition(":")[2])))
+        with connect(url + PATH, sock=narrow) as connection, pytest.raises(ConnectionClosed):
+            send_without_end(connection)
+        end = time.monotonic() + 5
+        while server.server_state.tasks or server.server_state.connections:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
+def test_the_log_does_not_hold_the_query(
+    settings: Settings,
+    packet: Packets,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    logs.configure("json")
+    with (
+        served(settings, ScriptedEngine(HELLO, END)) as (url, _),
+        connect(f"{url}{PATH}&key=hush") as connection,
+    ):
+        connection.send(packet())
+        receive_next(connection)
+    written = capsys.readouterr().err
+    assert PATH.partition("?")[0] in written
+    assert "hush" not in written
 
 
 @pytest.mark.parametrize(
