@@ -35,12 +35,13 @@ class Metrics:
     def __init__(self, limits: Limits) -> None:
         registry = self._registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self._requests = Counter(
+        requests = Counter(
             "esrt_requests",
             "Requests that have ended, by their problem's type where they had one.",
             ("route", "status", "problem"),
             registry=registry,
         )
+        self._request = cache(requests.labels)
         stages = Histogram(
             "esrt_stage_seconds",
             "Time that requests took: upload, decode, project, first_token and generate"
@@ -92,7 +93,7 @@ class Metrics:
 
     def count(self, exchange: Exchange, route: str, status: int, seconds: float) -> None:
         """Add a request that has ended."""
-        self._requests.labels(route, str(status), exchange.problem).inc()
+        self._request(route, str(status), exchange.problem).inc()
         self._bytes.inc(exchange.bytes_in)
         self._features.inc(exchange.feature_tokens)
         self._generated.inc(exchange.generated_tokens)
