@@ -31,6 +31,7 @@ from esrt.wire import STATISTICS_FILE
 CHECKPOINT = Path("models/esrt-nano")
 ARTIFACT = Path("build/artifacts/esrt-nano-onnx-int8")
 GATEWAY_LOG = Path("build/gateway.log")
+GUARDS = frozenset({"ESRT_KEY_FILE", "ESRT_TLS_CERTIFICATE", "ESRT_TLS_KEY"})
 READY_SECONDS = 300
 STOP_SECONDS = 60
 
@@ -47,8 +48,10 @@ def gateway(engine: Engine) -> Iterator[subprocess.Popen[bytes]]:
     """A gateway process on a free port of loopback, which its log names."""
     GATEWAY_LOG.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "cloud_vllm", "--engine", engine, "--port", "0"]
+    # Keys and TLS are for gateways that others reach.
+    environment = {name: value for name, value in os.environ.items() if name not in GUARDS}
     with GATEWAY_LOG.open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
         yield process
     finally:

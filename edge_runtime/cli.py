@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,9 +17,8 @@ from edge_runtime.audio import Audio, read_audio
 from edge_runtime.backends import DEFAULT_THREADS, open_backend
 from edge_runtime.client import API_KEY_VARIABLE, Client, Done
 from edge_runtime.encoder import Encoded, encode_audio, statistics_of
-from edge_runtime.problems import printable
 from edge_runtime.report import LivePrinter, cautions, figures, print_figures
-from esrt.errors import EsrtError
+from esrt.errors import EsrtError, printable
 from esrt.languages import Language, check_trained, direction
 from esrt.manifest import Manifest, read_manifest
 from esrt.prompt import TextDelta
@@ -157,7 +157,9 @@ def _print(measured: dict[str, Any], as_json: bool) -> None:
     for warning in measured["warnings"]:
         _say("warning", warning)
     if as_json:
-        print(json.dumps(measured, ensure_ascii=False))
+        text = json.dumps(measured, ensure_ascii=False)
+        # JSON leaves these as they are, and some drive a terminal.
+        print(re.sub(r"[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text))
     else:
         print_figures(measured)
     # Here and not at exit, where a reader that has left (`| head`) would make a traceback.
@@ -166,10 +168,13 @@ def _print(measured: dict[str, Any], as_json: bool) -> None:
 
 def _check_writable(out: Path) -> None:
     """Before the work: a folder that is there, and nothing in the way but a file to replace."""
-    if out.exists() and not out.is_file():
-        raise EsrtError(f"{out} is not a regular file.", "Name a file for --out.")
-    if not out.resolve().parent.is_dir():
-        raise EsrtError(f"The folder of {out} does not exist.", "Create it first.")
+    try:
+        if out.exists() and not out.is_file():
+            raise EsrtError(f"{out} is not a regular file.", "Name a file for --out.")
+        if not out.resolve().parent.is_dir():
+            raise EsrtError(f"The folder of {out} does not exist.", "Create it first.")
+    except OSError as error:
+        raise _not_writable(out, error) from error
 
 
 def _write(out: Path, data: bytes) -> None:
@@ -180,9 +185,11 @@ def _write(out: Path, data: bytes) -> None:
         partial.write_bytes(data)
         partial.replace(place)
     except OSError as error:
-        raise EsrtError(
-            f"{out} cannot be written: {error.strerror}.", "Name another file for --out."
-        ) from error
+        raise _not_writable(out, error) from error
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def _not_writable(out: Path, error: OSError) -> EsrtError:
+    return EsrtError(f"{out} cannot be written: {error.strerror}.", "Name another file for --out.")

@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ API_KEY_VARIABLE = "ESRT_API_KEY"
 CONNECT_SECONDS = 5.0
 # The server decodes silently until its first token, for a large model behind a queue.
 READ_SECONDS = 60.0
+# No answer is as long: the gateway cuts it after some hundred tokens.
+_MAX_BODY = 1 << 20
 _CHECK_WAY = "Check its address, and the proxy if HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names one."
 
 _T = TypeVar("_T")
@@ -83,7 +86,7 @@ class Client:
         try:
             self._http = httpx.Client(
                 timeout=timeout,
-                headers=_authorization(api_key),
+                headers={"Accept-Encoding": "identity", **_authorization(api_key)},
                 # A proxy would look for the server on its own loopback, and be shown the key.
                 trust_env=not self._loopback,
                 # The environment's certificates (SSL_CERT_FILE) count everywhere.
@@ -119,8 +122,7 @@ class Client:
         """
         start = perf_counter()
         with self._post(packet, source, target, accept="application/json") as response:
-            with self._reading():
-                body = response.read()
+            body = self._body(response)
             done = perf_counter()
             return self._done(body, start, None, done)
 
@@ -170,13 +172,24 @@ class Client:
         with self._reading():
             response = self._http.send(request, stream=True)
         try:
+            # Unpacked, a few bytes could be more than there is memory.
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise not_understood(self._server, "a compressed body")
             if response.status_code != httpx.codes.OK:
-                with self._reading():
-                    body = response.read()
-                raise problem_error(response.status_code, _loads(body), self._server)
+                problem = _loads(self._body(response))
+                raise problem_error(response.status_code, problem, self._server)
             yield response
         finally:
             response.close()
+
+    def _body(self, response: httpx.Response) -> bytes:
+        body = bytearray()
+        with self._reading():
+            for part in response.iter_bytes():
+                body += part
+                if len(body) > _MAX_BODY:
+                    raise not_understood(self._server, f"more than {_MAX_BODY} bytes")
+        return bytes(body)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -262,8 +275,9 @@ def _authorization(api_key: str | None) -> dict[str, str]:
 
 
 def _url(server: str) -> httpx.URL:
-    with suppress(httpx.InvalidURL):
+    with suppress(httpx.InvalidURL, UnicodeError):
         url = httpx.URL(server)
+        url.host.encode("idna")  # as the system will, to look it up
         if url.scheme in ("http", "https") and url.host:
             return url
     raise RequestError(
@@ -280,12 +294,20 @@ def _is_loopback(host: str) -> bool:
 
 
 def _loads(text: str | bytes) -> Any:
-    """Parsed JSON; ``None`` for what is none."""
+    """Parsed JSON; ``None`` for what is none, NaN or half a character included."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        # Neither of these could be written out again.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         return None
+    return value
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    return {str(key): float(n) for key, n in values.items() if type(n) in (int, float)}
+    """Those that are numbers, and no larger than a float can be."""
+    return {
+        str(key): float(n)
+        for key, n in values.items()
+        if type(n) in (int, float) and abs(n) <= sys.float_info.max
+    }

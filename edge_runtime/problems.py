@@ -15,6 +15,7 @@ from esrt.errors import (
     PacketTooLarge,
     RequestError,
     ServerError,
+    printable,
 )
 
 START_SERVER = "Start it with: python -m cloud_vllm."
@@ -68,11 +69,6 @@ def problem_error(status: int, problem: Any, server: str) -> EsrtError:
 def not_understood(server: str, what: str) -> ServerError:
     """The error for an answer that is no answer of this API."""
     return ServerError(f"The server {server} sent an answer with {what}.", _CHECK_SERVER)
-
-
-def printable(text: str) -> str:
-    """Text from elsewhere without control characters, which could drive a terminal."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
 
 
 def _text(fields: Mapping[str, Any], key: str) -> str:

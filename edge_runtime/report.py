@@ -10,7 +10,7 @@ from typing import Any
 from edge_runtime.audio import Audio
 from edge_runtime.client import Done
 from edge_runtime.encoder import Encoded
-from edge_runtime.problems import printable
+from esrt.errors import printable
 from esrt.manifest import FrontEnd
 from esrt.prompt import TextDelta
 

@@ -192,7 +192,7 @@ def digest(config: ModelConfig, tensors: Iterable[tuple[str, Tensor]]) -> str:
     hashed = hashlib.sha256(json.dumps(shapes, sort_keys=True, separators=(",", ":")).encode())
     for name, tensor in tensors:
         hashed.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        hashed.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        hashed.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return hashed.hexdigest()[:16]
 
 

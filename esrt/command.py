@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from esrt.errors import EsrtError
+from esrt.errors import EsrtError, printable
 
 
 @contextmanager
@@ -23,5 +23,5 @@ def reported() -> Iterator[None]:
         message, code = f"{where}{error.strerror or error}. Check the path and its rights.", 2
     else:
         return
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(code)

@@ -4,6 +4,7 @@ An error names its cause and a remedy in one line, and knows how it ends: as a c
 or as an HTTP problem (RFC 9457) with a stable ``type`` and a status.
 """
 
+import re
 from typing import ClassVar
 
 
@@ -194,3 +195,8 @@ class UnknownFeatures(EsrtError):
 
     status = 404
     type = "features-unknown"
+
+
+def printable(text: str) -> str:
+    """Text from elsewhere without control characters, which could drive a terminal."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)

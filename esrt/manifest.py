@@ -6,6 +6,7 @@ Standard library only: it is read on the device.
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,11 @@ def read_manifest(folder: Path, *, verify: bool = True) -> Manifest:
             f"{folder / MANIFEST_FILE} has format {manifest.format}; this runtime reads {FORMAT}.",
             "Export it again with this version.",
         )
+    for name in (manifest.entry, *manifest.files):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ArtifactError(
+                f"{folder / MANIFEST_FILE} names {name!r}, which is not in the folder.", remedy
+            )
     for name, expected in manifest.files.items() if verify else ():
         path = folder / name
         try:
@@ -184,4 +190,6 @@ def _parse(value: Any, kind: Any, where: str) -> Any:
         value = float(value)
     if type(value) not in accepted:
         raise ValueError(f"{where} is {value!r}, not of type {kind}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}, not a number")
     return value

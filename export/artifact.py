@@ -1,5 +1,6 @@
 """Writing an artifact's folder: the files, then the manifest, whole or not at all."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,10 +30,13 @@ from export.graph import INPUT, OUTPUT
 def artifact_folder(out: Path) -> Iterator[Path]:
     """A temporary folder that becomes ``out`` when the block ends well, and vanishes otherwise.
 
+    Where ``out`` is a link, what it names is replaced.
+
     Raises:
         ArtifactError: something other than an artifact is in the way.
     """
-    if out.exists() and not (out / MANIFEST_FILE).is_file() and not _is_empty_folder(out):
+    out = out.resolve()
+    if out.exists() and not _is_artifact(out) and not _is_empty_folder(out):
         raise ArtifactError(
             f"{out} exists and is not an artifact.", "Name another --out, or remove it yourself."
         )
@@ -41,10 +45,22 @@ def artifact_folder(out: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o755)
-        shutil.rmtree(out, ignore_errors=True)
+        replaced = temporary.with_name(f"{temporary.name}.replaced")
+        if out.exists():
+            out.rename(replaced)
         temporary.rename(out)
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_artifact(path: Path) -> bool:
+    """Whether its manifest is one of ours: web pages and extensions have a file of that name."""
+    try:
+        found = json.loads((path / MANIFEST_FILE).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"fingerprint", "entry", "format"} <= found.keys()
 
 
 def _is_empty_folder(path: Path) -> bool:

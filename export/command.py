@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from esrt.command import reported
+from esrt.errors import printable
 from esrt.manifest import Manifest, Quantization
 from export.progress import step, told
 from export.source import open_source
@@ -146,4 +147,4 @@ def _report(console: Console, exported: Exported, out: Path, seconds: float) -> 
         ("parity", figures),
         ("took", f"{seconds:.0f} s"),
     ):
-        console.print(f"  {label:<12} {text}", markup=False)
+        console.print(f"  {label:<12} {printable(text)}", markup=False)

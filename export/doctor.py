@@ -24,7 +24,7 @@ from torch import nn
 
 from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.command import reported
-from esrt.errors import ArtifactError, CheckFailed, EsrtError
+from esrt.errors import ArtifactError, CheckFailed, EsrtError, printable
 from esrt.frontend import FRAMES_PER_SECOND, HOP, log_mel
 from esrt.manifest import Kind, Manifest, SplitPoint, read_manifest
 from esrt.model import EdgeModel
@@ -243,7 +243,7 @@ def report(console: Console, diagnosis: Diagnosis) -> None:
     rows.extend(("needs" if not place else "", need) for place, need in enumerate(diagnosis.needs))
     rows.extend(("PROBLEM", problem) for problem in diagnosis.problems)
     for label, text in rows:
-        console.print(f"  {label:<12} {text}", markup=False)
+        console.print(f"  {label:<12} {printable(text)}", markup=False)
 
 
 def _memory(size: int | None) -> str:

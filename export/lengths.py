@@ -27,8 +27,8 @@ def frames_of(config: ModelConfig, seconds: Sequence[float]) -> tuple[int, ...]:
     multiple = config.frame_multiple
     frames = set()
     for value in seconds:
-        # NaN and infinity fail the comparison.
-        blocks = -(-value * FRAMES_PER_SECOND // multiple)
+        # 0.56 times 100 is a little more than 56. NaN and infinity fail the comparison.
+        blocks = -(-round(value * FRAMES_PER_SECOND, 6) // multiple)
         if not 1 <= blocks * multiple <= config.max_frames:
             raise ArtifactError(
                 f"{config.name} does not take {value:g} s.",

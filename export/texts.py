@@ -35,8 +35,10 @@ def compare(
     if not (checkpoint.decoder / "config.json").is_file():
         return {}
     logging.disable_progress_bar()
-    decoder = Gemma3ForCausalLM.from_pretrained(checkpoint.decoder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.decoder)
+    decoder = Gemma3ForCausalLM.from_pretrained(
+        checkpoint.decoder, dtype=torch.float32, use_safetensors=True
+    )
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.decoder, trust_remote_code=False)
     index = json.loads((parity.SAMPLES / "index.json").read_text("utf-8"))
     differing = []
     compared = 0

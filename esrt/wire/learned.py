@@ -20,7 +20,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from esrt.errors import CheckpointError, FingerprintMismatch, PacketContentError, PacketError
-from esrt.wire.codec import RE_ENCODE, Codec, Features, Split
+from esrt.wire.codec import CHECK_MODEL, RE_ENCODE, Codec, Features, Split, refuse
 
 STATISTICS_FILE = "codec.safetensors"
 FREQUENCY_BITS = 16
@@ -106,8 +106,14 @@ class Rung:
         return _Places(order, counts, self._limits[classes[order]])
 
     def quantize(self, features: Features) -> Integers:
-        """The integers (T, K) of features (T, W), each within the range of its table."""
-        coefficients = cosine(np.matmul(features - self.mean, self.analysis.T), self._block)
+        """The integers (T, K) of features (T, W), each within the range of its table.
+
+        Raises:
+            PacketContentError: the features are so large that the transform is not finite.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            coefficients = cosine(np.matmul(features - self.mean, self.analysis.T), self._block)
+        refuse(~np.isfinite(coefficients), coefficients, "coefficient", "finite ones", CHECK_MODEL)
         limits = self._limits[self._classes_of(len(features))]
         return np.asarray(np.rint(coefficients).clip(-limits, limits), np.int32)
 
@@ -209,7 +215,7 @@ def read_statistics(path: Path, fingerprint: str) -> Statistics:
         names = {name.partition(".")[0] for name in tensors}
         rungs = {Codec(name): _rung(name, tensors) for name in names}  # type: ignore[call-arg]
         identity = hashlib.sha256(path.read_bytes()).digest()[:ID_BYTES]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(
             f"The statistics of the codec in {path} cannot be used: {error}.",
             "Make them again: python -m training.codec.",
@@ -219,11 +225,14 @@ def read_statistics(path: Path, fingerprint: str) -> Statistics:
 
 def _rung(name: str, tensors: Mapping[str, npt.NDArray[np.generic]]) -> Rung:
     """One codec's tensors; ValueError says what does not fit."""
-    kinds = {"mean": "f4", "analysis": "f4", "synthesis": "f4", "classes": "u1"}
-    found = {key: tensors[f"{name}.{key}"] for key in (*kinds, "frequencies")}
-    for key, kind in (kinds | {"frequencies": "u2"}).items():
+    kinds = {"mean": ("f4", 1), "analysis": ("f4", 2), "synthesis": ("f4", 2)}
+    kinds |= {"classes": ("u1", 2), "frequencies": ("u2", 2)}
+    found = {key: tensors[f"{name}.{key}"] for key in kinds}
+    for key, (kind, axes) in kinds.items():
         if found[key].dtype != kind or (kind == "f4" and not np.isfinite(found[key]).all()):
             raise ValueError(f"{name}.{key} is not of finite {kind}")
+        if found[key].ndim != axes:
+            raise ValueError(f"{name}.{key} has {found[key].ndim} axes, not {axes}")
     rung = Rung(**found)  # type: ignore[arg-type]
     (block, count), tables = rung.classes.shape, rung.frequencies.astype(np.int64)
     if rung.analysis.shape != (count, rung.width) or rung.synthesis.shape != (count, rung.width):
@@ -254,26 +263,35 @@ def encode(codec: Codec, features: Features, split: Split, statistics: Statistic
     return statistics.identity + rung.write(rung.quantize(features))
 
 
-def decode(
-    codec: Codec,
-    payload: memoryview,
-    tokens: int,
-    width: int,
-    split: Split,
-    statistics: Statistics | None,
-) -> Features:
-    """The features (tokens, width) of a payload.
+def known(codec: Codec, statistics: Statistics | None) -> Statistics:
+    """The statistics, which a packet of the codec cannot be read without.
 
     Raises:
-        PacketError: there are no statistics, or the payload is of no length that it can have.
-        FingerprintMismatch: it was written with other statistics.
-        PacketContentError: the statistics are of other features, or the payload is damaged.
+        PacketError: there are none.
     """
     if statistics is None or codec not in statistics.rungs:
         raise PacketError(
             f"The codec {codec} needs the statistics of the model, which has none here.",
             "Use a codec that /v1/models names.",
         )
+    return statistics
+
+
+def decode(
+    codec: Codec,
+    payload: memoryview,
+    tokens: int,
+    width: int,
+    split: Split,
+    statistics: Statistics,
+) -> Features:
+    """The features (tokens, width) of a payload, by statistics that know the codec.
+
+    Raises:
+        PacketError: the payload is of no length that it can have.
+        FingerprintMismatch: it was written with other statistics.
+        PacketContentError: the statistics are of other features, or the payload is damaged.
+    """
     if len(payload) < ID_BYTES or len(payload) % 4:
         raise PacketError(
             f"The payload has {len(payload)} bytes, expected 4 and words of 4.", RE_ENCODE

@@ -159,6 +159,7 @@ def decode(data: bytes, statistics: learned.Statistics | None = None) -> Packet:
             f"The checksum of the bytes is {found:#010x}, expected {checksum:#010x}.", _RESEND
         )
     split, codec = _by_wire_id(Split, split_id), _by_wire_id(Codec, codec_id)
+    knowing = learned.known(codec, statistics) if codec.learned else None
     _check_shape(tokens, width)
     expected = payload_size(codec, tokens, width)
     if expected is not None and len(payload) != expected:
@@ -167,8 +168,8 @@ def decode(data: bytes, statistics: learned.Statistics | None = None) -> Packet:
             f" for {tokens} x {width} in {codec}.",
             RE_ENCODE,
         )
-    if codec.learned:
-        features = learned.decode(codec, payload, tokens, width, split, statistics)
+    if knowing is not None:
+        features = learned.decode(codec, payload, tokens, width, split, knowing)
     else:
         features = scalar.decode(codec, payload, tokens, width)
     return Packet(features, fingerprint.hex(), split, codec, duration_ms)

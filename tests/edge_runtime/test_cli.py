@@ -190,7 +190,7 @@ def test_encode(artifact: Path, utterance: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["packet.bin"]
 
 
-@pytest.mark.parametrize("out", ["missing/packet.bin", ".", "x" * 250])
+@pytest.mark.parametrize("out", ["missing/packet.bin", ".", "x" * 250, "x" * 300])
 def test_encode_cannot_write(artifact: Path, utterance: Path, tmp_path: Path, out: str) -> None:
     refused(run("encode", utterance, "--out", tmp_path / out, "--artifact", artifact), 2, out)
     assert list(tmp_path.iterdir()) == []

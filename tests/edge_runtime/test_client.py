@@ -1,5 +1,7 @@
 """The client against a real server on the loopback."""
 
+import gzip
+import json
 import socket
 import time
 from collections.abc import Callable
@@ -301,7 +303,52 @@ def test_control_characters_of_a_server_are_dropped(gateway: Gateway) -> None:
     assert failure(gateway.url, stream).cause == "Wrong[2J model."
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8080", "ftp://host", "http://", "http://[::1"])
+@both
+@pytest.mark.parametrize("status", [200, 503])
+def test_answers_that_would_fill_the_memory(gateway: Gateway, call: Call, status: int) -> None:
+    def packed(exchange: Exchange) -> None:
+        body = gzip.compress(bytes(1 << 24))
+        exchange.handler.send_response(status)
+        exchange.handler.send_header("Content-Type", exchange.headers["accept"])
+        exchange.handler.send_header("Content-Encoding", "gzip")
+        exchange.handler.send_header("Content-Length", str(len(body)))
+        exchange.handler.end_headers()
+        exchange.handler.wfile.write(body)
+
+    gateway.answer = packed
+    assert "compressed" in failure(gateway.url, call).cause
+    assert gateway.exchanges[0].headers["accept-encoding"] == "identity"
+    gateway.answer = lambda exchange: exchange.send(status, bytes(1 << 21), "text/event-stream")
+    error = failure(gateway.url, call)
+    assert error.exit_code == 3
+    assert "than" in error.cause  # more bytes, or a longer line
+
+
+@both
+@pytest.mark.parametrize("text", ["\ud800", float("nan"), float("inf")], ids=ascii)
+def test_what_could_not_be_written_out_again(gateway: Gateway, call: Call, text: object) -> None:
+    done = DONE | {"transcript": text}
+
+    def answer(exchange: Exchange) -> None:
+        if call is stream:
+            exchange.stream([("done", json.dumps(done))])
+        else:
+            exchange.send(200, done)
+
+    gateway.answer = answer
+    assert failure(gateway.url, call).exit_code == 3
+
+
+def test_times_that_no_float_holds(gateway: Gateway) -> None:
+    done = DONE | {"timings_ms": {"total": 10**400, "decode": 1}}
+    gateway.answer = lambda exchange: exchange.send(200, done)
+    with Client(gateway.url) as client:
+        assert translate(client).server_ms == {"decode": 1.0}
+
+
+@pytest.mark.parametrize(
+    "url", ["", "localhost:8080", "ftp://host", "http://", "http://[::1", "http://a..b"]
+)
 def test_an_address_that_is_none(url: str) -> None:
     with pytest.raises(RequestError) as caught:
         Client(url)

@@ -28,6 +28,12 @@ def test_a_deliberate_error_is_one_line(
     assert captured.err == f"error: {' '.join(str(error).split())}\n"
 
 
+def test_a_name_from_elsewhere_drives_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), reported():
+        raise CheckFailed("\x1b[2J is unexpected.", "Look.")
+    assert capsys.readouterr().err == "error: [2J is unexpected. Look.\n"
+
+
 def test_the_file_system_is_the_users_to_mend(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -140,8 +140,17 @@ def test_a_model_without_statistics() -> None:
     features = np.ones((3, 4), np.float32)
     with pytest.raises(PacketContentError, match=r"training\.codec"):
         encode(features, statistics=None)
-    with pytest.raises(PacketError, match="/v1/models"):
-        wire.decode(encode(features))
+    # Before anything is said of its shape.
+    for packet in (encode(features), sealed(b"", 0), sealed(b"", 60_000)):
+        with pytest.raises(PacketError, match="/v1/models"):
+            wire.decode(packet)
+
+
+def test_features_beyond_the_transform() -> None:
+    rung = everything_written(4, 8, 1)
+    large = dataclasses.replace(rung, analysis=np.full_like(rung.analysis, 2.0))
+    with pytest.raises(PacketContentError, match="coefficient"):
+        large.quantize(np.full((3, 4), 3e38, np.float32))
 
 
 @pytest.mark.parametrize("fields", [{"split": "adapter"}, {"width": 5}], ids=str)
@@ -254,6 +263,9 @@ def test_a_written_file_is_read(tmp_path: Path) -> None:
     "changes",
     [
         {"mean": np.zeros(5, np.float32)},
+        {"mean": np.zeros((), np.float32)},
+        {"mean": np.zeros((4, 4), np.float32)},
+        {"frequencies": np.full(3, 21845, np.uint16)},
         {"mean": np.full(4, np.nan, np.float32)},
         {"analysis": np.eye(4, dtype=np.float64)},
         {"synthesis": np.eye(3, 4, dtype=np.float32)},

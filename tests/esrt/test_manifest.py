@@ -210,6 +210,22 @@ def test_what_is_not_json_is_refused(artifact: Path, content: bytes) -> None:
         read_manifest(artifact)
 
 
+@pytest.mark.parametrize("name", ["/etc/hostname", "../other", "a/../../b"])
+def test_names_outside_of_the_folder_are_refused(artifact: Path, name: str) -> None:
+    for changes in ({"files": {name: "0" * 64}}, {"entry": name}):
+        store(artifact, {**load(artifact), **changes})
+        with pytest.raises(ArtifactError, match="not in the folder"):
+            read_manifest(artifact, verify=False)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_refused(artifact: Path, value: float) -> None:
+    data = load(artifact)
+    store(artifact, {**data, "front_end": {**data["front_end"], "max_seconds": value}})
+    with pytest.raises(ArtifactError, match="not a number"):
+        read_manifest(artifact)
+
+
 @pytest.mark.parametrize("name", ["n" * 300, "a\0b", "\ud800", "", ".", "model.onnx/x"], ids=ascii)
 def test_names_that_no_file_has_are_refused(artifact: Path, name: str) -> None:
     store(artifact, {**load(artifact), "files": {name: "0" * 64}})

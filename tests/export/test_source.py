@@ -1,6 +1,7 @@
 """What --checkpoint and --seconds take."""
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 
 import huggingface_hub.errors
@@ -64,7 +65,10 @@ def test_a_repository_is_downloaded_without_its_code(
     opened = source.open_source("yxdu/ESRT-4B")
     ((name, patterns),) = asked
     assert name == "yxdu/ESRT-4B"
-    assert not any(pattern.endswith(".py") or pattern == "*" for pattern in patterns)
+    for code in ("modeling_esrt.py", "decoder/modeling.py", "decoder/pytorch_model.bin"):
+        assert not any(fnmatch(code, pattern) for pattern in patterns)
+    for data in ("decoder/config.json", "decoder/tokenizer.json", "decoder/model.safetensors"):
+        assert any(fnmatch(data, pattern) for pattern in patterns)
     assert opened.fingerprint == open_released(tmp_path / "snapshot").fingerprint
     model = opened.edge_model()
     assert isinstance(model, EdgeModel)
@@ -108,6 +112,7 @@ def test_lengths_are_whole_blocks_in_order() -> None:
     assert frames_of(TINY, []) == ()
     assert frames_of(TINY, [3, 1.0, 1.01]) == (104, 304)  # 100 is no multiple of 8
     assert frames_of(TINY, [4, 0.001]) == (8, 400)
+    assert frames_of(TINY, [0.56, 1.12, 2.24]) == (56, 112, 224)  # times 100, a little more
     assert frames_of(PADDED, []) == frames_of(PADDED, [2]) == (200,)
 
 

@@ -25,7 +25,7 @@ from export.delegable import DelegableGraph
 from export.delegation import Summary
 from export.target import Activations, Exported, Precision, export
 from export.to_executorch import TARGET, export_executorch
-from tests.export.kit import all_but_linear, cosines, expected, mel
+from tests.export.kit import MANIFEST, all_but_linear, cosines, expected, mel
 from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -269,14 +269,12 @@ def test_a_linear_layer_on_a_portable_kernel_fails_and_leaves_all_as_it_was(
     monkeypatch.setattr(xnnpack, "Partitioner", all_but_linear)
     out = tmp_path / "artifact"
     out.mkdir()
-    (out / "manifest.json").write_bytes(b"as it was")
+    (out / "manifest.json").write_bytes(MANIFEST)
     with pytest.raises(CheckFailed, match=r"does not take .*(linear|addmm)") as caught:
         export_executorch(lively, out, Precision.FP32, "qformer")
     assert caught.value.exit_code == 1
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
-        "manifest.json": b"as it was"
-    }
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {"manifest.json": MANIFEST}
 
 
 @pytest.mark.parametrize("product", sorted(delegation.PRODUCTS))

@@ -21,10 +21,11 @@ from esrt.errors import ArtifactError, CheckFailed
 from esrt.manifest import Manifest, SplitPoint, read_manifest
 from esrt.model import EdgeModel
 from export import layers, parity, to_onnx
+from export.artifact import artifact_folder
 from export.graph import DeviceGraph
 from export.target import Activations, export
 from export.to_onnx import TARGET, Precision, export_onnx
-from tests.export.kit import Array, cosines, expected, mel
+from tests.export.kit import MANIFEST, Array, cosines, expected, mel
 from tests.tiny import TINY
 from training import codec
 from training.codec import Aim, Sample
@@ -301,14 +302,12 @@ def test_a_failed_check_leaves_an_existing_artifact_untouched(
 ) -> None:
     out = tmp_path / "artifact"
     out.mkdir()
-    (out / "manifest.json").write_bytes(b"as it was")
+    (out / "manifest.json").write_bytes(MANIFEST)
     monkeypatch.setitem(parity.BOUNDS, "fp32", parity.Bounds(cosine=1.1, error=0.0))
     with pytest.raises(CheckFailed):
         export_fp32(lively, out)
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
-        "manifest.json": b"as it was"
-    }
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {"manifest.json": MANIFEST}
 
 
 @pytest.mark.parametrize(
@@ -353,17 +352,33 @@ def test_a_missing_checkpoint_ends_with_2_and_one_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("what", ["a folder with other things", "a file"])
+@pytest.mark.parametrize("what", ["a folder with other things", "a file", "a web page"])
 def test_nothing_but_an_artifact_is_replaced(lively: Checkpoint, tmp_path: Path, what: str) -> None:
     out = tmp_path / "out"
     thesis = out if what == "a file" else out / "thesis.txt"
     thesis.parent.mkdir(exist_ok=True)
     thesis.write_text("years of work")
+    if what == "a web page":
+        (out / "manifest.json").write_text('{"name": "page", "start_url": "."}')
     done = run_command("--checkpoint", lively.folder, "--out", out, cwd=tmp_path)
     assert done.returncode == 2
     assert "is not an artifact" in done.stderr
     assert "Traceback" not in done.stderr
     assert thesis.read_text() == "years of work"
+
+
+@pytest.mark.parametrize("out", [".", "link"])
+def test_an_artifact_is_replaced_by_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    (tmp_path / "artifact").mkdir()
+    (tmp_path / "artifact" / "manifest.json").write_bytes(MANIFEST)
+    (tmp_path / "artifact" / "link").symlink_to(tmp_path / "artifact")
+    monkeypatch.chdir(tmp_path / "artifact")
+    with artifact_folder(Path(out)) as folder:
+        (folder / "new").write_text("")
+    assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
+    assert [path.name for path in (tmp_path / "artifact").iterdir()] == ["new"]
 
 
 # --- Precisions, lengths and ranges -----------------------------------------------------------
