@@ -12,8 +12,10 @@ from esrt.released import is_released, open_released
 
 RANDOM = "random:"
 # Weights and their description; never code.
-_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "config.json"]
-_PATTERNS += ["decoder/*.json", "decoder/tokenizer.model"]
+_PATTERNS = [
+    *("*.safetensors", "*.safetensors.index.json", "config.json"),
+    *("decoder/*.json", "decoder/tokenizer.model"),
+]
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
