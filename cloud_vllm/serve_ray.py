@@ -74,7 +74,7 @@ def replica_settings(args: dict[str, Any]) -> Settings:
         RequestError: everyone who reaches the proxy would be let in, and nobody has said so.
     """
     settings = Settings(**args)
-    if settings.key_file is None and not settings.allow_anonymous:
+    if settings.open_unasked:
         raise RequestError(
             "Without API keys, everyone who reaches Ray's proxy could use this gateway.",
             "Set ESRT_KEY_FILE for the replicas (see: keys create), or args.allow_anonymous.",

@@ -100,6 +100,11 @@ class Settings(BaseSettings):
         None, description="Where traces go, http://HOST:4318/v1/traces; nowhere by default."
     )
 
+    @property
+    def open_unasked(self) -> bool:
+        """Whether everyone would be let in, though nobody has said so."""
+        return self.key_file is None and not self.allow_anonymous
+
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):

@@ -13,8 +13,11 @@ from esrt.released import is_released, open_released
 RANDOM = "random:"
 # Weights and their description; never code.
 _PATTERNS = [
-    *("*.safetensors", "*.safetensors.index.json", "config.json"),
-    *("decoder/*.json", "decoder/tokenizer.model"),
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "decoder/*.json",
+    "decoder/tokenizer.model",
 ]
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 

@@ -72,8 +72,7 @@ class VllmEngine:
         self._loading = asyncio.get_running_loop().run_in_executor(None, self._load)
         try:
             await self._loading
-            async with asyncio.timeout(_WARM_UP_S):
-                await self._warm_up()
+            await self._warm_up()
             # What has been loaded, a million objects, need not be searched for garbage again.
             gc.collect()
             gc.freeze()
@@ -82,12 +81,6 @@ class VllmEngine:
                 self._state = EngineState.FAILED
             if isinstance(error, EsrtError):
                 raise
-            if isinstance(error, TimeoutError):
-                raise EngineFailed(
-                    f"vLLM has loaded the decoder, but wrote no {_WARM_UP_TOKENS} tokens within"
-                    f" {_WARM_UP_S:g} s.",
-                    "Read vLLM's own messages above; look after the GPU.",
-                ) from error
             raise EngineFailed(
                 f"vLLM could not load the decoder: {error}.",
                 "Read vLLM's own messages above; check decoder/ and the memory settings.",
@@ -240,7 +233,11 @@ class VllmEngine:
         return sampling
 
     async def _warm_up(self) -> None:
-        """Decode a little of nothing, for what vLLM sets up lazily takes seconds."""
+        """Decode a little of nothing, for what vLLM sets up lazily takes seconds.
+
+        Raises:
+            EngineFailed: it hangs.
+        """
         if self._state is EngineState.CLOSED:
             return
         config = self._checkpoint.config
@@ -251,8 +248,16 @@ class VllmEngine:
         sampling = self._sampling(form, streamed=True).clone()
         sampling.max_tokens = _WARM_UP_TOKENS
         sampling.ignore_eos = True
-        async for _ in self._llm.generate(prompt, sampling, "warm-up"):
-            pass
+        try:
+            async with asyncio.timeout(_WARM_UP_S):
+                async for _ in self._llm.generate(prompt, sampling, "warm-up"):
+                    pass
+        except TimeoutError as error:
+            raise EngineFailed(
+                f"vLLM has loaded the decoder, but wrote no {_WARM_UP_TOKENS} tokens within"
+                f" {_WARM_UP_S:g} s.",
+                "Read vLLM's own messages above; look after the GPU.",
+            ) from error
 
     def _render(self, llm: Any, embeddings: Embeddings, form: Form) -> Any:
         """A mixed prompt: features as they are, then tags that the engine embeds and scales."""

@@ -2,15 +2,21 @@
 
 import asyncio
 import json
+import signal
+import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from cloud_vllm import listener
 from cloud_vllm.engines import Embeddings, EngineState, Piece
+from cloud_vllm.gateway import create_app
+from cloud_vllm.settings import Settings
 from esrt.errors import EngineFailed
 from esrt.languages import Language
 
@@ -197,3 +203,20 @@ async def call(
     await app(scope, receive or receive_chunk, send)
     text = b"".join(message.get("body", b"") for message in sent)
     return sent[0]["status"], text, read
+
+
+@contextmanager
+def served(settings: Settings, engine: ScriptedEngine) -> Iterator[tuple[int, listener.Server]]:
+    """The gateway on a port of its own, over real sockets, its engine ready."""
+    engine.state = EngineState.READY
+    engine.started.set()
+    server = listener.Server(listener.configure(create_app(settings, engine), settings))
+    with listener.listen(settings.model_copy(update={"port": 0})) as bound:
+        thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
+        thread.start()
+        try:
+            yield bound.getsockname()[1], server
+        finally:
+            server.handle_exit(signal.SIGTERM, None)
+            thread.join(20)
+            assert not thread.is_alive()

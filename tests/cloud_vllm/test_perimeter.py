@@ -1,11 +1,9 @@
 """What surrounds every request: headers, other origins, exposure, TLS, silent connections."""
 
 import asyncio
-import signal
 import socket
 import ssl
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +20,7 @@ from cloud_vllm.gateway import create_app
 from cloud_vllm.settings import Settings
 from esrt.errors import RequestError
 from esrt.wire import MAX_PACKET_BYTES
+from tests.cloud_vllm import kit
 from tests.cloud_vllm.kit import PACKET, URL, Packets, ScriptedEngine, assert_problem, call
 
 END = Piece("hello<|eng|><|deu|>hallo", 3, "stop")
@@ -37,18 +36,9 @@ def engine() -> ScriptedEngine:
 
 @contextmanager
 def served(settings: Settings) -> Iterator[int]:
-    """The gateway on a port of its own, over real sockets."""
-    config = listener.configure(create_app(settings, engine()), settings)
-    server = listener.Server(config)
-    with listener.listen(settings.model_copy(update={"port": 0})) as bound:
-        thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
-        thread.start()
-        try:
-            yield bound.getsockname()[1]
-        finally:
-            server.handle_exit(signal.SIGTERM, None)
-            thread.join(20)
-            assert not thread.is_alive()
+    """The gateway, by its port."""
+    with kit.served(settings, engine()) as (port, _):
+        yield port
 
 
 def test_a_signal_ends_a_server_that_looks_around_rarely(

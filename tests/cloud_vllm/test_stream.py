@@ -25,6 +25,7 @@ from cloud_vllm.gateway import create_app
 from cloud_vllm.settings import Settings
 from esrt.checkpoint import Checkpoint
 from esrt.languages import Language
+from tests.cloud_vllm import kit
 from tests.cloud_vllm.kit import (
     PACKET,
     Packets,
@@ -69,20 +70,9 @@ class Held(ScriptedEngine):
 
 @contextmanager
 def served(settings: Settings, engine: ScriptedEngine) -> Iterator[tuple[str, listener.Server]]:
-    """The gateway on a port of its own, over real sockets."""
-    engine.state = EngineState.READY
-    engine.started.set()
-    config = listener.configure(create_app(settings, engine), settings)
-    server = listener.Server(config)
-    with listener.listen(settings.model_copy(update={"port": 0})) as bound:
-        thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
-        thread.start()
-        try:
-            yield f"ws://127.0.0.1:{bound.getsockname()[1]}", server
-        finally:
-            server.handle_exit(signal.SIGTERM, None)
-            thread.join(20)
-            assert not thread.is_alive()
+    """The gateway, by the address that streams are opened at."""
+    with kit.served(settings, engine) as (port, server):
+        yield f"ws://127.0.0.1:{port}", server
 
 
 def receive(connection: ClientConnection, segments: int) -> list[list[tuple[str, Any]]]:
