@@ -75,8 +75,8 @@ codec: setup espeak
 	$(RUN) -m training.codec
 
 evaluate: setup espeak
-	$(RUN) -m training.evaluate --json models/esrt-nano/evaluation.json \
-	  --plot docs/figures/directions.png
+	$(RUN) -m training.evaluate --heard training/recipes/nano.heard.txt \
+	  --json models/esrt-nano/evaluation.json --plot docs/figures/directions.png
 
 ablation: setup espeak $(INITIAL)
 	$(RUN) -m training.ablation --json docs/figures/ablation.json

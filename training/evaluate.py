@@ -2,7 +2,7 @@
 
 import re
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, Gemma3ForCausalLM, PreTrainedTokenizerFa
 from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.command import reported
 from esrt.config import ModelConfig
+from esrt.errors import CheckFailed
 from esrt.languages import LANGUAGES
 from esrt.model import generate_greedy
 from esrt.prompt import separator, split_target
@@ -166,9 +167,12 @@ def error_rate(rows: list[Row]) -> dict[str, float]:
     return {"wer": round(100 * jiwer.wer(spoken, heard), 2)}
 
 
-def report(rows: list[Row], trained: set[str]) -> dict[str, Any]:
+def report(
+    rows: list[Row], trained: set[str], heard: Collection[str] = frozenset()
+) -> dict[str, Any]:
     """Scores over everything, over groups, and for each source language and direction.
 
+    ``never_heard`` leaves out what the weights that training began from had been trained with;
     ``beyond_numbers`` is what is new by more than its numbers; ``unseen_voices`` what voices said
     that training never heard. ``consistency`` compares means of exact match: the best and the
     worst source language, and directions with English against those without.
@@ -176,6 +180,7 @@ def report(rows: list[Row], trained: set[str]) -> dict[str, Any]:
     Args:
         rows: the translations.
         trained: every text of the training split.
+        heard: every text of the sentences that the weights before knew.
     """
     patterns = {_without_numbers(text) for text in trained}
     directions = [
@@ -188,6 +193,7 @@ def report(rows: list[Row], trained: set[str]) -> dict[str, Any]:
     ]
     return {
         "overall": score(rows),
+        "never_heard": score([row for row in rows if row.spoken not in heard]),
         "beyond_numbers": score(
             [row for row in rows if _without_numbers(row.spoken) not in patterns]
         ),
@@ -251,9 +257,21 @@ def _without_numbers(text: str) -> str:
     return re.sub(r"\d+", "0", text)
 
 
+def _heard(file: Path, split: Corpus) -> set[str]:
+    """In every language the sentences of a split that a file names in English."""
+    named = set(file.read_text("utf-8").splitlines())
+    found = [one.texts for one in split.examples if one.texts["eng"] in named]
+    if unknown := named - {texts["eng"] for texts in found}:
+        raise CheckFailed(
+            f"{file} names {min(unknown)!r}, which is not in the split.",
+            "Make the list anew: docs/training.md tells how.",
+        )
+    return {text for texts in found for text in texts.values()}
+
+
 def _print(result: dict[str, Any]) -> None:
     table = Table("from", "n", "exact %", "chrF", "transcript exact %", "WER or CER %")
-    groups = ("overall", "beyond_numbers", "known_voices", "unseen_voices")
+    groups = ("overall", "never_heard", "beyond_numbers", "known_voices", "unseen_voices")
     rows = [{"src": row["src"], **row} for row in result["sources"]]
     rows += [{"src": name, **result[name]} for name in groups]
     rows += [{"src": name, **row} for name, row in result["conditions"].items()]
@@ -264,7 +282,12 @@ def _print(result: dict[str, Any]) -> None:
     Console().print(table)
 
 
-def evaluate(checkpoint: Checkpoint, held_out: Corpus, trained: set[str]) -> dict[str, Any]:
+def evaluate(
+    checkpoint: Checkpoint,
+    held_out: Corpus,
+    trained: set[str],
+    heard: Collection[str] = frozenset(),
+) -> dict[str, Any]:
     """Everything there is to say about a checkpoint on a split: see `report`.
 
     ``conditions`` are scores under noise, reverberation and a narrow band, each utterance into
@@ -273,7 +296,7 @@ def evaluate(checkpoint: Checkpoint, held_out: Corpus, trained: set[str]) -> dic
     edge = checkpoint.edge_model()
     decoder = Gemma3ForCausalLM.from_pretrained(checkpoint.decoder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.decoder)
-    result = report(translate(edge, decoder, tokenizer, held_out), trained)
+    result = report(translate(edge, decoder, tokenizer, held_out), trained, heard)
     conditions = {
         name: score(translate(edge, decoder, tokenizer, held_out, directions=1, sound=sound))
         for name, sound in CONDITIONS.items()
@@ -285,6 +308,10 @@ def main(
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")] = Path("models/esrt-nano"),
     corpus: Annotated[Path, typer.Option(help="Folder of the corpus.")] = CORPUS,
     split: Annotated[Split, typer.Option(help="Which held-out split.")] = Split.TEST,
+    heard: Annotated[
+        Path | None,
+        typer.Option(help="Held-out sentences in English, one a line, that weights before knew."),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here.")
     ] = None,
@@ -294,9 +321,11 @@ def main(
 ) -> None:
     """Translate a held-out split in every direction; print, write and draw the scores."""
     opened = open_checkpoint(checkpoint)
-    held_out = load(corpus, split).only(opened.config.languages)
+    whole = load(corpus, split)
+    known = _heard(heard, whole) if heard else set()
     trained = {text for one in sentences("train") for text in one.texts.values()}
-    result = evaluate(opened, held_out, trained)
+    held_out = whole.only(opened.config.languages)
+    result = evaluate(opened, held_out, trained, known)
     _print(result)
     if plot:
         heat_map(result["directions"], plot)

@@ -100,6 +100,13 @@ def test_sentences_that_differ_by_numbers_alone_are_told_apart() -> None:
     assert (found["beyond_numbers"]["n"], found["beyond_numbers"]["exact"]) == (1, 0)
 
 
+def test_what_weights_before_knew_is_left_out_of_never_heard() -> None:
+    rows = [row("eng", "deu"), replace(row("eng", "deu", "x"), spoken="known")]
+    assert report(rows, set())["never_heard"]["n"] == 2
+    found = report(rows, set(), heard={"known"})
+    assert (found["overall"]["exact"], found["never_heard"]["exact"]) == (50, 100)
+
+
 def test_unseen_voices_are_scored_apart() -> None:
     rows = [row("eng", "deu"), row("eng", "deu"), row("eng", "deu", "x")]
     rows[2] = replace(rows[2], variant=UNSEEN_VARIANTS[0])
@@ -268,3 +275,28 @@ def test_a_missing_checkpoint_is_one_line(
     error = capsys.readouterr().err
     assert error.startswith("error: No checkpoint in")
     assert error.count("\n") == 1
+
+
+def test_a_list_names_what_weights_before_knew(
+    run_command: Any, tiny: Checkpoint, two: Corpus, tmp_path: Path
+) -> None:
+    out, heard = tmp_path / "test.json", tmp_path / "heard.txt"
+    heard.write_text(two.examples[0].texts["eng"] + "\n", "utf-8")
+    with pytest.raises(SystemExit):
+        run_command("--checkpoint", tiny.folder, "--json", out, "--heard", heard)
+    found = json.loads(out.read_text("utf-8"))
+    assert 0 < found["never_heard"]["n"] < found["overall"]["n"]
+
+
+def test_a_list_of_other_sentences_is_refused(
+    run_command: Any,
+    tiny: Checkpoint,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    heard = tmp_path / "heard.txt"
+    heard.write_text("Nobody said this.\n", "utf-8")
+    with pytest.raises(SystemExit) as ended:
+        run_command("--checkpoint", tiny.folder, "--heard", heard)
+    assert ended.value.code == 1
+    assert "'Nobody said this.', which is not in the split" in capsys.readouterr().err
