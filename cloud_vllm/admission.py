@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from cloud_vllm.engines import Embeddings
+from cloud_vllm.projection import Projection
 from cloud_vllm.settings import Settings
 from esrt.checkpoint import Checkpoint
 from esrt.errors import (
@@ -110,8 +111,7 @@ class Admission:
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings) -> None:
         self._checkpoint = checkpoint
-        self._projector = checkpoint.projector().requires_grad_(False)
-        self._weights = sum(weight.numel() for weight in self._projector.parameters())
+        self._projection = Projection(checkpoint.projector())
         self._statistics = checkpoint.statistics()
         # Beyond this a value would become infinite in the decoder's precision.
         self._bound = torch.finfo(getattr(torch, settings.dtype)).max
@@ -168,7 +168,10 @@ class Admission:
 
     def _next(self) -> tuple[int, bool]:
         """How many packets are worked on next, and whether they are little work."""
-        work = (claimed_tokens(body) * self._weights for body, _ in self._waiting[:_AT_ONCE])
+        work = (
+            claimed_tokens(body) * self._projection.multiplications
+            for body, _ in self._waiting[:_AT_ONCE]
+        )
         little = sum(1 for total in itertools.accumulate(work) if total <= _LITTLE)
         return (little, True) if little else (min(len(self._waiting), _AT_ONCE), False)
 
@@ -182,7 +185,7 @@ class Admission:
         ]
         begin = time.perf_counter()
         if projected:
-            rows = self._projector(torch.from_numpy(np.concatenate(projected))).numpy()
+            rows = self._projection(np.concatenate(projected))
         project_ms, row = _ms(begin), 0
         outcomes: list[Admitted | EsrtError] = []
         for one in found:

@@ -1,8 +1,9 @@
 """The gateway under load: ``python -m benchmarks.cloud --json FILE``; a plot comes beside it.
 
-A gateway process with vLLM, vLLM alone and transformers take turns on the same packets; throughput
-is tokens per second, medians of rounds, and its ratio to vLLM alone the median of the rounds'
-ratios. All of them, and the load generator, share the machine.
+A gateway process with vLLM, vLLM alone and transformers take turns on the same packets, the gateway
+and vLLM in slices of half a second; throughput is tokens per second, medians of rounds, and its
+ratio to vLLM alone the median of the rounds' ratios. All of them, and the load generator, share the
+machine.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -19,11 +20,18 @@ from rich.table import Table
 from benchmarks.cloud import faults as faults_
 from benchmarks.cloud import load
 from benchmarks.cloud import soak as soak_
-from benchmarks.cloud.bare import Bare
+from benchmarks.cloud.bare import Bare, Kind
 from benchmarks.cloud.cases import Case, encode_clips
 from benchmarks.cloud.plot import draw
 from benchmarks.cloud.projection import projection
-from benchmarks.cloud.rounds import AT_ONCE, Measured, closed_rounds, gateway_cpu, open_rows
+from benchmarks.cloud.rounds import (
+    AT_ONCE,
+    Measured,
+    Sides,
+    closed_rounds,
+    gateway_cpu,
+    open_rows,
+)
 from benchmarks.cloud.service import Service, running
 from esrt.command import reported
 from esrt.record import Bar, Record
@@ -68,7 +76,7 @@ def bars(measured: Measured, cpu: dict[str, float]) -> list[Bar]:
 def main(
     json_file: Annotated[Path, typer.Option("--json", help="Write the figures here.")],
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")] = Path("models/esrt-nano"),
-    rounds: Annotated[int, typer.Option(min=1)] = 15,
+    rounds: Annotated[int, typer.Option(min=1)] = 8,
     turns: Annotated[
         int, typer.Option(min=1, help="Requests per round, in units of the most at once.")
     ] = 5,
@@ -89,14 +97,19 @@ def main(
         say = stack.enter_context(Console(stderr=True).status("starting")).update
         service = stack.enter_context(running(checkpoint, FOLDER / "gateway.log", env))
         with ExitStack() as others:
-            engine = others.enter_context(Bare("vllm", checkpoint, cases, FOLDER, env))
-            slow = others.enter_context(Bare("transformers", checkpoint, cases, FOLDER, env))
+            engine, gathering, transformers = (
+                others.enter_context(Bare(kind, checkpoint, cases, FOLDER, env))
+                for kind in get_args(Kind)
+            )
             say("closed load")
-            measured = closed_rounds(service, engine, slow, cases, rounds, turns)
+            sides = Sides(service, engine, gathering, transformers)
+            measured = closed_rounds(sides, cases, rounds, turns)
             say("one at a time")
             some, cpu_rounds = (cases[::20], 1) if quick else (cases[::4], CPU_ROUNDS)
-            more["cpu"] = gateway_cpu(service, engine, some, cpu_rounds)
-            more["over_engine"] = {at: measured.ratios("gateway", "engine", at) for at in AT_ONCE}
+            more["cpu"] = gateway_cpu(service, gathering, some, cpu_rounds)
+            for name in ("engine", "engine gathering"):
+                ratios = {at: measured.ratios("gateway", name, at) for at in AT_ONCE}
+                more[f"over_{name.replace(' ', '_')}"] = ratios
         say("open load")
         capacity = statistics.median(measured.answers["gateway events", max(AT_ONCE)])
         rows = measured.rows() + open_rows(service, cases, capacity, seconds)

@@ -1,5 +1,7 @@
 """What the gateway is compared with: vLLM alone, and transformers one by one, given the same.
 
+vLLM there is twice: as it comes, and with the gateway's scheduler (`cloud_vllm.engines.gathering`).
+
 A process of its own, so that its CPU time is its own: ``python -m benchmarks.cloud.bare KIND
 CHECKPOINT CASES``. It reads a command per line, as JSON, and answers each with a line.
 """
@@ -20,9 +22,9 @@ from typing import Any, Literal, Self
 from benchmarks.cloud.cases import Case
 from esrt.errors import CheckFailed
 
-Kind = Literal["vllm", "transformers"]
-# Generates one answer: (tokens, milliseconds until the first, text or nothing).
-Generate = Callable[[int], Awaitable[tuple[int, float, str]]]
+Kind = Literal["vllm", "vllm-gathering", "transformers"]
+# Generates one answer: how many tokens, and when the first of them had come.
+Generate = Callable[[int], Awaitable[tuple[int, float]]]
 
 # So that what a request leaves to be done afterwards is counted to it.
 SETTLE_S = 0.004
@@ -30,15 +32,19 @@ SETTLE_S = 0.004
 
 @dataclass(frozen=True)
 class Run:
-    """What came of a command: times in milliseconds, one for each case in its order."""
+    """What came of a command; lists have an item for each case, in its order.
 
-    seconds: float
+    Attributes:
+        cpu_s: CPU seconds of the process.
+        tokens: in all answers.
+        times: when each was asked, had its first token and was whole, on `time.perf_counter`.
+        cpu_ms: CPU milliseconds from then to then; of use where they come one at a time.
+    """
+
     cpu_s: float
     tokens: int
-    latencies_ms: list[float]
-    first_ms: list[float]
+    times: list[tuple[float, float, float]]
     cpu_ms: list[float]
-    texts: list[str]
 
 
 class Bare:
@@ -86,6 +92,11 @@ class Bare:
         except subprocess.TimeoutExpired:
             self._process.kill()
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def run(self, cases: Iterable[Case], at_once: int) -> Run:
         """Generate for each case, so many at once.
 
@@ -103,24 +114,21 @@ class Bare:
 
 
 async def _closed(generate: Generate, places: list[int], at_once: int) -> Run:
-    found: dict[int, tuple[int, float, float, float, str]] = {}
-    left = iter(enumerate(places))
-    begin, cpu = perf_counter(), process_time()
+    found: dict[int, tuple[int, tuple[float, float, float], float]] = {}
+    left, cpu = iter(enumerate(places)), process_time()
 
     async def worker() -> None:
         for order, place in left:
             sent, used = perf_counter(), process_time()
-            tokens, first, text = await generate(place)
-            latency = 1e3 * (perf_counter() - sent)
+            tokens, first = await generate(place)
+            done = perf_counter()
             if at_once == 1:
                 await asyncio.sleep(SETTLE_S)
-            found[order] = tokens, latency, first, 1e3 * (process_time() - used), text
+            found[order] = tokens, (sent, first, done), 1e3 * (process_time() - used)
 
     await asyncio.gather(*(worker() for _ in range(at_once)))
-    rows = [found[order] for order in range(len(places))]
-    tokens, latencies, first, each_cpu, texts = (list(column) for column in zip(*rows, strict=True))
-    seconds, used = perf_counter() - begin, process_time() - cpu
-    return Run(seconds, used, sum(tokens), latencies, first, each_cpu, texts)
+    tokens, times, each_cpu = zip(*(found[order] for order in range(len(places))), strict=True)
+    return Run(process_time() - cpu, sum(tokens), list(times), list(each_cpu))
 
 
 def _embeddings(checkpoint: Any, cases: list[list[str]]) -> list[tuple[Any, Any, Any]]:
@@ -136,29 +144,51 @@ def _embeddings(checkpoint: Any, cases: list[list[str]]) -> list[tuple[Any, Any,
     ]
 
 
-async def _vllm(checkpoint: Any, prompts: list[tuple[Any, Any, Any]]) -> tuple[Generate, Any]:
+async def _vllm(
+    checkpoint: Any, prompts: list[tuple[Any, Any, Any]], *, gathering: bool
+) -> tuple[Generate, Any]:
     """The engine with the gateway's own arguments, sampling and prompts, and nothing around it.
 
-    What it gives is not streamed, as the gateway's JSON answers are not.
+    It is asked as `AsyncLLM` is meant to be: each prompt is rendered, each request checked. What it
+    gives is not streamed, as the gateway's JSON answers are not.
     """
+    from vllm.renderers.inputs.preprocess import parse_model_prompt
+    from vllm.sampling_params import SamplingParams
+
+    from cloud_vllm.engines import asking
     from cloud_vllm.engines.vllm import VllmEngine
     from cloud_vllm.settings import Settings
 
-    engine = VllmEngine(checkpoint, Settings(checkpoint=checkpoint.folder))
+    class Plain(VllmEngine):
+        def _scheduler(self, *, ahead: bool) -> None:
+            return None
+
+    kind = VllmEngine if gathering else Plain
+    settings = Settings(checkpoint=checkpoint.folder)
+    engine = kind(checkpoint, settings)
     await engine.start()
+    llm = engine._llm
     forms = [engine._forms.of(source, target) for _, source, target in prompts]
-    samplings = [engine._sampling(form, streamed=False) for form in forms]
+    samplings = [
+        asking.sampling(form, settings, streamed=False, kind=SamplingParams) for form in forms
+    ]
     count = 0
 
-    async def generate(place: int) -> tuple[int, float, str]:
+    async def generate(place: int) -> tuple[int, float]:
         nonlocal count
         count += 1
-        begin, first, tokens = perf_counter(), 0.0, 0
-        prompt = engine._render(engine._llm, prompts[place][0], forms[place])
-        async for output in engine._llm.generate(prompt, samplings[place], f"bare-{count}"):
-            first = first or 1e3 * (perf_counter() - begin)
+        first, tokens = 0.0, 0
+        made = asking.prompt(prompts[place][0], forms[place], engine._dtype)
+        prompt = {
+            "prompt_embeds": made["prompt_embeds"],
+            "prompt_token_ids": made["prompt_token_ids"],
+            "prompt_is_token_ids": made["is_token_ids"],
+        }
+        (rendered,) = llm.renderer.render_cmpl([parse_model_prompt(llm.model_config, prompt)])
+        async for output in llm.generate(rendered, samplings[place], f"bare-{count}"):
+            first = first or perf_counter()
             tokens += len(output.outputs[0].token_ids)
-        return tokens, first, ""
+        return tokens, first
 
     return generate, engine.close
 
@@ -180,7 +210,7 @@ async def _transformers(
     decoder = Gemma3ForCausalLM.from_pretrained(checkpoint.decoder, dtype=dtype).eval()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.decoder)
 
-    async def generate(place: int) -> tuple[int, float, str]:
+    async def generate(place: int) -> tuple[int, float]:
         rows, source, target = prompts[place]
         with torch.inference_mode():
             embeddings = torch.from_numpy(rows)[None].to(dtype)
@@ -189,7 +219,7 @@ async def _transformers(
                 *([separator(source, target)], settings.max_new_tokens),
             )
         tokens = len(tokenizer(text, add_special_tokens=False).input_ids) + 1
-        return tokens, 0.0, text
+        return tokens, perf_counter()
 
     async def close() -> None:
         pass
@@ -205,7 +235,10 @@ async def _serve(kind: Kind, folder: Path, file: Path, answers: int) -> None:
 
     checkpoint = open_checkpoint(folder)
     prompts = _embeddings(checkpoint, json.loads(file.read_text()))
-    generate, close = await (_vllm if kind == "vllm" else _transformers)(checkpoint, prompts)
+    if kind == "transformers":
+        generate, close = await _transformers(checkpoint, prompts)
+    else:
+        generate, close = await _vllm(checkpoint, prompts, gathering=kind == "vllm-gathering")
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         places, at_once = json.loads(line)

@@ -34,6 +34,11 @@ class Load:
         return sum(answer["tokens"]["generated"] for answer in answers if answer)
 
     @property
+    def times(self) -> list[tuple[float, float, float]]:
+        """When each was sent, had its first event and was whole, on `time.perf_counter`."""
+        return [(reply.sent, reply.first, reply.done) for reply in self.replies]
+
+    @property
     def latencies_ms(self) -> list[float]:
         """Until each answer was whole."""
         return [1e3 * (reply.done - reply.sent) for reply in self.replies]

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+from threadpoolctl import threadpool_limits
 
 from benchmarks.cloud.cases import Case
 from cloud_vllm.admission import Admission
@@ -21,18 +21,18 @@ def projection(checkpoint: Path, cases: Sequence[Case]) -> dict[str, float]:
 
     Alone, and among `TOGETHER`, in turn; in this process, with nothing else under way.
     """
-    torch.set_num_threads(1)  # as the gateway's projector has on a small machine
     admission = Admission(open_checkpoint(checkpoint), Settings(checkpoint=checkpoint))
     bodies = [case.packet for case in cases[:: max(1, len(cases) // TOGETHER)]][:TOGETHER]
     alone, together = [], []
-    for _ in range(_ROUNDS):
-        begin = time.perf_counter()
-        for body in bodies:
-            admission.admit_all([body])
-        middle = time.perf_counter()
-        admission.admit_all(bodies)
-        together.append(time.perf_counter() - middle)
-        alone.append(middle - begin)
+    with threadpool_limits(1):  # as many threads as the gateway has on a small machine
+        for _ in range(_ROUNDS):
+            begin = time.perf_counter()
+            for body in bodies:
+                admission.admit_all([body])
+            middle = time.perf_counter()
+            admission.admit_all(bodies)
+            together.append(time.perf_counter() - middle)
+            alone.append(middle - begin)
     per_packet = 1e3 / len(bodies)
     return {
         "admit_alone_ms": round(per_packet * statistics.median(alone), 3),

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from benchmarks.cloud.bare import SETTLE_S, Bare
 from benchmarks.cloud.cases import Case, drawn
 from benchmarks.cloud.client import Client
 from benchmarks.cloud.service import Service
+from benchmarks.cloud.slices import Competitor, compete
 
 AT_ONCE = (16, 64)
 # Shares of what the gateway reached with 64 at once, for the open loop.
@@ -21,10 +23,13 @@ RATES = (0.25, 0.5, 0.75, 0.9)
 # The engine's threads wait for more work by spinning, which would slow the next one down.
 _IDLE_S = 0.4
 _TRANSFORMERS_PER_ROUND = 12
+_UNSTREAMED = ("gateway", "transformers")
 # So few that the machine is the same for both sides, and so many that they are not cold.
 _CASES_PER_TURN = 12
 
 Row = dict[str, Any]
+# CPU seconds and tokens of a run, and when each answer was asked, begun and whole.
+Work = tuple[float, int, list[tuple[float, float, float]]]
 
 
 def _row(kind: str, side: str, at: float, tokens: float, answers: float) -> Row:
@@ -60,8 +65,8 @@ class Measured:
     def ratios(self, side: str, other: str, at_once: int) -> list[float]:
         """A side's throughput over another's in each round.
 
-        Within a round the sides follow each other, so that a machine which is faster at one time
-        than at another does not favour any.
+        Within a round they run in slices, so that a machine which is faster at one time than at
+        another does not favour any.
         """
         pairs = zip(self.tokens[side, at_once], self.tokens[other, at_once], strict=True)
         return [round(mine / its, 4) for mine, its in pairs]
@@ -81,58 +86,96 @@ class Measured:
         return rows
 
 
-def closed_rounds(
-    service: Service, engine: Bare, slow: Bare, cases: Sequence[Case], rounds: int, turns: int
-) -> Measured:
-    """Closed load on each side, in turn; the first round is a warm-up.
+@dataclass(frozen=True)
+class Sides:
+    """Who is measured.
 
-    Each round puts the same requests to every side, the same number at every level of load.
+    Attributes:
+        service: the gateway.
+        engine: vLLM as it comes.
+        gathering: vLLM with the gateway's scheduler.
+        transformers: one answer after another.
+    """
+
+    service: Service
+    engine: Bare
+    gathering: Bare
+    transformers: Bare
+
+
+def closed_rounds(sides: Sides, cases: Sequence[Case], rounds: int, turns: int) -> Measured:
+    """Closed load on each side; the first round is a warm-up.
+
+    Each round puts the same requests to every side, the same number at every level of load. The
+    gateway and vLLM run in slices (`compete`), streams and transformers by themselves.
     """
     measured = Measured()
     for round_ in range(-1, rounds):
+        into = measured if round_ >= 0 else Measured()
         for at_once in AT_ONCE:
             asked = drawn(cases, max(AT_ONCE) * turns, seed=round_)
-            sides = ["engine", "gateway", "gateway events"]
-            for side in sides if round_ % 2 else sides[::-1]:
-                time.sleep(_IDLE_S)
-                _closed(
-                    measured if round_ >= 0 else Measured(), side, service, engine, asked, at_once
-                )
+            _compete(
+                into,
+                at_once,
+                {
+                    "engine": _bare(sides.engine, asked, at_once),
+                    "engine gathering": _bare(sides.gathering, asked, at_once),
+                    "gateway": _served(sides.service, asked, at_once, events=False),
+                },
+            )
+            time.sleep(_IDLE_S)
+            events = _served(sides.service, asked, at_once, events=True)
+            _compete(into, at_once, {"gateway events": events})
+            time.sleep(_IDLE_S)
         asked = drawn(cases, _TRANSFORMERS_PER_ROUND, seed=round_)
-        time.sleep(_IDLE_S)
-        run = slow.run(asked, 1)
-        if round_ >= 0:
-            measured.add(("transformers", 1), run.seconds, run.tokens, run.cpu_s, run.latencies_ms)
+        _compete(into, 1, {"transformers": _bare(sides.transformers, asked, 1)})
     return measured
 
 
-def _closed(
-    measured: Measured, side: str, service: Service, engine: Bare, asked: list[Case], at_once: int
-) -> None:
-    if side == "engine":
-        run = engine.run(asked, at_once)
-        measured.add(
-            (side, at_once), run.seconds, run.tokens, run.cpu_s, run.latencies_ms, run.first_ms
+def _compete(into: Measured, at_once: int, competitors: dict[str, Competitor]) -> None:
+    for side, ((cpu_s, tokens, times), clock) in compete(competitors).items():
+        ran = [[clock.at(moment) for moment in each] for each in times]
+        into.add(
+            (side, at_once),
+            max(done for *_, done in ran),
+            tokens,
+            cpu_s,
+            [1e3 * (done - sent) for sent, _, done in ran],
+            [] if side in _UNSTREAMED else [1e3 * (first - sent) for sent, first, _ in ran],
         )
-        return
-    requests = [case.http(events="events" in side) for case in asked]
-    before = service.cpu_s()
-    got = asyncio.run(load.closed(service.port, requests, at_once))
-    used = service.cpu_s() - before
-    got.check()
-    first = got.first_ms if "events" in side else []
-    measured.add((side, at_once), got.seconds, got.tokens, used, got.latencies_ms, first)
+
+
+def _bare(bare: Bare, asked: list[Case], at_once: int) -> Competitor:
+    def work() -> Work:
+        run = bare.run(asked, at_once)
+        return run.cpu_s, run.tokens, run.times
+
+    return Competitor(bare.pid, work)
+
+
+def _served(service: Service, asked: list[Case], at_once: int, *, events: bool) -> Competitor:
+    requests = [case.http(events=events) for case in asked]
+
+    def work() -> Work:
+        before = service.cpu_s()
+        got = asyncio.run(load.closed(service.port, requests, at_once))
+        used = service.cpu_s() - before
+        got.check()
+        return used, got.tokens, got.times
+
+    return Competitor(service.process.pid, work)
 
 
 def gateway_cpu(
-    service: Service, engine: Bare, cases: Sequence[Case], rounds: int
+    service: Service, bare: Bare, cases: Sequence[Case], rounds: int
 ) -> dict[str, float]:
     """CPU of one request at a time: the gateway's process less what `AsyncLLM` takes by itself.
 
     Both processes hold an `AsyncLLM`, which talks to the engine's process; the bare one holds
-    nothing else. So the difference, case by case, is what the gateway adds: HTTP, checks,
-    decoding the packet, detokenizing, the answer, metrics, the log. The two take turns every few
-    cases, and a case's figures are medians of rounds; the first round is a warm-up.
+    nothing else, and has the same scheduler. So the difference, case by case, is what the gateway
+    adds: HTTP, checks, decoding the packet, detokenizing, the answer, metrics, the log. The two
+    take turns every few cases, and a case's figures are medians of rounds; the first round is a
+    warm-up.
     """
 
     async def each(some: Sequence[Case]) -> list[float]:
@@ -151,13 +194,13 @@ def gateway_cpu(
         for begin in range(0, len(cases), _CASES_PER_TURN):
             some = cases[begin : begin + _CASES_PER_TURN]
             mine += asyncio.run(each(some))
-            its += engine.run(some, 1).cpu_ms
+            its += bare.run(some, 1).cpu_ms
         rows.append((mine, its))
-    whole, bare = (np.median([row[side] for row in rows[1:]], axis=0) for side in (0, 1))
+    whole, theirs = (np.median([row[side] for row in rows[1:]], axis=0) for side in (0, 1))
     return {
         "gateway_process_cpu_ms_p50": round(float(np.median(whole)), 3),
-        "bare_client_cpu_ms_p50": round(float(np.median(bare)), 3),
-        **load.quantiles(whole - bare, "gateway_cpu_ms"),
+        "bare_client_cpu_ms_p50": round(float(np.median(theirs)), 3),
+        **load.quantiles(whole - theirs, "gateway_cpu_ms"),
     }
 
 

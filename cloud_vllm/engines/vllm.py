@@ -1,6 +1,6 @@
 """The serving engine: vLLM in its own process, spoken to through `AsyncLLM`.
 
-The only module that imports vllm; written against 0.32.0.
+Nothing but this module, `asking` and `gathering` imports vllm; written against 0.32.0.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from cloud_vllm.engines.base import (
     Piece,
     check_width,
 )
-from cloud_vllm.engines.form import LONGEST_PATTERN, Form, Forms, Score
+from cloud_vllm.engines.form import Form, Forms, Score
 from cloud_vllm.engines.text import Detokenizer
 from cloud_vllm.settings import Settings
 from esrt.checkpoint import Checkpoint
@@ -105,8 +105,7 @@ class VllmEngine:
         form = self._forms.of(source, target)
         text, score, finish = Detokenizer(self._tokenizer), Score(form), None
         try:
-            prompt = self._render(llm, embeddings, form)
-            sampling = self._sampling(form, streamed)
+            prompt, sampling = self._asking(embeddings, form, streamed=streamed)
             async with aclosing(llm.generate(prompt, sampling, request)) as outputs:
                 async for output in outputs:
                     completion = output.outputs[0]
@@ -162,6 +161,7 @@ class VllmEngine:
         environment.prepare()
         from vllm.config import StructuredOutputsConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
@@ -190,11 +190,14 @@ class VllmEngine:
             disable_log_stats=False,
             stream_interval=settings.stream_interval,
         )
+        engine_config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
+        scheduling = engine_config.scheduler_config
+        scheduling.scheduler_cls = self._scheduler(ahead=bool(scheduling.async_scheduling))
         if self._state is EngineState.CLOSED:
             return
         # No local variable: an import above keeps this frame alive for good, and `close` could not
         # finalize the engine.
-        self._llm = AsyncLLM.from_engine_args(arguments)
+        self._llm = AsyncLLM.from_vllm_config(engine_config)
         check_width(self._llm.model_config.get_hidden_size(), config.decoder_width)
         self._tokenizer: Any = self._llm.get_tokenizer()
         self._forms = Forms(self._tokenizer)
@@ -202,35 +205,19 @@ class VllmEngine:
             self._shared |= _shared_memory(child.pid)
         self._dtype = getattr(torch, settings.dtype)
 
-    def _sampling(self, form: Form, streamed: bool) -> Any:
-        """Greedy, within the form, with the log-probability of what is chosen."""
-        from vllm.sampling_params import (
-            RepetitionDetectionParams,
-            RequestOutputKind,
-            SamplingParams,
-            StructuredOutputsParams,
-        )
+    def _scheduler(self, *, ahead: bool) -> str | None:
+        """The name of vLLM's scheduler in the engine's process; ``None`` for its own."""
+        kind = "AsyncGatheringScheduler" if ahead else "GatheringScheduler"
+        return f"cloud_vllm.engines.gathering.{kind}"
+
+    def _asking(self, embeddings: Embeddings, form: Form, *, streamed: bool) -> tuple[Any, Any]:
+        """The prompt and the sampling parameters."""
+        from cloud_vllm.engines import asking
 
         key = form, streamed
-        if key in self._samplings:
-            return self._samplings[key]
-        times = self._settings.max_repetitions
-        sampling = self._samplings[key] = SamplingParams(
-            temperature=0.0,
-            max_tokens=self._settings.max_new_tokens,
-            logprobs=0,
-            detokenize=False,
-            # vLLM copies it for each request, which need not be deep: nobody changes what it holds.
-            skip_clone=True,
-            output_kind=RequestOutputKind.DELTA,
-            # The first token comes at once in any case.
-            stream_interval=None if streamed else self._settings.max_new_tokens,
-            structured_outputs=StructuredOutputsParams(structural_tag=form.structural_tag()),
-            repetition_detection=RepetitionDetectionParams(LONGEST_PATTERN, 1, times)
-            if times > 1
-            else None,
-        )
-        return sampling
+        if key not in self._samplings:
+            self._samplings[key] = asking.sampling(form, self._settings, streamed=streamed)
+        return asking.prompt(embeddings, form, self._dtype), self._samplings[key]
 
     async def _warm_up(self) -> None:
         """Decode a little of nothing, for what vLLM sets up lazily takes seconds.
@@ -243,9 +230,8 @@ class VllmEngine:
         config = self._checkpoint.config
         source, target = (language(code) for code in config.languages[:2])
         nothing = np.zeros((1, config.decoder_width), np.float32)
-        form = self._forms.of(source, target)
-        prompt = self._render(self._llm, nothing, form)
-        sampling = self._sampling(form, streamed=True).clone()
+        prompt, sampling = self._asking(nothing, self._forms.of(source, target), streamed=True)
+        sampling = sampling.clone()
         sampling.max_tokens = _WARM_UP_TOKENS
         sampling.ignore_eos = True
         try:
@@ -258,25 +244,6 @@ class VllmEngine:
                 f" {_WARM_UP_S:g} s.",
                 "Read vLLM's own messages above; look after the GPU.",
             ) from error
-
-    def _render(self, llm: Any, embeddings: Embeddings, form: Form) -> Any:
-        """A mixed prompt: features as they are, then tags that the engine embeds and scales."""
-        from vllm.renderers.inputs.preprocess import parse_model_prompt
-
-        ids = list(form.prompt)
-        tokens, width = embeddings.shape
-        rows = torch.zeros(tokens + len(ids), width, dtype=self._dtype)
-        rows[:tokens] = torch.from_numpy(embeddings)
-        prompt = {
-            "prompt_embeds": rows,
-            "prompt_token_ids": [0] * tokens + ids,
-            "prompt_is_token_ids": [False] * tokens + [True] * len(ids),
-        }
-        parsed = parse_model_prompt(llm.model_config, prompt)
-        # Not its asynchronous twin: embeddings leave nothing to wait for, and each of that one's
-        # tasks would wait for its turn among those of other answers.
-        (rendered,) = llm.renderer.render_cmpl([parsed])
-        return rendered
 
     def _abort(self, request: str) -> None:
         # A client that hangs up cancels the task that is here again at each await (anyio's level

@@ -8,17 +8,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from benchmarks.cloud import load
+from benchmarks.cloud import load, slices
 from benchmarks.cloud.cases import Case, drawn
 from benchmarks.cloud.client import Client, Reply
 from benchmarks.cloud.faults import judge
 from benchmarks.cloud.rounds import Measured
 from benchmarks.cloud.service import cpu_s
+from benchmarks.cloud.slices import Clock, Competitor
 from benchmarks.cloud.soak import Soak
+from esrt.errors import CheckFailed
 
 ROOT = Path(__file__).parents[2]
 CASES = [Case(f"clip-{number}", b"packet", "eng", "deu") for number in range(5)]
@@ -168,6 +172,79 @@ def test_growth_is_from_after_the_warm_up() -> None:
     assert soak.growth_pct("engine") == 0
 
 
+def test_a_clock_counts_what_lies_in_its_slices() -> None:
+    clock = Clock([10.0, 20.0, 30.0], [11.0, 22.0])
+    moments = [9.0, 10.5, 11.0, 15.0, 21.0, 22.0, 29.0, 33.0]
+    assert [clock.at(moment) for moment in moments] == [0, 0.5, 1, 1, 2, 3, 3, 6]
+
+
+def test_competitors_run_in_turn_and_each_has_its_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices, "SLICE_S", 0.1)
+    # Each notes when it ran, for as long as it was to be at work.
+    code = """if True:
+        import sys, time
+        input()
+        worked, last, seen = 0.0, time.perf_counter(), []
+        while worked < float(sys.argv[1]):
+            now = time.perf_counter()
+            if now - last < 0.05:
+                worked += now - last
+                seen.append(now)
+            last = now
+        print(*seen[::100], flush=True)
+        input()
+    """
+
+    def work(process: subprocess.Popen[str]) -> list[float]:
+        assert process.stdin
+        assert process.stdout
+        print(file=process.stdin, flush=True)
+        return [float(moment) for moment in process.stdout.readline().split()]
+
+    with ExitStack() as stack:
+        processes = {
+            seconds: stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", code, seconds],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for seconds in ("0.3", "0.6")
+        }
+        try:
+            found = slices.compete(
+                {
+                    seconds: Competitor(process.pid, partial(work, process))
+                    for seconds, process in processes.items()
+                }
+            )
+        finally:
+            for process in processes.values():
+                process.kill()
+    for seconds, (moments, clock) in found.items():
+        assert clock.at(moments[-1]) == pytest.approx(float(seconds), abs=0.1)
+        for name, (_, other) in found.items():
+            # Signals are swift, but not instant.
+            inside = sum(other.at(moment) > other.at(moment - 1e-4) for moment in moments)
+            share = inside / len(moments)
+            assert share > 0.95 if name == seconds else share < 0.05
+
+
+def test_what_goes_wrong_in_a_competitor_is_raised_and_all_go_on() -> None:
+    command = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+
+        def fail() -> None:
+            raise CheckFailed("It", "failed.")
+
+        with pytest.raises(CheckFailed):
+            slices.compete({"one": Competitor(process.pid, fail)})
+        process.communicate(b"\n", timeout=30)
+        assert process.returncode == 0
+
+
 def test_cpu_time_is_a_processes_own() -> None:
     command = [sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass\ninput()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
@@ -198,7 +275,7 @@ def test_it_writes_the_record(tmp_path: Path) -> None:
     assert all(math.isfinite(bar["value"]) and bar["value"] > 0 for bar in bars.values())
     rows = {(row["load"], row["side"], row["at"]): row for row in record["rows"]}
     closed = [(side, at) for kind, side, at in rows if kind == "closed"]
-    sides = ("engine", "gateway", "gateway events")
+    sides = ("engine", "engine gathering", "gateway", "gateway events")
     assert sorted(closed) == sorted(
         [(s, at) for s in sides for at in (16, 64)] + [("transformers", 1)]
     )

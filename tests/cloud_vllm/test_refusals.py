@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from cloud_vllm.admission import Admission, Admitted
 from cloud_vllm.engines import EngineState, Piece
 from cloud_vllm.gateway import create_app
+from cloud_vllm.projection import Projection
 from cloud_vllm.settings import Settings
 from esrt import wire
 from esrt.checkpoint import Checkpoint
@@ -249,8 +250,8 @@ def test_packets_that_are_little_work_stay_on_the_event_loop_however_many_arrive
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     admission = Admission(checkpoint, settings)
-    weights = sum(weight.numel() for weight in checkpoint.projector().parameters())
-    monkeypatch.setattr("cloud_vllm.admission._LITTLE", 9 * weights)
+    for_a_token = Projection(checkpoint.projector()).multiplications
+    monkeypatch.setattr("cloud_vllm.admission._LITTLE", 9 * for_a_token)
     in_thread: list[int] = []
 
     async def run_in_threadpool(admit_all: Any, bodies: list[bytes]) -> Any:
