@@ -2,13 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 
 from cloud_vllm import problems, stream
 from cloud_vllm.accounts import Accounts
@@ -53,6 +55,19 @@ _ERRORS: tuple[type[EsrtError], ...] = (
 _TRANSLATION_ERRORS: tuple[type[EsrtError], ...] = (
     LanguageError, UnknownFeatures, IdempotencyKeyReused, EngineFailed, DeadlineExceeded,
 )  # fmt: skip
+
+
+class _Direct(APIRoute):
+    """A route to what reads its request itself and answers with a response.
+
+    FastAPI documents it, but does not look for parameters, a body and dependencies each time, which
+    is close to a tenth of what this process does for a lone request.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The operation itself."""
+        operation: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return operation
 
 
 def create_app(
@@ -109,12 +124,12 @@ def create_app(
     accounts = Accounts(gateway.observed, traces)
     app.add_middleware(Perimeter, settings=settings, accounts=accounts)
     problems.install(app)
-    app.get("/healthz", tags=["state"])(gateway.healthz)
-    app.get("/readyz", tags=["state"], responses=problems.responses(NotReady))(gateway.readyz)
-    app.get("/metrics", tags=["state"], response_class=PlainTextResponse)(gateway.metrics)
-    app.get("/v1/models", tags=["translation"])(gateway.models)
-    app.post(
+    # First what is asked most: routes are tried in turn.
+    app.router.add_api_route(
         "/v1/translate",
+        gateway.translate,
+        methods=["POST"],
+        route_class_override=_Direct,
         tags=["translation"],
         response_model=Translation | Translations,
         responses={
@@ -122,21 +137,28 @@ def create_app(
             **problems.responses(*_ERRORS, *_TRANSLATION_ERRORS),
         },
         openapi_extra={"parameters": Asked.parameters(), **_packet_body(required=False)},
-    )(gateway.translate)
-    app.post(
+    )
+    app.router.add_api_route(
         "/v1/features",
+        gateway.keep_features,
+        methods=["POST"],
+        route_class_override=_Direct,
         tags=["translation"],
         status_code=201,
         response_model=KeptFeatures,
         responses=problems.responses(*_ERRORS),
         openapi_extra=_packet_body(required=True),
-    )(gateway.keep_features)
+    )
     app.delete(
         "/v1/features/{features}",
         tags=["translation"],
         status_code=204,
         responses=problems.responses(Unauthorized, Forbidden, UnknownFeatures, NotReady),
     )(gateway.delete_features)
+    app.get("/v1/models", tags=["translation"])(gateway.models)
+    app.get("/healthz", tags=["state"])(gateway.healthz)
+    app.get("/readyz", tags=["state"], responses=problems.responses(NotReady))(gateway.readyz)
+    app.get("/metrics", tags=["state"], response_class=PlainTextResponse)(gateway.metrics)
     app.add_api_websocket_route(
         stream.PATH, stream.Streams(gateway, settings, keys, accounts).serve
     )

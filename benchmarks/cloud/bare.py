@@ -149,8 +149,9 @@ async def _vllm(
 ) -> tuple[Generate, Any]:
     """The engine with the gateway's own arguments, sampling and prompts, and nothing around it.
 
-    It is asked as `AsyncLLM` is meant to be: each prompt is rendered, each request checked. What it
-    gives is not streamed, as the gateway's JSON answers are not.
+    With the gateway's scheduler it is asked as the gateway does it; as it comes, as `AsyncLLM` is
+    meant to be asked: each prompt is rendered, each request checked. What it gives is not streamed,
+    as the gateway's JSON answers are not.
     """
     from vllm.renderers.inputs.preprocess import parse_model_prompt
     from vllm.sampling_params import SamplingParams
@@ -163,29 +164,33 @@ async def _vllm(
         def _scheduler(self, *, ahead: bool) -> None:
             return None
 
-    kind = VllmEngine if gathering else Plain
-    settings = Settings(checkpoint=checkpoint.folder)
-    engine = kind(checkpoint, settings)
+        def _asking(self, embeddings: Any, form: Any, *, streamed: bool) -> tuple[Any, Any]:
+            if form not in unchecked:
+                unchecked[form] = asking.sampling(
+                    form, settings, streamed=streamed, kind=SamplingParams
+                )
+            made = asking.prompt(embeddings, form, self._dtype)
+            prompt = {
+                "prompt_embeds": made["prompt_embeds"],
+                "prompt_token_ids": made["prompt_token_ids"],
+                "prompt_is_token_ids": made["is_token_ids"],
+            }
+            parsed = parse_model_prompt(self._llm.model_config, prompt)
+            (rendered,) = self._llm.renderer.render_cmpl([parsed])
+            return rendered, unchecked[form]
+
+    settings, unchecked = Settings(checkpoint=checkpoint.folder), dict[Any, Any]()
+    engine = (VllmEngine if gathering else Plain)(checkpoint, settings)
     await engine.start()
-    llm = engine._llm
     forms = [engine._forms.of(source, target) for _, source, target in prompts]
-    samplings = [
-        asking.sampling(form, settings, streamed=False, kind=SamplingParams) for form in forms
-    ]
     count = 0
 
     async def generate(place: int) -> tuple[int, float]:
         nonlocal count
         count += 1
         first, tokens = 0.0, 0
-        made = asking.prompt(prompts[place][0], forms[place], engine._dtype)
-        prompt = {
-            "prompt_embeds": made["prompt_embeds"],
-            "prompt_token_ids": made["prompt_token_ids"],
-            "prompt_is_token_ids": made["is_token_ids"],
-        }
-        (rendered,) = llm.renderer.render_cmpl([parse_model_prompt(llm.model_config, prompt)])
-        async for output in llm.generate(rendered, samplings[place], f"bare-{count}"):
+        asked = engine._asking(prompts[place][0], forms[place], streamed=False)
+        async for output in engine._llm.generate(*asked, f"bare-{count}"):
             first = first or perf_counter()
             tokens += len(output.outputs[0].token_ids)
         return tokens, first

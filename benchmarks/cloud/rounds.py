@@ -114,21 +114,20 @@ def closed_rounds(sides: Sides, cases: Sequence[Case], rounds: int, turns: int) 
         into = measured if round_ >= 0 else Measured()
         for at_once in AT_ONCE:
             asked = drawn(cases, max(AT_ONCE) * turns, seed=round_)
-            _compete(
-                into,
-                at_once,
-                {
-                    "engine": _bare(sides.engine, asked, at_once),
-                    "engine gathering": _bare(sides.gathering, asked, at_once),
-                    "gateway": _served(sides.service, asked, at_once, events=False),
-                },
-            )
+            competitors = {
+                "engine": _bare(sides.engine, asked, at_once),
+                "engine gathering": _bare(sides.gathering, asked, at_once),
+                "gateway": _served(sides.service, asked, at_once, events=False),
+            }
+            order = list(competitors)[:: 1 if round_ % 2 else -1]
+            _compete(into, at_once, {side: competitors[side] for side in order})
             time.sleep(_IDLE_S)
             events = _served(sides.service, asked, at_once, events=True)
             _compete(into, at_once, {"gateway events": events})
             time.sleep(_IDLE_S)
         asked = drawn(cases, _TRANSFORMERS_PER_ROUND, seed=round_)
         _compete(into, 1, {"transformers": _bare(sides.transformers, asked, 1)})
+        time.sleep(_IDLE_S)
     return measured
 
 
@@ -172,7 +171,7 @@ def gateway_cpu(
     """CPU of one request at a time: the gateway's process less what `AsyncLLM` takes by itself.
 
     Both processes hold an `AsyncLLM`, which talks to the engine's process; the bare one holds
-    nothing else, and has the same scheduler. So the difference, case by case, is what the gateway
+    nothing else, and is asked in the same way. So the difference, case by case, is what the gateway
     adds: HTTP, checks, decoding the packet, detokenizing, the answer, metrics, the log. The two
     take turns every few cases, and a case's figures are medians of rounds; the first round is a
     warm-up.

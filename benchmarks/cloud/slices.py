@@ -58,24 +58,27 @@ class Competitor:
 def compete(competitors: Mapping[str, Competitor]) -> dict[str, tuple[Any, Clock]]:
     """What each one's work gave, and its clock.
 
-    Whatever the works raise is raised.
+    Each begins its work with its first slice, in the order in which they are given. Whatever the
+    works raise is raised.
     """
     families = {name: _family(one.process) for name, one in competitors.items()}
     clocks = {name: Clock() for name in competitors}
+    works: dict[str, Future[Any]] = {}
     with ThreadPoolExecutor(len(competitors)) as pool:
         try:
             for family in families.values():
                 _signal(family, signal.SIGSTOP)
-            works = {name: pool.submit(one.work) for name, one in competitors.items()}
-            for name in cycle(competitors):
-                if all(work.done() for work in works.values()):
+            for name, one in cycle(competitors.items()):
+                if len(works) == len(competitors) and all(work.done() for work in works.values()):
                     break
+                if name not in works:
+                    works[name] = pool.submit(one.work)
                 if not works[name].done():
                     _run(families[name], works[name], clocks[name])
         finally:
             for family in families.values():
                 _signal(family, signal.SIGCONT)
-    return {name: (work.result(), clocks[name]) for name, work in works.items()}
+    return {name: (works[name].result(), clocks[name]) for name in competitors}
 
 
 def _run(family: list[int], work: Future[Any], clock: Clock) -> None:

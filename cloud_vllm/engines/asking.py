@@ -22,12 +22,17 @@ from cloud_vllm.settings import Settings
 
 
 class CheckedOnce(SamplingParams):  # type: ignore[misc]  # vLLM has no types here
-    """Sampling parameters that are used again and again, and checked the first time."""
+    """Sampling parameters that are used again and again, and checked until they are found right."""
 
     def verify(self, *arguments: Any) -> None:
-        """Check them; the last thing that is checked leaves its mark."""
-        if self.structured_outputs._backend is None:
+        """Check them, unless an earlier check has left its mark."""
+        if self.structured_outputs._backend is not None:
+            return
+        try:
             super().verify(*arguments)
+        except Exception:
+            self.structured_outputs._backend = None
+            raise
 
 
 def sampling(

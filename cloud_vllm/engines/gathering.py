@@ -3,6 +3,10 @@
 vLLM sends every token to the process that asked for it, and gathers them there. Where an answer is
 wanted whole, a message for each of its tokens is most of what that process has to do.
 
+Of what is held, tokens, log-probabilities and events are kept: all that the gateway's requests
+have. What vLLM takes from each message, `vllm:inter_token_latency_seconds` and
+`vllm:iteration_tokens_total`, is of messages then and not of tokens.
+
 Runs in the engine's process; written against vLLM 0.32.0.
 """
 
@@ -24,7 +28,7 @@ class GatheringScheduler(Scheduler):  # type: ignore[misc]  # vLLM has no types 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._held: dict[str, _Held] = {}
-        self._told: tuple[int, int] | None = None
+        self._told: tuple[int, ...] | None = None
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
@@ -35,12 +39,11 @@ class GatheringScheduler(Scheduler):  # type: ignore[misc]  # vLLM has no types 
         )
         for client, message in list(messages.items()):
             message.outputs = [one for one in message.outputs if self._is_due(one)]
-            stats = message.scheduler_stats
-            told = (stats.num_running_reqs, stats.num_waiting_reqs) if stats else None
-            if message.outputs or told != self._told:
+            told = _requests(message.scheduler_stats)
+            if message.outputs or message.finished_requests or told != self._told:
                 self._told = told
             else:
-                # What else it says of the scheduler's state goes with the next one.
+                # How full the cache is goes with the next one.
                 del messages[client]
         return messages
 
@@ -80,6 +83,13 @@ class GatheringScheduler(Scheduler):  # type: ignore[misc]  # vLLM has no types 
 
 class AsyncGatheringScheduler(GatheringScheduler, AsyncScheduler):  # type: ignore[misc]
     """The same for where steps are scheduled ahead, as on a GPU."""
+
+
+def _requests(stats: Any) -> tuple[int, ...] | None:
+    """How many requests there are of each kind, where that is told."""
+    if stats is None:
+        return None
+    return stats.num_running_reqs, stats.num_waiting_reqs, stats.num_skipped_waiting_reqs
 
 
 class _Held:

@@ -1,5 +1,6 @@
 """The engine's scheduler: what it sends, and when; vLLM's own, fed by hand."""
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +15,19 @@ pytestmark = pytest.mark.vllm
 
 END = 1
 LENGTH = 40
+LOST = 99
 
 
 @dataclass
 class Engine:
-    """A scheduler without a model: what each request is to write is given."""
+    """A scheduler without a model: what each request is to write is given.
+
+    With ``ahead`` a step is always under way while the one before it is taken in.
+    """
 
     scheduler: Any
+    ahead: bool
+    steps: deque[Any] = field(default_factory=deque)
     sent: list[list[Any]] = field(default_factory=list)
 
     def ask(self, name: str, interval: int | None) -> None:
@@ -37,9 +44,12 @@ class Engine:
         """One step, in which each of the requests that run gets its next token; its messages."""
         from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 
-        step = self.scheduler.schedule()
+        while len(self.steps) < 1 + self.ahead:
+            self.steps.append(self.scheduler.schedule())
+        step = self.steps.popleft()
         names = list(step.num_scheduled_tokens)
-        ids = np.array([[tokens[name]] for name in names]).reshape(-1, 1)
+        # What is under way for a request that has ended counts for nothing.
+        ids = np.array([[tokens.get(name, LOST)] for name in names]).reshape(-1, 1)
         found = ModelRunnerOutput(
             names,
             {name: place for place, name in enumerate(names)},
@@ -58,7 +68,7 @@ class Engine:
         ]
 
 
-@pytest.fixture(params=["GatheringScheduler", "AsyncGatheringScheduler"])
+@pytest.fixture(params=[False, True], ids=["in turn", "ahead"])
 def engine(checkpoint: Checkpoint, request: pytest.FixtureRequest) -> Engine:
     environment.prepare()
     import torch
@@ -79,13 +89,14 @@ def engine(checkpoint: Checkpoint, request: pytest.FixtureRequest) -> Engine:
     config.cache_config.num_gpu_blocks = 100
     pages = FullAttentionSpec(block_size=16, num_kv_heads=1, head_size=8, dtype=torch.float32)
     return Engine(
-        getattr(gathering, request.param)(
+        (gathering.AsyncGatheringScheduler if request.param else gathering.GatheringScheduler)(
             vllm_config=config,
             kv_cache_config=KVCacheConfig(100, [], [KVCacheGroupSpec(["layer"], pages)]),
             structured_output_manager=StructuredOutputManager(config),
             block_size=16,
             log_stats=True,
-        )
+        ),
+        request.param,
     )
 
 
