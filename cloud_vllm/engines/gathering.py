@@ -75,10 +75,12 @@ class GatheringScheduler(Scheduler):  # type: ignore[misc]  # vLLM has no types 
         return True
 
     def _interval(self, name: str) -> int:
-        sampling = self.requests[name].sampling_params
-        asked: int | None = sampling.stream_interval if sampling is not None else None
+        request = self.requests.get(name)
+        # One that failed in this very step is known no more.
+        if request is None or request.sampling_params is None:
+            return 1
         least: int = self.scheduler_config.stream_interval
-        return max(asked or 1, least)
+        return max(request.sampling_params.stream_interval or 1, least)
 
 
 class AsyncGatheringScheduler(GatheringScheduler, AsyncScheduler):  # type: ignore[misc]

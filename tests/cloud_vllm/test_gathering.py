@@ -174,3 +174,13 @@ def test_of_a_client_that_has_gone_nothing_is_kept(engine: Engine) -> None:
     engine.ask("a", LENGTH)
     written(engine, "a", [20, 21, END])
     assert engine.all("a") == [[10], [], [], [20], [], [21, END]]
+
+
+def test_a_request_that_fails_ends_without_what_was_held(engine: Engine) -> None:
+    engine.ask("a", LENGTH)
+    written(engine, "a", [10, 11, 12])
+    engine.scheduler.grammar_compile_error_reqs.add("a")
+    engine.write({"a": 13})
+    last, failed = engine.sent[-1]
+    assert (last.new_token_ids, failed.new_token_ids) == ([13], [])
+    assert str(failed.finish_reason) == "error"

@@ -144,6 +144,23 @@ def test_streams_the_same_answer(service: Service, packet: Packets) -> None:
         assert len(set(times)) > 2, "the answer came at once"
 
 
+def test_an_answer_that_is_not_streamed_leaves_the_engine_in_two_messages(
+    service: Service, packet: Packets
+) -> None:
+    def messages() -> float:
+        page = service.client.get("/metrics").text
+        return float(re.findall(r"^vllm:iteration_tokens_total_count\S* (\S+)$", page, re.M)[0])
+
+    counts = []
+    for number in (4, 5, 6):
+        before = messages()
+        answer = _translate(service, packet(number), "eng", "deu")
+        assert answer["tokens"]["generated"] > 4
+        counts.append(messages() - before)
+    # The canary may have sung meanwhile, but not each time.
+    assert min(counts) == 2
+
+
 def test_goes_on_after_clients_that_hang_up(service: Service, packet: Packets) -> None:
     for headers in (PACKET, EVENTS):
         for _ in range(5):
