@@ -1,6 +1,6 @@
 """What the gateway is compared with: vLLM alone, and transformers one by one, given the same.
 
-vLLM there is twice: as it comes, and with the gateway's scheduler (`cloud_vllm.engines.gathering`).
+vLLM is there twice: as it comes, and as the gateway runs and asks it (`cloud_vllm.engines`).
 
 A process of its own, so that its CPU time is its own: ``python -m benchmarks.cloud.bare KIND
 CHECKPOINT CASES``. It reads a command per line, as JSON, and answers each with a line.

@@ -93,7 +93,7 @@ class Sides:
     Attributes:
         service: the gateway.
         engine: vLLM as it comes.
-        gathering: vLLM with the gateway's scheduler.
+        gathering: vLLM as the gateway runs and asks it.
         transformers: one answer after another.
     """
 
