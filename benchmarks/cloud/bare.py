@@ -154,9 +154,7 @@ async def _vllm(
     as the gateway's JSON answers are not.
     """
     from vllm.renderers.inputs.preprocess import parse_model_prompt
-    from vllm.sampling_params import SamplingParams
 
-    from cloud_vllm.engines import asking
     from cloud_vllm.engines.vllm import VllmEngine
     from cloud_vllm.settings import Settings
 
@@ -165,11 +163,9 @@ async def _vllm(
             return None
 
         def _asking(self, embeddings: Any, form: Any, *, streamed: bool) -> tuple[Any, Any]:
-            if form not in unchecked:
-                unchecked[form] = asking.sampling(
-                    form, settings, streamed=streamed, kind=SamplingParams
-                )
-            made = asking.prompt(embeddings, form, self._dtype)
+            made, sampling = super()._asking(embeddings, form, streamed=streamed)
+            # Without the mark of an earlier check it is checked again.
+            sampling.structured_outputs._backend = None
             prompt = {
                 "prompt_embeds": made["prompt_embeds"],
                 "prompt_token_ids": made["prompt_token_ids"],
@@ -177,10 +173,11 @@ async def _vllm(
             }
             parsed = parse_model_prompt(self._llm.model_config, prompt)
             (rendered,) = self._llm.renderer.render_cmpl([parsed])
-            return rendered, unchecked[form]
+            return rendered, sampling
 
-    settings, unchecked = Settings(checkpoint=checkpoint.folder), dict[Any, Any]()
-    engine = (VllmEngine if gathering else Plain)(checkpoint, settings)
+    engine = (VllmEngine if gathering else Plain)(
+        checkpoint, Settings(checkpoint=checkpoint.folder)
+    )
     await engine.start()
     forms = [engine._forms.of(source, target) for _, source, target in prompts]
     count = 0

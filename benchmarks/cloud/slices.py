@@ -47,7 +47,7 @@ class Competitor:
     """Who takes part.
 
     Attributes:
-        process: its process, stopped and continued with all its descendants.
+        process: its process, stopped and continued with the descendants that it has at the start.
         work: what it is to do, seen from this process; called in a thread.
     """
 

@@ -35,12 +35,10 @@ class CheckedOnce(SamplingParams):  # type: ignore[misc]  # vLLM has no types he
             raise
 
 
-def sampling(
-    form: Form, settings: Settings, *, streamed: bool, kind: type[SamplingParams] = CheckedOnce
-) -> SamplingParams:
+def sampling(form: Form, settings: Settings, *, streamed: bool) -> SamplingParams:
     """Greedy, within the form, with the log-probability of what is chosen."""
     times = settings.max_repetitions
-    return kind(
+    return CheckedOnce(
         temperature=0.0,
         max_tokens=settings.max_new_tokens,
         logprobs=0,
