@@ -75,7 +75,7 @@ codec: setup espeak
 	$(RUN) -m training.codec
 
 evaluate: setup espeak
-	$(RUN) -m training.evaluate --heard training/recipes/nano.heard.txt \
+	$(RUN) -m training.evaluate --contaminated training/recipes/nano.contaminated.txt \
 	  --json models/esrt-nano/evaluation.json --plot docs/figures/directions.png
 
 ablation: setup espeak $(INITIAL)

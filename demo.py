@@ -21,14 +21,14 @@ import typer
 from rich.console import Console
 
 from edge_runtime.audio import read_audio
-from esrt.command import reported
+from esrt.bundled import CHECKPOINT
+from esrt.cli import exit_on_error
 from esrt.config import ModelConfig
 from esrt.errors import ArtifactError, ServerError
 from esrt.languages import check_trained, direction
 from esrt.manifest import read_manifest, sha256
-from esrt.wire import STATISTICS_FILE
+from esrt.wire import CODEC_TABLES_FILE
 
-CHECKPOINT = Path("models/esrt-nano")
 ARTIFACT = Path("build/artifacts/esrt-nano-onnx-int8")
 GATEWAY_LOG = Path("build/gateway.log")
 GUARDS = frozenset({"ESRT_KEY_FILE", "ESRT_TLS_CERTIFICATE", "ESRT_TLS_KEY"})
@@ -92,8 +92,8 @@ def artifact_fits(served: str | None = None) -> bool:
         manifest = read_manifest(ARTIFACT)
     except ArtifactError:
         return False
-    statistics = sha256(CHECKPOINT / STATISTICS_FILE)
-    return manifest.files.get(STATISTICS_FILE) == statistics and served in (
+    codec_tables = sha256(CHECKPOINT / CODEC_TABLES_FILE)
+    return manifest.files.get(CODEC_TABLES_FILE) == codec_tables and served in (
         None,
         manifest.fingerprint,
     )
@@ -147,5 +147,5 @@ def main(
 
 
 if __name__ == "__main__":
-    with reported():
+    with exit_on_error():
         typer.run(main)

@@ -35,23 +35,22 @@ from transformers import AutoTokenizer, Gemma3ForCausalLM
 
 from edge_runtime.audio import read_audio
 from edge_runtime.client import Client
-from esrt import wire
+from esrt import bundled, wire
+from esrt.arrays import Float32Array
+from esrt.benchmark_report import BenchmarkReport, Threshold
 from esrt.checkpoint import Checkpoint, open_checkpoint
-from esrt.command import reported
+from esrt.cli import exit_on_error
 from esrt.errors import CheckpointError, EsrtError
-from esrt.frontend import SAMPLE_RATE
+from esrt.features import SAMPLE_RATE
 from esrt.languages import LANGUAGES
 from esrt.model import EdgeModel
-from esrt.record import Bar, Record
 from esrt.wire import Codec
-from esrt.wire.learned import FREQUENCY_BITS
-from training.augment import Audio
+from esrt.wire.transform_codec import FREQUENCY_BITS
 from training.corpus.build import CORPUS, Corpus, load
 from training.data import mel_batch
 from training.evaluate import score, translate
 from training.plots import save
 
-CLIPS = Path("models/esrt-nano/samples")
 SECONDS = (1, 2, 5, 10, 30)
 # Longer speech goes in parts of so many seconds, each a request: nano takes 12 at most.
 PART_SECONDS = 10
@@ -67,14 +66,14 @@ _OPUS_RANGE = 6_000, 256_000
 _SAMPLES = 12
 
 
-def flac(audio: Audio) -> bytes:
+def flac(audio: Float32Array) -> bytes:
     """A FLAC file of 16-bit samples."""
     file = io.BytesIO()
     soundfile.write(file, audio, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return file.getvalue()
 
 
-def opus(kbps: int, audio: Audio) -> bytes:
+def opus(kbps: int, audio: Float32Array) -> bytes:
     """An Ogg file with Opus at about that rate, as libopus makes it by default: variable."""
     low, high = _OPUS_RANGE
     file = io.BytesIO()
@@ -83,7 +82,7 @@ def opus(kbps: int, audio: Audio) -> bytes:
     return file.getvalue()
 
 
-def through_opus(kbps: int, audio: Audio) -> Audio:
+def through_opus(kbps: int, audio: Float32Array) -> Float32Array:
     """What the other side hears."""
     heard, _ = soundfile.read(io.BytesIO(opus(kbps, audio)), dtype="float32")
     return np.asarray(heard, np.float32)
@@ -135,19 +134,19 @@ class Sender:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.fingerprint = checkpoint.fingerprint
-        self.statistics = checkpoint.statistics()
+        self.codec_tables = checkpoint.codec_tables()
         self.edge = checkpoint.edge_model()
 
     @property
-    def mean(self) -> wire.Features:
+    def mean(self) -> Float32Array:
         """The average token: (width,)."""
-        if self.statistics is None:
+        if self.codec_tables is None:
             raise CheckpointError(
                 "The checkpoint has no statistics.", "Gather them: python -m training.codec."
             )
-        return self.statistics.rungs[DEFAULT].mean
+        return self.codec_tables.by_codec[DEFAULT].mean
 
-    def packet(self, features: wire.Features, codec: Codec) -> bytes:
+    def packet(self, features: Float32Array, codec: Codec) -> bytes:
         """A packet of features (tokens, width)."""
         return wire.encode(
             features,
@@ -155,22 +154,22 @@ class Sender:
             split=wire.Split.QFORMER,
             codec=codec,
             duration_ms=0,
-            statistics=self.statistics,
+            codec_tables=self.codec_tables,
         )
 
     @torch.inference_mode()
-    def features(self, audio: Audio) -> wire.Features:
+    def features(self, audio: Float32Array) -> Float32Array:
         """The Q-Former's output for one utterance: (tokens, width)."""
         mel, _ = mel_batch(self.edge.config, [audio])
         return np.asarray(self.edge.features(mel)[0].numpy())
 
     @torch.inference_mode()
-    def states(self, audio: Audio) -> bytes:
+    def states(self, audio: Float32Array) -> bytes:
         """The encoder's states in binary16: what a split before the Q-Former would send."""
         mel, _ = mel_batch(self.edge.config, [audio])
         return bytes(self.edge.encoder(mel)[0].half().numpy().tobytes())
 
-    def body_bytes(self, audio: Audio) -> dict[str, int]:
+    def body_bytes(self, audio: Float32Array) -> dict[str, int]:
         """The body's bytes of one request, by what is sent; PCM has 16 bits."""
         features = self.features(audio)
         return {
@@ -201,7 +200,7 @@ class Received:
             tokens = self.config.tokens(count)
             sent = max(1, tokens - self._unsent)
             packet = self._sender.packet(features[row, :sent].numpy(), self._codec)
-            decoded = wire.decode(packet, self._sender.statistics).features
+            decoded = wire.decode(packet, self._sender.codec_tables).features
             features[row, :sent] = torch.from_numpy(decoded)
             if self._unsent:
                 features[row, sent:tokens] = torch.from_numpy(self._sender.mean)
@@ -209,7 +208,7 @@ class Received:
         return embeddings
 
 
-def speech(clips: list[Audio], seconds: float, number: int) -> Audio:
+def speech(clips: list[Float32Array], seconds: float, number: int) -> Float32Array:
     """Clips one after the other, cut to a length; by number they begin with another one."""
     place, parts, missing = number * len(clips) // _SAMPLES, [], round(seconds * SAMPLE_RATE)
     while missing > 0:
@@ -219,7 +218,9 @@ def speech(clips: list[Audio], seconds: float, number: int) -> Audio:
     return np.concatenate(parts)
 
 
-def sizes(sender: Sender, clips: list[Audio], samples: int, overhead: int) -> list[dict[str, Any]]:
+def sizes(
+    sender: Sender, clips: list[Float32Array], samples: int, overhead: int
+) -> list[dict[str, Any]]:
     """Bytes of whole requests, medians over samples of speech, by way of sending and length."""
     rows = []
     for seconds in track(SECONDS, description="encoding", transient=True):
@@ -235,20 +236,20 @@ def sizes(sender: Sender, clips: list[Audio], samples: int, overhead: int) -> li
     return rows
 
 
-def _parts(audio: Audio) -> Iterable[Audio]:
+def _parts(audio: Float32Array) -> Iterable[Float32Array]:
     length = PART_SECONDS * SAMPLE_RATE
     return (audio[start : start + length] for start in range(0, len(audio), length))
 
 
-def coders(sender: Sender, clips: list[Audio], samples: int) -> dict[str, float]:
+def coders(sender: Sender, clips: list[Float32Array], samples: int) -> dict[str, float]:
     """Bytes of the default codec's integers for 5 s, means: its own coder beside general ones.
 
     ``entropy`` is what its tables promise. The others get a byte for each integer that is written,
     in the order of the packet.
     """
-    if sender.statistics is None:
+    if sender.codec_tables is None:
         return {}
-    rung, found = sender.statistics.rungs[DEFAULT], []
+    rung, found = sender.codec_tables.by_codec[DEFAULT], []
     for number in range(samples):
         features = sender.features(speech(clips, 5, number))
         integers = rung.quantize(features)
@@ -269,7 +270,9 @@ def coders(sender: Sender, clips: list[Audio], samples: int) -> dict[str, float]
     return {name: round(statistics.mean(one[name] for one in found), 1) for name in found[0]}
 
 
-def codec_times(sender: Sender, clips: list[Audio], rounds: int) -> dict[str, dict[str, float]]:
+def codec_times(
+    sender: Sender, clips: list[Float32Array], rounds: int
+) -> dict[str, dict[str, float]]:
     """Milliseconds on one core to encode and to decode a packet of `PART_SECONDS`, medians."""
     features = sender.features(speech(clips, PART_SECONDS, 0))
     times: dict[Codec, dict[str, list[float]]] = {
@@ -281,7 +284,7 @@ def codec_times(sender: Sender, clips: list[Audio], rounds: int) -> dict[str, di
                 start = time.perf_counter()
                 packet = sender.packet(features, codec)
                 packed = time.perf_counter()
-                wire.decode(packet, sender.statistics)
+                wire.decode(packet, sender.codec_tables)
                 spent["encode"].append(1000 * (packed - start))
                 spent["decode"].append(1000 * (time.perf_counter() - packed))
     return {
@@ -313,7 +316,7 @@ def bars(
     rows: list[dict[str, Any]],
     scores: dict[str, dict[str, Any]],
     times: dict[str, dict[str, float]],
-) -> list[Bar]:
+) -> list[Threshold]:
     """The rates at 5 s and longer, what they lose, and what the default codec costs."""
     found = []
     for name, codec, kbps in (
@@ -321,16 +324,16 @@ def bars(
         ("stretch", STRETCH, STRETCH_KBPS),
     ):
         rates = [row["kbps"] for row in rows if row["sent"] == codec and row["seconds"] >= 5]
-        found.append(Bar(f"{name}_kbps_5s", max(rates), kbps))
+        found.append(Threshold(f"{name}_kbps_5s", max(rates), kbps))
         if scores:
             loss = round(scores["pcm"]["chrf"] - scores[codec]["chrf"], 2)
-            found.append(Bar(f"{name}_chrf_loss", loss, LOSS))
-    found.append(Bar("encode_ms", times[DEFAULT]["encode"], CODEC_MS))
-    found.append(Bar("decode_ms", times[DEFAULT]["decode"], CODEC_MS))
+            found.append(Threshold(f"{name}_chrf_loss", loss, LOSS))
+    found.append(Threshold("encode_ms", times[DEFAULT]["encode"], CODEC_MS))
+    found.append(Threshold("decode_ms", times[DEFAULT]["decode"], CODEC_MS))
     return found
 
 
-def plot(record: Record, path: Path, beside: Path | None = None) -> None:
+def plot(record: BenchmarkReport, path: Path, beside: Path | None = None) -> None:
     """Draw quality over rate at 5 s, as a PNG; the codecs also of another record's file."""
     codecs = [str(codec) for codec in Codec]
     own = record.rows, record.more["quality"]
@@ -369,7 +372,9 @@ def main(
     beside: Annotated[
         Path | None, typer.Option(help="Draw the codecs of this record, of another model, too.")
     ] = None,
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")] = Path("models/esrt-nano"),
+    checkpoint: Annotated[
+        Path, typer.Option(help="Checkpoint folder.", show_default="the bundled esrt-nano")
+    ] = bundled.CHECKPOINT,
     corpus: Annotated[Path, typer.Option(help="Folder of the corpus.")] = CORPUS,
     directions: Annotated[
         int, typer.Option(min=1, help="Languages that each utterance is translated into.")
@@ -382,11 +387,11 @@ def main(
     opened = open_checkpoint(checkpoint)
     held_out = None if quick else load(corpus, "test").only(opened.config.languages)
     sender, samples, overhead = Sender(opened), 2 if quick else _SAMPLES, request_overhead()
-    clips = [read_audio(file).samples for file in sorted(CLIPS.glob("*.flac"))]
+    clips = [read_audio(file).samples for file in sorted(bundled.SAMPLES.glob("*.flac"))]
     rows = sizes(sender, clips, samples, overhead)
     times = codec_times(sender, clips, 20 if quick else 200)
     scores = {} if held_out is None else quality(opened, sender, held_out, directions)
-    record = Record(
+    record = BenchmarkReport(
         settings={
             "fingerprint": opened.fingerprint,
             "directions": directions,
@@ -409,7 +414,7 @@ def main(
     _print(record)
 
 
-def _print(record: Record) -> None:
+def _print(record: BenchmarkReport) -> None:
     table = Table("sent", *(f"{seconds} s" for seconds in SECONDS), "chrF", "exact %")
     for name in dict.fromkeys(row["sent"] for row in record.rows):
         rates = [f"{row['kbps']:.2f}" for row in record.rows if row["sent"] == name]
@@ -421,5 +426,5 @@ def _print(record: Record) -> None:
 
 
 if __name__ == "__main__":
-    with reported():
+    with exit_on_error():
         typer.run(main)

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import typer
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -26,24 +25,25 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, Gemma3ForCausalLM
 
 from edge_runtime.backends import open_backend
+from esrt import bundled
+from esrt.arrays import Float32Array
+from esrt.benchmark_report import BenchmarkReport, Threshold
 from esrt.checkpoint import Checkpoint, open_checkpoint, random_checkpoint
-from esrt.command import reported
+from esrt.cli import exit_on_error
 from esrt.config import ModelConfig, named_config
 from esrt.errors import CheckFailed
-from esrt.frontend import FRAMES_PER_SECOND
+from esrt.features import FRAMES_PER_SECOND
 from esrt.manifest import SplitPoint
 from esrt.model import Projector
-from esrt.record import Bar, Record
 from export.parity import sample_mels
-from export.target import Activations, Precision, Target, export
-from export.to_executorch import TARGET as EXECUTORCH
-from export.to_onnx import TARGET as ONNX
+from export.recipe import Activations, ExportRecipe, Precision, export
+from export.to_executorch import RECIPE as EXECUTORCH
+from export.to_onnx import RECIPE as ONNX
 from training.corpus.build import CORPUS, Corpus, load
 from training.evaluate import score, translate
 from training.plots import save
 
-Array = NDArray[np.float32]
-Encode = Callable[[Array], Array]
+Encode = Callable[[Float32Array], Float32Array]
 
 EAGER, ET_INT8, ORT_INT8 = "torch fp32", "executorch int8", "onnxruntime int8"
 # What is measured of each target; int8 alone is its default, dynamic activations.
@@ -88,7 +88,7 @@ def backends(
     torch.set_num_threads(threads)
 
     @torch.inference_mode()
-    def eager(mel: Array) -> Array:
+    def eager(mel: Float32Array) -> Float32Array:
         return np.asarray(model.features(torch.from_numpy(mel[None])).numpy()[0])
 
     runs: dict[str, Encode] = {EAGER: eager}
@@ -107,7 +107,7 @@ def backends(
 
 
 def _exported(
-    target: Target, checkpoint: Checkpoint, folder: Path, variant: str, threads: int
+    target: ExportRecipe, checkpoint: Checkpoint, folder: Path, variant: str, threads: int
 ) -> Encode:
     model, (precision, activations) = checkpoint.config.name, VARIANTS[variant]
     out = folder / f"{model}-{target.kind}-{variant.replace(' ', '-')}"
@@ -116,7 +116,7 @@ def _exported(
     return open_backend(out, threads=threads).encode
 
 
-def speech(config: ModelConfig, seconds: float) -> Array:
+def speech(config: ModelConfig, seconds: float) -> Float32Array:
     """That much of the bundled clips, over and over: (128, frames)."""
     clips = np.concatenate(list(sample_mels(replace(config, padded=False))), axis=1)
     frames = int(seconds * FRAMES_PER_SECOND) // config.frame_multiple * config.frame_multiple
@@ -124,7 +124,7 @@ def speech(config: ModelConfig, seconds: float) -> Array:
 
 
 def medians(
-    runs: Mapping[str, Callable[[], Array]], rounds: int
+    runs: Mapping[str, Callable[[], Float32Array]], rounds: int
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Milliseconds of each, which take turns.
 
@@ -144,7 +144,7 @@ def medians(
     return _medians(warm), _medians(first)
 
 
-def _timed(run: Callable[[], Array]) -> float:
+def _timed(run: Callable[[], Float32Array]) -> float:
     start = time.perf_counter()
     run()
     return 1000 * (time.perf_counter() - start)
@@ -163,7 +163,7 @@ def settle() -> None:
         awake = time.process_time() - used > _AWAKE_SECONDS
 
 
-def _on(runs: dict[str, Encode], mel: Array) -> dict[str, Callable[[], Array]]:
+def _on(runs: dict[str, Encode], mel: Float32Array) -> dict[str, Callable[[], Float32Array]]:
     return {name: partial(run, mel) for name, run in runs.items()}
 
 
@@ -215,17 +215,17 @@ def quality(
 
 def bars(
     times: dict[str, dict[str, float]], length: float | None, scores: dict[str, dict[str, Any]]
-) -> list[Bar]:
+) -> list[Threshold]:
     """The ratios that are asked for, by case, and what int8 costs on the worst backend."""
     found = []
     for case, ms in times.items():
-        found.append(Bar(f"et_int8_over_ort_int8_{case}", ms[ET_INT8] / ms[ORT_INT8], 1.0))
-        found.append(Bar(f"et_int8_over_eager_fp32_{case}", ms[ET_INT8] / ms[EAGER], 0.5))
+        found.append(Threshold(f"et_int8_over_ort_int8_{case}", ms[ET_INT8] / ms[ORT_INT8], 1.0))
+        found.append(Threshold(f"et_int8_over_eager_fp32_{case}", ms[ET_INT8] / ms[EAGER], 0.5))
     if length is not None:
-        found.append(Bar("length_3s_over_30s", length, 0.15))
+        found.append(Threshold("length_3s_over_30s", length, 0.15))
     for key, bound in (("chrf", 0.5), ("exact", 1.0)) if scores else ():
         losses = [scores[f"{name} fp32"][key] - scores[f"{name} int8"][key] for name in TARGETS]
-        found.append(Bar(f"int8_{key}_loss", round(max(losses), 3), bound))
+        found.append(Threshold(f"int8_{key}_loss", round(max(losses), 3), bound))
     return found
 
 
@@ -249,7 +249,9 @@ def main(
     report: Annotated[
         Path | None, typer.Option(help="Draw the comparison as encode.png in this folder.")
     ] = None,
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")] = Path("models/esrt-nano"),
+    checkpoint: Annotated[
+        Path, typer.Option(help="Checkpoint folder.", show_default="the bundled esrt-nano")
+    ] = bundled.CHECKPOINT,
     threads: Annotated[int, typer.Option(min=1)] = 2,
     rounds: Annotated[int, typer.Option(min=1)] = 41,
     quick: Annotated[
@@ -271,7 +273,7 @@ def main(
         measured["small_30s"], length, more = measure_small(folder, threads, max(3, rounds // 8))
         refused |= more
     times = {case: ms for case, (ms, _) in measured.items()}
-    record = Record(
+    record = BenchmarkReport(
         settings={"threads": threads, "rounds": rounds, "fingerprint": opened.fingerprint},
         rows=[
             {
@@ -293,7 +295,7 @@ def main(
     _print(record)
 
 
-def _print(record: Record) -> None:
+def _print(record: BenchmarkReport) -> None:
     table = Table(*record.rows[0])
     for row in record.rows:
         table.add_row(*(str(value) for value in row.values()))
@@ -305,5 +307,5 @@ def _print(record: Record) -> None:
 
 
 if __name__ == "__main__":
-    with reported():
+    with exit_on_error():
         typer.run(main)

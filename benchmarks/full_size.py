@@ -18,13 +18,13 @@ from rich.console import Console
 
 from benchmarks.encode import medians, speech
 from edge_runtime.backends import open_backend
-from esrt.command import reported
+from esrt.benchmark_report import BenchmarkReport, Threshold
+from esrt.cli import exit_on_error
 from esrt.config import named_config
 from esrt.errors import CheckFailed
 from esrt.manifest import Kind, read_manifest
-from esrt.record import Bar, Record
-from export.footprint import peak_bytes
-from export.target import Precision
+from export.peak_memory import peak_bytes
+from export.recipe import Precision
 
 SCRIPTS: dict[Kind, str] = {
     "executorch": "export/to_executorch.py",
@@ -94,12 +94,12 @@ def latency(artifact: Path, model: str, threads: int, rounds: int) -> float:
     return medians({"run": run}, rounds)[0]["run"] / 1000
 
 
-def bars(rows: Sequence[dict[str, Any]]) -> list[Bar]:
+def bars(rows: Sequence[dict[str, Any]]) -> list[Threshold]:
     """Size of the int8 program, and whether all exports fit the machine that they are made for."""
     sizes = {(row["kind"], row["precision"]): row["size_mb"] for row in rows}
-    found = [Bar("export_peak_gb", max(row["export_peak_gb"] for row in rows), MEMORY_GB)]
+    found = [Threshold("export_peak_gb", max(row["export_peak_gb"] for row in rows), MEMORY_GB)]
     if ("executorch", "int8") in sizes:
-        found.append(Bar("pte_int8_mb", sizes["executorch", "int8"], PTE_MB))
+        found.append(Threshold("pte_int8_mb", sizes["executorch", "int8"], PTE_MB))
     return found
 
 
@@ -118,7 +118,7 @@ def main(
             with Console(stderr=True).status(f"{kind} {precision_of}"):
                 rows.append(measure(kind, model, precision_of, folder, threads, rounds))
     settings = {"model": model, "threads": threads, "rounds": rounds}
-    record = Record(settings=settings, rows=rows, bars=bars(rows), tools=TOOLS)
+    record = BenchmarkReport(settings=settings, rows=rows, bars=bars(rows), tools=TOOLS)
     record.write(json_file)
     print("| " + " | ".join(rows[0]) + " |")
     print("|---" * len(rows[0]) + "|")
@@ -130,5 +130,5 @@ def main(
 
 
 if __name__ == "__main__":
-    with reported():
+    with exit_on_error():
         typer.run(main)

@@ -13,13 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import numpy as np
 import onnxruntime
 import torch
 import typer
 from executorch.devtools import Inspector
 from executorch.extension.pybindings import portable_lib
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
@@ -35,21 +33,22 @@ from benchmarks.encode import (
     settle,
     speech,
 )
+from esrt import bundled
+from esrt.arrays import Float32Array
+from esrt.benchmark_report import BenchmarkReport
 from esrt.checkpoint import Checkpoint, open_checkpoint, random_checkpoint
-from esrt.command import reported
-from esrt.record import Record
-from export.target import Precision, export
-from export.to_executorch import TARGET as EXECUTORCH
-from export.to_onnx import TARGET as ONNX
+from esrt.cli import exit_on_error
+from export.recipe import Precision, export
+from export.to_executorch import RECIPE as EXECUTORCH
+from export.to_onnx import RECIPE as ONNX
 
-Array = NDArray[np.float32]
 BACKENDS = (EAGER, ET_INT8, ORT_INT8)
 # Milliseconds of a run, and how many calls it holds, by the runtime's name of an operator.
 Times = dict[str, tuple[float, float]]
 
 # What an operator is for, by the first pattern that its name holds. Layer norms are ExecuTorch's
-# products with one column (export/delegable.py), its only linear layers in floating point. Torch's
-# attention is one operator, softmax and all.
+# products with one column (export/backends/xnnpack/rewrite.py), its only linear layers in
+# floating point. Torch's attention is one operator, softmax and all.
 GROUPS = {
     "linear layers": r"QDU?8, |Quantize|MatMulInteger|aten::(addmm|mm)$",
     "attention's products": r"Batch Matrix Multiply|MatMul|aten::bmm|scaled_dot_product_flash",
@@ -68,7 +67,7 @@ def group(operator: str) -> str:
     return next(found, OTHER)
 
 
-def executorch(path: Path, mel: Array, threads: int, rounds: int) -> Times:
+def executorch(path: Path, mel: Float32Array, threads: int, rounds: int) -> Times:
     """XNNPACK's operators and ExecuTorch's kernels around them, in a program's runs."""
     portable_lib._unsafe_reset_threadpool(threads)
     module = portable_lib._load_for_executorch(str(path), enable_etdump=True)
@@ -91,7 +90,7 @@ def _sums(calls: dict[str, list[float]]) -> Times:
     return {name: (float(sum(values)), len(values)) for name, values in calls.items()}
 
 
-def onnx(path: Path, mel: Array, threads: int, rounds: int) -> Times:
+def onnx(path: Path, mel: Float32Array, threads: int, rounds: int) -> Times:
     """ONNX Runtime's operators."""
     totals: dict[str, list[float]] = defaultdict(list)
     with TemporaryDirectory() as folder:
@@ -112,7 +111,7 @@ def onnx(path: Path, mel: Array, threads: int, rounds: int) -> Times:
     return _sums(totals)
 
 
-def eager(checkpoint: Checkpoint, mel: Array, threads: int, rounds: int) -> Times:
+def eager(checkpoint: Checkpoint, mel: Float32Array, threads: int, rounds: int) -> Times:
     """Torch's operators, in float32."""
     torch.set_num_threads(threads)
     model = checkpoint.edge_model()
@@ -183,7 +182,9 @@ def table(found: list[dict[str, Any]], case: str) -> Table:
 
 def main(
     json_file: Annotated[Path, typer.Option("--json", help="Write the figures here.")],
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")] = Path("models/esrt-nano"),
+    checkpoint: Annotated[
+        Path, typer.Option(help="Checkpoint folder.", show_default="the bundled esrt-nano")
+    ] = bundled.CHECKPOINT,
     threads: Annotated[int, typer.Option(min=1)] = 2,
     rounds: Annotated[int, typer.Option(min=1)] = 21,
     quick: Annotated[bool, typer.Option("--quick", help="Not the small model.")] = False,
@@ -202,11 +203,11 @@ def main(
         measured = measure(small, SMALL.max_seconds, artifacts, threads, max(3, rounds // 7))
         found += rows("small_30s", measured)
     settings = {"threads": threads, "rounds": rounds, "fingerprint": opened.fingerprint}
-    Record(settings=settings, rows=found, bars=[], tools=TOOLS).write(json_file)
+    BenchmarkReport(settings=settings, rows=found, bars=[], tools=TOOLS).write(json_file)
     for case in dict.fromkeys(row["case"] for row in found):
         Console().print(table(found, case))
 
 
 if __name__ == "__main__":
-    with reported():
+    with exit_on_error():
         typer.run(main)

@@ -8,13 +8,15 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from cloud_vllm import environment, key_commands, logs
-from cloud_vllm.commands import reported
+from cloud_vllm import env_defaults
+from cloud_vllm.auth import keys_cli
 from cloud_vllm.settings import Settings
+from cloud_vllm.telemetry import logs
+from esrt.cli import exit_on_error
 from esrt.errors import RequestError
 
 app = typer.Typer(add_completion=False)
-app.add_typer(key_commands.app, name="keys")
+app.add_typer(keys_cli.app, name="keys")
 
 
 @app.callback(invoke_without_command=True)
@@ -45,8 +47,8 @@ def serve(
     # uvicorn raises the signal again once it has shut down: that is success, so it ends as such,
     # and with the interpreter's own clean-up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    environment.prepare()
-    with reported():
+    env_defaults.prepare()
+    with exit_on_error():
         _serve(_settings({name: value for name, value in given.items() if value is not None}))
 
 
@@ -63,7 +65,7 @@ def _settings(given: dict[str, object]) -> Settings:
 def _serve(settings: Settings) -> None:
     # Imported after the environment is set, and so that --help does not wait for torch.
     from cloud_vllm import listener
-    from cloud_vllm.gateway import create_app
+    from cloud_vllm.api.app import create_app
 
     listener.check_exposure(settings)
     logs.configure(settings.log_format)

@@ -12,8 +12,8 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from cloud_vllm.api.websocket import END
 from cloud_vllm.settings import Settings
-from cloud_vllm.stream import END
 from esrt.errors import RequestError
 from esrt.wire import MAX_PACKET_BYTES
 

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
 
-from cloud_vllm.exchange import exchange_of
+from cloud_vllm.request_context import exchange_of
 from cloud_vllm.schemas import Problem
 from esrt.errors import EngineFailed, EsrtError, NotReady, RequestError, Unauthorized
 

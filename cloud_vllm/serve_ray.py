@@ -11,8 +11,9 @@ import httpx
 from ray import serve
 from ray.serve import Application
 
-from cloud_vllm import environment, logs
+from cloud_vllm import env_defaults
 from cloud_vllm.settings import Settings
+from cloud_vllm.telemetry import logs
 from esrt.errors import NotReady, RequestError
 
 if TYPE_CHECKING:
@@ -31,15 +32,15 @@ class Gateway:
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        environment.prepare()
+        env_defaults.prepare()
         self._settings = replica_settings(settings)
         logs.configure(self._settings.log_format)
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         """The gateway, which Ray starts: its lifespan begins to load the engine."""
         # Imported after the environment is set.
+        from cloud_vllm.api.app import create_app
         from cloud_vllm.engines import Supervisor, create_engine
-        from cloud_vllm.gateway import create_app
         from esrt.checkpoint import open_checkpoint
 
         settings, checkpoint = self._settings, open_checkpoint(self._settings.checkpoint)

@@ -6,13 +6,15 @@ from typing import Literal, Self
 from pydantic import AnyHttpUrl, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from esrt import bundled
+
 
 class Settings(BaseSettings):
     """The gateway's settings; the defaults serve esrt-nano on a CPU."""
 
     model_config = SettingsConfigDict(env_prefix="ESRT_", frozen=True, extra="forbid")
 
-    checkpoint: Path = Field(Path("models/esrt-nano"), description="Checkpoint folder.")
+    checkpoint: Path = Field(bundled.CHECKPOINT, description="Checkpoint folder.")
     engine: Literal["vllm", "transformers"] = Field(
         "vllm", description="What runs the decoder; transformers is the slow reference."
     )

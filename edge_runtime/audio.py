@@ -5,15 +5,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import soundfile
 import soxr
 
+from esrt.arrays import Float32Array
 from esrt.errors import AudioError
-from esrt.frontend import HOP, N_FFT, SAMPLE_RATE
+from esrt.features import HOP, N_FFT, SAMPLE_RATE
 from esrt.manifest import FrontEnd
-
-Array = npt.NDArray[np.float32]
 
 # Silence is a peak below -60 dBFS. The peak and not the mean power, so that one quiet word in a
 # long pause still counts as speech; measured around the mean, so that a constant offset does not.
@@ -32,7 +30,7 @@ class Audio:
     ``rate``: in Hz, of the file that it was read from; nothing above half of it can be heard.
     """
 
-    samples: Array
+    samples: Float32Array
     rate: int = SAMPLE_RATE
 
     @property
@@ -95,7 +93,7 @@ def _read(stream: BinaryIO, path: Path, max_seconds: float | None) -> Audio:
                     f"{path} has a sample rate of {rate} Hz, not {MIN_RATE} to {MAX_RATE}.",
                     "Convert it to 16000 Hz.",
                 )
-            blocks: list[Array] = []
+            blocks: list[Float32Array] = []
             count, loudest = 0, 0.0
             while len(block := file.read(rate, dtype="float32", always_2d=True)):
                 with np.errstate(all="ignore"):  # what is not finite is reported below
@@ -126,7 +124,7 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "error_string", error)).rstrip(".")
 
 
-def _check_finite(samples: Array, path: Path) -> None:
+def _check_finite(samples: Float32Array, path: Path) -> None:
     bad = ~np.isfinite(samples)
     if bad.any():
         raise AudioError(
@@ -142,7 +140,7 @@ def _check_finite(samples: Array, path: Path) -> None:
         )
 
 
-def _check_channels(samples: Array, loudest: float, channels: int, path: Path) -> None:
+def _check_channels(samples: Float32Array, loudest: float, channels: int, path: Path) -> None:
     """Refuse an average that is silent where the loudest channel's amplitude is not.
 
     One channel of n alone keeps 1/n of its amplitude; half of that is left to quiet ones.
@@ -154,7 +152,7 @@ def _check_channels(samples: Array, loudest: float, channels: int, path: Path) -
         )
 
 
-def _is_silent(samples: Array) -> bool:
+def _is_silent(samples: Float32Array) -> bool:
     return not len(samples) or _is_silence(float(np.abs(samples - samples.mean()).max()))
 
 
@@ -162,7 +160,7 @@ def _is_silence(peak: float) -> bool:
     return peak < 10 ** (SILENCE_DBFS / 20)
 
 
-def _check_level(samples: Array, path: Path) -> None:
+def _check_level(samples: Float32Array, path: Path) -> None:
     if _is_silent(samples):
         raise AudioError(
             f"{path} is silent: its peak is below {SILENCE_DBFS:g} dBFS.",
@@ -170,7 +168,7 @@ def _check_level(samples: Array, path: Path) -> None:
         )
 
 
-def _fit(samples: Array, front_end: FrontEnd, path: Path) -> Array:
+def _fit(samples: Float32Array, front_end: FrontEnd, path: Path) -> Float32Array:
     shortest = shortest_samples(front_end)
     if len(samples) < shortest:
         raise AudioError(

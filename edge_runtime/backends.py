@@ -13,11 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from esrt.arrays import Float32Array
 from esrt.errors import ArtifactError
-from esrt.frontend import HOP, MEL_BINS, N_FFT, SAMPLE_RATE
+from esrt.features import HOP, MEL_BINS, N_FFT, SAMPLE_RATE
 from esrt.manifest import Manifest, read_manifest
-
-Array = npt.NDArray[np.float32]
 
 # A phone has about four fast cores, and more threads than that wait for the slow ones.
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)
@@ -34,7 +33,7 @@ class Backend(Protocol):
         """The artifact's description."""
         ...
 
-    def encode(self, mel: Array) -> Array:
+    def encode(self, mel: Float32Array) -> Float32Array:
         """Features (tokens, width) of a log-mel spectrogram (128, frames), both float32.
 
         Raises:
@@ -91,7 +90,7 @@ class OnnxBackend:
         """The artifact's description."""
         return self._manifest
 
-    def encode(self, mel: Array) -> Array:
+    def encode(self, mel: Float32Array) -> Float32Array:
         """See :meth:`Backend.encode`."""
         try:
             (features,) = self._session.run([self._output], {self._input: mel[np.newaxis]})
@@ -100,7 +99,7 @@ class OnnxBackend:
                 f"ONNX Runtime failed on an input of shape {mel.shape}: {error}.", _EXPORT
             ) from error
         _check_features(features, self._manifest)
-        result: Array = features[0]
+        result: Float32Array = features[0]
         return result
 
 
@@ -161,7 +160,7 @@ class ExecuTorchBackend:
         """The artifact's description."""
         return self._manifest
 
-    def encode(self, mel: Array) -> Array:
+    def encode(self, mel: Float32Array) -> Float32Array:
         """See :meth:`Backend.encode`."""
         # What does not fit may abort the process or, with a broken last block, pass unnoticed.
         bins, frames = mel.shape
@@ -182,7 +181,7 @@ class ExecuTorchBackend:
             ) from error
         features = output.numpy()
         _check_features(features, self._manifest)
-        result: Array = features[0]
+        result: Float32Array = features[0]
         return result
 
 

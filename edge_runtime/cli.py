@@ -16,7 +16,7 @@ from typer.exceptions import TyperException
 from edge_runtime.audio import Audio, read_audio
 from edge_runtime.backends import DEFAULT_THREADS, open_backend
 from edge_runtime.client import API_KEY_VARIABLE, Client, Done
-from edge_runtime.encoder import Encoded, encode_audio, statistics_of
+from edge_runtime.encoder import Encoded, codec_tables_of, encode_audio
 from edge_runtime.report import LivePrinter, cautions, figures, print_figures
 from esrt.errors import EsrtError, printable
 from esrt.languages import Language, check_trained, direction
@@ -128,8 +128,11 @@ def _encode(
 ) -> tuple[Audio, Encoded]:
     """Audio first: it is refused in milliseconds, while a large encoder loads for seconds."""
     audio = read_audio(file, manifest.front_end)
-    backend, statistics = open_backend(artifact, threads=threads), statistics_of(artifact, manifest)
-    return audio, encode_audio(audio, backend, codec, statistics)
+    backend, codec_tables = (
+        open_backend(artifact, threads=threads),
+        codec_tables_of(artifact, manifest),
+    )
+    return audio, encode_audio(audio, backend, codec, codec_tables)
 
 
 def _translate(

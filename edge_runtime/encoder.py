@@ -6,7 +6,8 @@ from time import perf_counter
 
 from edge_runtime.audio import Audio
 from edge_runtime.backends import Backend
-from esrt import frontend, wire
+from esrt import wire
+from esrt.features import log_mel_features
 from esrt.manifest import Manifest
 
 
@@ -30,39 +31,39 @@ class Encoded:
     times: EncodeTimes
 
 
-def statistics_of(artifact: Path, manifest: Manifest) -> wire.Statistics | None:
+def codec_tables_of(artifact: Path, manifest: Manifest) -> wire.CodecTables | None:
     """What an artifact brings for the learned codecs; ``None`` where it brings nothing.
 
     Raises:
         CheckpointError: the file is damaged.
     """
-    if wire.STATISTICS_FILE not in manifest.files:
+    if wire.CODEC_TABLES_FILE not in manifest.files:
         return None
-    return wire.read_statistics(artifact / wire.STATISTICS_FILE, manifest.fingerprint)
+    return wire.read_codec_tables(artifact / wire.CODEC_TABLES_FILE, manifest.fingerprint)
 
 
 def encode_audio(
     audio: Audio,
     backend: Backend,
     codec: wire.Codec | None = None,
-    statistics: wire.Statistics | None = None,
+    codec_tables: wire.CodecTables | None = None,
 ) -> Encoded:
     """Encode speech into one packet.
 
     Args:
         audio: the speech.
         backend: the encoder.
-        codec: how to write the features; by default ``klt`` with statistics and ``int8`` without.
-        statistics: what the learned codecs know of the features.
+        codec: how to write the features; by default ``klt`` with tables and ``int8`` without.
+        codec_tables: the transform codecs' tables of this model.
 
     Raises:
         ArtifactError: the encoder fails.
         PacketContentError: its features do not fit the codec, or are not finite.
     """
-    codec = codec or (wire.Codec.KLT if statistics else wire.Codec.INT8)
+    codec = codec or (wire.Codec.KLT if codec_tables else wire.Codec.INT8)
     manifest, front_end = backend.manifest, backend.manifest.front_end
     start = perf_counter()
-    mel = frontend.features(
+    mel = log_mel_features(
         audio.samples,
         frame_multiple=front_end.frame_multiple,
         padded_seconds=front_end.padded_seconds,
@@ -76,7 +77,7 @@ def encode_audio(
         split=manifest.split,
         codec=codec,
         duration_ms=round(1000 * audio.seconds),
-        statistics=statistics,
+        codec_tables=codec_tables,
     )
     packed = perf_counter()
     times = EncodeTimes(

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from esrt.config import ModelConfig, named_config
 from esrt.errors import CheckpointError
 from esrt.model import EdgeModel, Projector
-from esrt.wire import STATISTICS_FILE, Statistics, read_statistics
+from esrt.wire import CODEC_TABLES_FILE, CodecTables, read_codec_tables
 
 CONFIG_FILE = "config.json"
 EDGE_FILE = "edge.safetensors"
@@ -71,14 +71,14 @@ class Checkpoint:
         load_strictly(model, tensors)
         return model.eval()
 
-    def statistics(self) -> Statistics | None:
+    def codec_tables(self) -> CodecTables | None:
         """What the learned codecs know of the features; ``None`` where they were not gathered.
 
         Raises:
             CheckpointError: the file is damaged, or was made of other weights.
         """
-        path = self.folder / STATISTICS_FILE
-        return read_statistics(path, self.fingerprint) if path.is_file() else None
+        path = self.folder / CODEC_TABLES_FILE
+        return read_codec_tables(path, self.fingerprint) if path.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     # Only the checkpoint's own parts make way; the configuration goes first and comes back last,
     # so that a broken-off replacement is not taken for a checkpoint.
-    for name in (CONFIG_FILE, EDGE_FILE, DECODER_FOLDER, STATISTICS_FILE):
+    for name in (CONFIG_FILE, EDGE_FILE, DECODER_FOLDER, CODEC_TABLES_FILE):
         _remove(folder / name)
     for name in (DECODER_FOLDER, EDGE_FILE, CONFIG_FILE):
         (temporary / name).rename(folder / name)

@@ -35,7 +35,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """How audio becomes the graph's input; the arithmetic is that of ``esrt.frontend``.
+    """How audio becomes the graph's input; the arithmetic is that of ``esrt.features``.
 
     ``frame_multiple``: the frames' count is a multiple of this. ``padded_seconds``: pad or trim
     to this length first; ``None`` encodes only what was spoken. ``max_seconds``: the longest

@@ -8,10 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import mkdtemp
 
-from esrt import frontend
 from esrt.checkpoint import Checkpoint
 from esrt.config import ModelConfig
 from esrt.errors import ArtifactError
+from esrt.features import FRAMES_PER_SECOND, HOP, N_FFT, SAMPLE_RATE
 from esrt.manifest import (
     MANIFEST_FILE,
     FrontEnd,
@@ -23,7 +23,7 @@ from esrt.manifest import (
     TensorSpec,
     sha256,
 )
-from export.graph import INPUT, OUTPUT
+from export.tracing import INPUT, OUTPUT
 
 
 @contextmanager
@@ -99,9 +99,9 @@ def describe(
         inputs=(TensorSpec(INPUT, "float32", (1, config.encoder.mel_bins, frames)),),
         outputs=(TensorSpec(OUTPUT, "float32", (1, tokens, width)),),
         front_end=FrontEnd(
-            sample_rate=frontend.SAMPLE_RATE,
-            n_fft=frontend.N_FFT,
-            hop=frontend.HOP,
+            sample_rate=SAMPLE_RATE,
+            n_fft=N_FFT,
+            hop=HOP,
             mel_bins=config.encoder.mel_bins,
             frame_multiple=config.frame_multiple,
             padded_seconds=config.padded_seconds,
@@ -117,6 +117,6 @@ def describe(
         tools={name: version(name) for name in tools},
         parity=parity,
         created_from=checkpoint.folder.resolve().name,
-        lengths=tuple(frames / frontend.FRAMES_PER_SECOND for frames in lengths),
+        lengths=tuple(frames / FRAMES_PER_SECOND for frames in lengths),
         quantization=quantization,
     )

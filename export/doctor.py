@@ -18,64 +18,67 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
+from esrt import bundled
+from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint, open_checkpoint
-from esrt.command import reported
+from esrt.cli import exit_on_error
 from esrt.errors import ArtifactError, CheckFailed, EsrtError, printable
-from esrt.frontend import FRAMES_PER_SECOND, HOP, log_mel
+from esrt.features import FRAMES_PER_SECOND, HOP, log_mel
 from esrt.manifest import Kind, Manifest, SplitPoint, read_manifest
 from esrt.model import EdgeModel
-from export import footprint, layers, parity, texts
-from export.graph import DeviceGraph
+from export import parity, peak_memory, quantization_error, translation_parity
+from export.input_shapes import restrict_lengths
 from export.inspection import Inspection, counted, problems, share
-from export.lengths import limited
+from export.tracing import DeviceGraph
 
-Array = NDArray[np.float32]
-BUNDLED = Path("models/esrt-nano")
 _WORST = 5
 
 
 @dataclass(frozen=True)
-class Kit:
+class ArtifactInspector:
     """How to examine one kind of artifact.
 
     ``inspect`` reads what it computes, given a log-mel (128, frames) of the longest input;
     ``runner`` runs it; ``graph`` has the layers whose weights it holds.
     """
 
-    inspect: Callable[[Path, Manifest, Array], Inspection]
+    inspect: Callable[[Path, Manifest, Float32Array], Inspection]
     runner: Callable[[Path, Manifest], parity.Runner]
     graph: Callable[[EdgeModel, SplitPoint], nn.Module] = DeviceGraph
 
 
-def _onnx() -> Kit:
-    from export import inspect_onnx, to_onnx
+def _onnx() -> ArtifactInspector:
+    from export import to_onnx
+    from export.backends.onnx import inspect
 
-    return Kit(inspect_onnx.inspect, lambda path, _: to_onnx.runner(path))
+    return ArtifactInspector(inspect.inspect, lambda path, _: to_onnx.runner(path))
 
 
-def _executorch() -> Kit:
-    from export import inspect_executorch, xnnpack
-    from export.delegable import DelegableGraph
+def _executorch() -> ArtifactInspector:
+    from export.backends.xnnpack import inspect, lower
+    from export.backends.xnnpack.rewrite import XnnpackEncoder
 
-    return Kit(
-        inspect_executorch.inspect,
-        lambda path, manifest: xnnpack.runner(path, longest(manifest)),
-        DelegableGraph,
+    return ArtifactInspector(
+        inspect.inspect,
+        lambda path, manifest: lower.runner(path, longest(manifest)),
+        XnnpackEncoder,
     )
 
 
-def _coreml() -> Kit:
-    from export import inspect_coreml, mil, to_coreml
+def _coreml() -> ArtifactInspector:
+    from export import to_coreml
+    from export.backends.coreml import inspect, mil_interpreter
 
-    return Kit(inspect_coreml.inspect, lambda path, _: to_coreml.runner(mil.Program(path)))
+    return ArtifactInspector(
+        inspect.inspect, lambda path, _: to_coreml.runner(mil_interpreter.Program(path))
+    )
 
 
 # Each with its own imports, so that one format's tools are enough to examine it.
-KITS: dict[Kind, Callable[[], Kit]] = {
+INSPECTORS: dict[Kind, Callable[[], ArtifactInspector]] = {
     "onnx": _onnx,
     "executorch": _executorch,
     "coreml": _coreml,
@@ -114,7 +117,7 @@ def longest(manifest: Manifest) -> int:
     return round(front_end.max_seconds * FRAMES_PER_SECOND) // multiple * multiple
 
 
-def examine(folder: Path, checkpoint: Checkpoint | None) -> Diagnosis:
+def inspect_artifact(folder: Path, checkpoint: Checkpoint | None) -> Diagnosis:
     """Examine an artifact.
 
     Args:
@@ -126,7 +129,7 @@ def examine(folder: Path, checkpoint: Checkpoint | None) -> Diagnosis:
             this checkpoint.
     """
     manifest = read_manifest(folder)
-    if manifest.kind not in KITS:
+    if manifest.kind not in INSPECTORS:
         raise ArtifactError(
             f"Artifacts of kind {manifest.kind} cannot be examined.", f"Use one of: {_kinds()}."
         )
@@ -136,7 +139,7 @@ def examine(folder: Path, checkpoint: Checkpoint | None) -> Diagnosis:
             f" {checkpoint.fingerprint}.",
             "Name the checkpoint that it was exported from.",
         )
-    kit, path, frames = KITS[manifest.kind](), folder / manifest.entry, longest(manifest)
+    kit, path, frames = INSPECTORS[manifest.kind](), folder / manifest.entry, longest(manifest)
     try:
         inspection = kit.inspect(path, manifest, _speech(frames))
     except EsrtError:
@@ -156,9 +159,11 @@ def examine(folder: Path, checkpoint: Checkpoint | None) -> Diagnosis:
         run = kit.runner(path, manifest)
         lengths = tuple(round(seconds * FRAMES_PER_SECOND) for seconds in manifest.lengths)
         model = checkpoint.edge_model()
-        model.config = limited(checkpoint.config, lengths)
+        model.config = restrict_lengths(checkpoint.config, lengths)
         if manifest.precision == "int8":
-            clips = itertools.islice(parity.sample_mels(model.config, lengths), layers.CLIPS)
+            clips = itertools.islice(
+                parity.sample_mels(model.config, lengths), quantization_error.CLIPS
+            )
             own = kit.graph(model, manifest.split)
             errors, foreign = _layers(inspection, own, clips, manifest)
             if foreign:
@@ -166,7 +171,7 @@ def examine(folder: Path, checkpoint: Checkpoint | None) -> Diagnosis:
                 found.append(f"{len(foreign)} weights are not the checkpoint's: {names}.")
         graph = DeviceGraph(model, manifest.split)
         figures = parity.measure(graph, run, lengths)
-        spoken = texts.compare(run, graph, checkpoint, lengths)
+        spoken = translation_parity.compare(run, graph, checkpoint, lengths)
         try:
             parity.check(figures, parity.BOUNDS[manifest.precision])
         except CheckFailed as error:
@@ -176,7 +181,7 @@ def examine(folder: Path, checkpoint: Checkpoint | None) -> Diagnosis:
         kind=manifest.kind,
         precision=manifest.precision,
         size=sum((folder / name).stat().st_size for name in manifest.files),
-        peak_memory=footprint.peak_bytes(manifest.kind, path, frames),
+        peak_memory=peak_memory.peak_bytes(manifest.kind, path, frames),
         delegated=dataclasses.asdict(share(delegated, operations)),
         integer=dataclasses.asdict(share(integer, operations)),
         not_delegated=counted(outside),
@@ -191,23 +196,23 @@ def examine(folder: Path, checkpoint: Checkpoint | None) -> Diagnosis:
 
 
 def _kinds() -> str:
-    return ", ".join(KITS)
+    return ", ".join(INSPECTORS)
 
 
-def _speech(frames: int) -> Array:
+def _speech(frames: int) -> Float32Array:
     """That much of the bundled clips, one after the other: (128, frames)."""
-    index = json.loads((parity.SAMPLES / "index.json").read_text("utf-8"))
+    index = json.loads((bundled.SAMPLES / "index.json").read_text("utf-8"))
     audio = np.concatenate([parity.read_audio(row["file"]) for row in index])
     return log_mel(np.resize(audio, frames * HOP))
 
 
 def _layers(
-    inspection: Inspection, graph: nn.Module, clips: Iterable[Array], manifest: Manifest
+    inspection: Inspection, graph: nn.Module, clips: Iterable[Float32Array], manifest: Manifest
 ) -> tuple[dict[str, float], list[str]]:
     """The error that the artifact's own int8 weights cause in each layer, and foreign weights."""
-    weights, foreign = layers.matched(graph, inspection.weights())
+    weights, foreign = quantization_error.matched(graph, inspection.weights())
     activations = manifest.quantization.activations if manifest.quantization else "dynamic"
-    errors = layers.errors(
+    errors = quantization_error.errors(
         graph, clips, activations, lambda name, weight: weights.get(name, weight)
     )
     return {name: error for name, error in errors.items() if name in weights}, foreign
@@ -258,14 +263,14 @@ def _percent(shares: dict[str, float]) -> str:
 
 def _checkpoint(folder: Path, named: str | None) -> Checkpoint | None:
     """The checkpoint named, or the bundled one if the artifact was made from it."""
-    from export.source import open_source
+    from export.checkpoint_source import open_source
 
     if named is not None:
         return open_source(named)
-    if not (BUNDLED / "config.json").is_file():
+    if not (bundled.CHECKPOINT / "config.json").is_file():
         return None
-    bundled = open_checkpoint(BUNDLED)
-    return bundled if bundled.fingerprint == read_manifest(folder).fingerprint else None
+    nano = open_checkpoint(bundled.CHECKPOINT)
+    return nano if nano.fingerprint == read_manifest(folder).fingerprint else None
 
 
 def main(
@@ -279,8 +284,8 @@ def main(
     """Examine an exported artifact; ends with 1 when it should not be shipped."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    with reported():
-        diagnosis = examine(artifact, _checkpoint(artifact, checkpoint))
+    with exit_on_error():
+        diagnosis = inspect_artifact(artifact, _checkpoint(artifact, checkpoint))
     if as_json:
         print(json.dumps(dataclasses.asdict(diagnosis), indent=2, ensure_ascii=False))
     else:

@@ -4,14 +4,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from esrt.arrays import Float32Array
 from esrt.manifest import Manifest
 
-Array = NDArray[np.float32]
 # A layer's name in the artifact, and its weights as the artifact has them: (outputs, inputs).
-Weights = Callable[[], Iterator[tuple[str, Array]]]
+Weights = Callable[[], Iterator[tuple[str, Float32Array]]]
 
 
 @dataclass(frozen=True)

@@ -8,21 +8,19 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from numpy.typing import NDArray
 
-from esrt import frontend
+from esrt.arrays import Float32Array
+from esrt.bundled import SAMPLES
 from esrt.config import ModelConfig
 from esrt.errors import CheckFailed, CheckpointError
+from esrt.features import FRAMES_PER_SECOND, HOP, log_mel_features
 from esrt.manifest import Precision
-from export.graph import DeviceGraph
+from export.tracing import DeviceGraph
 
-Array = NDArray[np.float32]
-Runner = Callable[[Array], Array]
+Runner = Callable[[Float32Array], Float32Array]
 
 # So much speech is compared: all bundled clips, or four of them where each is padded to 30 s.
 _ENOUGH_SECONDS = 120
-
-SAMPLES = Path(__file__).resolve().parent.parent / "models" / "esrt-nano" / "samples"
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ BOUNDS: dict[Precision, Bounds] = {
 
 def sample_mels(
     config: ModelConfig, lengths: Sequence[int] = (), folder: Path = SAMPLES
-) -> Iterator[Array]:
+) -> Iterator[Float32Array]:
     """The log-mels of the bundled clips, cut to the longest that this model takes: (128, frames).
 
     The last is the one that completes two minutes, so that large padded models are compared in
@@ -62,7 +60,7 @@ def sample_mels(
     frames = 0
     for row in json.loads(index.read_text("utf-8")):
         audio = read_audio(row["file"], folder)
-        mel = frontend.features(
+        mel = log_mel_features(
             audio,
             frame_multiple=config.frame_multiple,
             padded_seconds=_padded_seconds(len(audio), lengths)
@@ -71,22 +69,24 @@ def sample_mels(
         )
         yield np.ascontiguousarray(mel[:, : config.max_frames])
         frames += mel.shape[1]
-        if frames >= _ENOUGH_SECONDS * frontend.FRAMES_PER_SECOND:
+        if frames >= _ENOUGH_SECONDS * FRAMES_PER_SECOND:
             return
 
 
-def read_audio(name: str, folder: Path = SAMPLES) -> Array:
+def read_audio(name: str, folder: Path = SAMPLES) -> Float32Array:
     """A bundled clip: mono, 16 kHz, (samples,)."""
     audio, _ = soundfile.read(folder / name, dtype="float32")
     return np.asarray(audio)
 
 
 def _padded_seconds(samples: int, lengths: Sequence[int]) -> float:
-    fitting = (frames for frames in lengths if frames * frontend.HOP >= samples)
-    return next(fitting, lengths[-1]) / frontend.FRAMES_PER_SECOND
+    fitting = (frames for frames in lengths if frames * HOP >= samples)
+    return next(fitting, lengths[-1]) / FRAMES_PER_SECOND
 
 
-def _others(mel: Array, config: ModelConfig, lengths: Sequence[int]) -> Iterator[Array]:
+def _others(
+    mel: Float32Array, config: ModelConfig, lengths: Sequence[int]
+) -> Iterator[Float32Array]:
     """Speech of lengths that the clips may lack: each one asked for, or the two extremes."""
     repeated = np.tile(mel, -(-config.max_frames // mel.shape[1]))
     for frames in lengths or (config.frame_multiple, config.max_frames):

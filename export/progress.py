@@ -7,14 +7,14 @@ from contextvars import ContextVar
 _LISTENER: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)
 
 
-def step(doing: str) -> None:
+def report_progress(doing: str) -> None:
     """Say what begins now, in a few words: ``tracing``."""
     if listener := _LISTENER.get():
         listener(doing)
 
 
 @contextmanager
-def told(listener: Callable[[str], None]) -> Iterator[None]:
+def progress_listener(listener: Callable[[str], None]) -> Iterator[None]:
     """Call ``listener`` with each step inside the block."""
     token = _LISTENER.set(listener)
     try:

@@ -1,14 +1,16 @@
 """Exports the device's part of a checkpoint to Core ML: ``python export/to_coreml.py``.
 
 Trace, convert, optionally quantize, save, read the saved program back, check it, compare it with
-torch on the bundled clips, describe. The comparison evaluates the program with export/mil.py, so
-it needs no Mac. Nothing is written unless the checks hold.
+torch on the bundled clips, describe. The comparison evaluates the program with `mil_interpreter`,
+so it needs no Mac. Nothing is written unless the checks hold.
 """
 
 import logging
 import os
 import sys
 from pathlib import Path
+
+from esrt.arrays import Float32Array
 
 if __package__ is None:  # run as a file: the repository, not this folder, holds the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -20,29 +22,30 @@ from esrt.checkpoint import Checkpoint
 from esrt.errors import CheckFailed
 from esrt.manifest import Manifest, SplitPoint
 from esrt.model import EdgeModel
-from export import command, coreml, layers, parity
-from export.graph import INPUT, OUTPUT
-from export.mil import Program
-from export.progress import step
-from export.target import Activations, Lowered, Precision, Settings, Target, export
+from export import cli, parity, quantization_error
+from export.backends.coreml import lower
+from export.backends.coreml.mil_interpreter import Program
+from export.progress import report_progress
+from export.recipe import Activations, ExportRecipe, LoweredProgram, Precision, Settings, export
+from export.tracing import INPUT, OUTPUT
 
 
 def export_coreml(
     checkpoint: Checkpoint, out: Path, precision: Precision, split: SplitPoint
 ) -> Manifest:
-    """Write a Core ML artifact; see :func:`export.target.export`."""
-    return export(TARGET, checkpoint, out, precision, split).manifest
+    """Write a Core ML artifact; see :func:`export.recipe.export`."""
+    return export(RECIPE, checkpoint, out, precision, split).manifest
 
 
-def _lower(model: EdgeModel, settings: Settings, path: Path) -> Lowered:
-    graph = coreml.CoreMLGraph(model, settings.split)
-    int8 = layers.judge(graph, model.config, settings)
+def _lower(model: EdgeModel, settings: Settings, path: Path) -> LoweredProgram:
+    graph = lower.CoreMLGraph(model, settings.split)
+    int8 = quantization_error.select_fp_layers(graph, model.config, settings)
     static = settings.activations is Activations.STATIC
-    ranges = coreml.input_ranges(graph, int8.mels) if int8.mels and static else {}
-    coreml.convert(graph, settings, ranges, int8.kept).save(str(path))
+    ranges = lower.input_ranges(graph, int8.mels) if int8.mels and static else {}
+    lower.convert(graph, settings, ranges, int8.kept).save(str(path))
     for part in path.rglob("*"):  # coremltools leaves some to their owner alone
         part.chmod(0o755 if part.is_dir() else 0o644)
-    step("reading the program back")
+    report_progress("reading the program back")
     program = Program(path)
     check(program, settings, int8.kept)
     products = len(program.of_type("linear"))
@@ -50,13 +53,13 @@ def _lower(model: EdgeModel, settings: Settings, path: Path) -> Lowered:
         ("program", f"{len(program.steps)} operations, {products} of them linear layers"),
         ("needs", program.needs),
     )
-    return Lowered(runner(program), notes, int8.kept, int8.errors)
+    return LoweredProgram(runner(program), notes, int8.kept, int8.errors)
 
 
 def runner(program: Program) -> parity.Runner:
     """Run a program by its evaluator."""
 
-    def run(mel: parity.Array) -> parity.Array:
+    def run(mel: Float32Array) -> Float32Array:
         return program.run({INPUT: mel})[OUTPUT]
 
     return run
@@ -70,7 +73,7 @@ def check(program: Program, settings: Settings, kept: tuple[str, ...]) -> None:
     """
     if settings.precision is not Precision.INT8:
         return
-    allowed = {coreml.weight_name(name) for name in kept}
+    allowed = {lower.weight_name(name) for name in kept}
     makers = {each.output: each.type for each in program.steps}
     left = []
     for linear in program.of_type("linear"):
@@ -86,7 +89,7 @@ def check(program: Program, settings: Settings, kept: tuple[str, ...]) -> None:
         )
 
 
-TARGET = Target(
+RECIPE = ExportRecipe(
     kind="coreml",
     title="Core ML",
     entry="model.mlpackage",
@@ -96,4 +99,4 @@ TARGET = Target(
 )
 
 if __name__ == "__main__":
-    command.run(TARGET)
+    cli.run(RECIPE)

@@ -16,46 +16,47 @@ if __package__ is None:  # run as a file: the repository, not this folder, holds
 from esrt.checkpoint import Checkpoint
 from esrt.manifest import Manifest, SplitPoint
 from esrt.model import EdgeModel
-from export import command, delegation, layers, xnnpack
-from export.delegable import DelegableGraph
-from export.graph import HalfGraph, trace
-from export.progress import step
-from export.target import Activations, Lowered, Precision, Settings, Target, export
+from export import cli, quantization_error
+from export.backends.xnnpack import delegation_report, lower
+from export.backends.xnnpack.rewrite import XnnpackEncoder
+from export.progress import report_progress
+from export.recipe import Activations, ExportRecipe, LoweredProgram, Precision, Settings, export
+from export.tracing import HalfGraph, trace
 
 
 def export_executorch(
     checkpoint: Checkpoint, out: Path, precision: Precision, split: SplitPoint
 ) -> Manifest:
-    """Write an ExecuTorch artifact; see :func:`export.target.export`."""
-    return export(TARGET, checkpoint, out, precision, split).manifest
+    """Write an ExecuTorch artifact; see :func:`export.recipe.export`."""
+    return export(RECIPE, checkpoint, out, precision, split).manifest
 
 
-def _lower(model: EdgeModel, settings: Settings, path: Path) -> Lowered:
+def _lower(model: EdgeModel, settings: Settings, path: Path) -> LoweredProgram:
     config, precision = model.config, settings.precision
-    graph: nn.Module = DelegableGraph(
+    graph: nn.Module = XnnpackEncoder(
         model, settings.split, half_attention=precision is Precision.INT8
     )
     if precision is Precision.FP16:
         graph = HalfGraph(graph)
-    int8 = layers.judge(graph, config, settings)
-    step("tracing")
+    int8 = quantization_error.select_fp_layers(graph, config, settings)
+    report_progress("tracing")
     program = trace(graph, config)
     if precision is Precision.INT8:
-        step("quantizing")
+        report_progress("quantizing")
         program = trace(
-            xnnpack.quantized(program, int8.mels, settings.activations, int8.kept), config
+            lower.quantized(program, int8.mels, settings.activations, int8.kept), config
         )
-    step("lowering to XNNPACK")
-    lowered = xnnpack.lower(program)
-    summary = delegation.summarize(lowered.exported_program())
-    delegation.check(summary, precision, len(int8.kept))
-    step("writing")
+    report_progress("lowering to XNNPACK")
+    lowered = lower.lower(program)
+    summary = delegation_report.summarize(lowered.exported_program())
+    delegation_report.check(summary, precision, len(int8.kept))
+    report_progress("writing")
     path.write_bytes(lowered.to_executorch().buffer)
-    run = xnnpack.runner(path, config.max_frames)
-    return Lowered(run, (("delegation", str(summary)),), int8.kept, int8.errors)
+    run = lower.runner(path, config.max_frames)
+    return LoweredProgram(run, (("delegation", str(summary)),), int8.kept, int8.errors)
 
 
-TARGET = Target(
+RECIPE = ExportRecipe(
     kind="executorch",
     title="ExecuTorch",
     entry="model.pte",
@@ -65,4 +66,4 @@ TARGET = Target(
 )
 
 if __name__ == "__main__":
-    command.run(TARGET)
+    cli.run(RECIPE)

@@ -23,6 +23,8 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
+from esrt.arrays import Float32Array
+
 if __package__ is None:  # run as a file: the repository, not this folder, holds the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
@@ -30,10 +32,10 @@ from esrt.checkpoint import Checkpoint
 from esrt.errors import CheckFailed
 from esrt.manifest import Manifest, SplitPoint
 from esrt.model import EdgeModel
-from export import command, layers, parity
-from export.graph import INPUT, OUTPUT, DeviceGraph, trace
-from export.progress import step
-from export.target import Activations, Lowered, Precision, Settings, Target, export
+from export import cli, parity, quantization_error
+from export.progress import report_progress
+from export.recipe import Activations, ExportRecipe, LoweredProgram, Precision, Settings, export
+from export.tracing import INPUT, OUTPUT, DeviceGraph, trace
 
 FLOAT = onnx.TensorProto.FLOAT
 # Protobuf's limit on one message, less what a graph is beside its weights.
@@ -45,14 +47,14 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 def export_onnx(
     checkpoint: Checkpoint, out: Path, precision: Precision, split: SplitPoint
 ) -> Manifest:
-    """Write an ONNX artifact; see :func:`export.target.export`."""
-    return export(TARGET, checkpoint, out, precision, split).manifest
+    """Write an ONNX artifact; see :func:`export.recipe.export`."""
+    return export(RECIPE, checkpoint, out, precision, split).manifest
 
 
-def _lower(model: EdgeModel, settings: Settings, path: Path) -> Lowered:
+def _lower(model: EdgeModel, settings: Settings, path: Path) -> LoweredProgram:
     graph = DeviceGraph(model, settings.split)
-    int8 = layers.judge(graph, model.config, settings)
-    step("tracing")
+    int8 = quantization_error.select_fp_layers(graph, model.config, settings)
+    report_progress("tracing")
     exported = torch.onnx.export(
         trace(graph, model.config),
         input_names=[INPUT],
@@ -70,13 +72,13 @@ def _lower(model: EdgeModel, settings: Settings, path: Path) -> Lowered:
         _data_of(path).unlink(missing_ok=True)
         onnx.save(half, path)
     if settings.precision is Precision.INT8:
-        step("quantizing")
+        report_progress("quantizing")
         static = settings.activations is Activations.STATIC
         _quantize(path, int8.mels if static else None, int8.kept)
-    return Lowered(runner(path), (), int8.kept, int8.errors)
+    return LoweredProgram(runner(path), (), int8.kept, int8.errors)
 
 
-def _quantize(path: Path, mels: Iterable[parity.Array] | None, kept: Collection[str]) -> None:
+def _quantize(path: Path, mels: Iterable[Float32Array] | None, kept: Collection[str]) -> None:
     """Linear layers to int8, per channel; the convolutions and attention stay in fp32.
 
     Args:
@@ -150,10 +152,10 @@ def _data_of(path: Path) -> Path:
 class _Speech(CalibrationDataReader):  # type: ignore[misc]
     """Feeds speech to ONNX Runtime's calibration."""
 
-    def __init__(self, mels: Iterable[parity.Array]) -> None:
+    def __init__(self, mels: Iterable[Float32Array]) -> None:
         self._mels = iter(mels)
 
-    def get_next(self) -> dict[str, parity.Array] | None:
+    def get_next(self) -> dict[str, Float32Array] | None:
         """The next input, or ``None`` after the last."""
         mel = next(self._mels, None)
         return None if mel is None else {INPUT: mel[None]}
@@ -190,13 +192,13 @@ def runner(path: Path) -> parity.Runner:
     """Run a graph by ONNX Runtime."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
-    def run(mel: parity.Array) -> parity.Array:
+    def run(mel: Float32Array) -> Float32Array:
         return np.asarray(session.run([OUTPUT], {INPUT: mel})[0])
 
     return run
 
 
-TARGET = Target(
+RECIPE = ExportRecipe(
     kind="onnx",
     title="ONNX",
     entry="model.onnx",
@@ -206,4 +208,4 @@ TARGET = Target(
 )
 
 if __name__ == "__main__":
-    command.run(TARGET)
+    cli.run(RECIPE)

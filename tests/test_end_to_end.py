@@ -19,18 +19,17 @@ from transformers import AutoTokenizer, Gemma3ForCausalLM
 from edge_runtime.audio import read_audio
 from edge_runtime.backends import Backend, open_backend
 from edge_runtime.client import Client, Done
-from edge_runtime.encoder import encode_audio, statistics_of
-from esrt import frontend
+from edge_runtime.encoder import codec_tables_of, encode_audio
+from esrt import features
+from esrt.bundled import CHECKPOINT, REPOSITORY, SAMPLES
 from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.languages import direction
 from esrt.model import generate_greedy
 from esrt.prompt import separator, split_target
-from esrt.wire import Codec, Statistics
+from esrt.wire import Codec, CodecTables
 
 pytestmark = pytest.mark.vllm
 
-ROOT = Path(__file__).parent.parent
-SAMPLES = ROOT / "models" / "esrt-nano" / "samples"
 CLIPS: list[dict[str, Any]] = json.loads((SAMPLES / "index.json").read_text("utf-8"))
 READY_SECONDS = 240
 
@@ -43,7 +42,7 @@ def target_of(clip: dict[str, Any]) -> str:
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    return open_checkpoint(ROOT / "models" / "esrt-nano")
+    return open_checkpoint(CHECKPOINT)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fp32 artifact, exported as a user would."""
     out = tmp_path_factory.mktemp("artifact") / "fp32"
     command = [sys.executable, "export/to_onnx.py", "--precision", "fp32", "--out", str(out)]
-    subprocess.run(command, cwd=ROOT, check=True)
+    subprocess.run(command, cwd=REPOSITORY, check=True)
     return out
 
 
@@ -69,7 +68,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("gateway") / "log"
     command = [sys.executable, "-m", "cloud_vllm", "--engine", "vllm", "--port", str(port)]
     with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}"
     try:
         end = time.monotonic() + READY_SECONDS
@@ -100,7 +99,9 @@ def unsplit(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     for clip in CLIPS:
         pair = direction(clip["language"], target_of(clip))
         audio = read_audio(SAMPLES / clip["file"])
-        mel = frontend.features(audio.samples, frame_multiple=checkpoint.config.frame_multiple)
+        mel = features.log_mel_features(
+            audio.samples, frame_multiple=checkpoint.config.frame_multiple
+        )
         with torch.inference_mode():
             embeddings = edge(torch.from_numpy(mel[None]))
         tokens = torch.tensor([embeddings.shape[1]])
@@ -114,10 +115,10 @@ def translate(
     backend: Backend,
     clip: dict[str, Any],
     codec: Codec,
-    statistics: Statistics | None = None,
+    codec_tables: CodecTables | None = None,
 ) -> Done:
     audio = read_audio(SAMPLES / clip["file"])
-    packet = encode_audio(audio, backend, codec, statistics).packet
+    packet = encode_audio(audio, backend, codec, codec_tables).packet
     with Client(server) as client:
         events = list(client.stream(packet, *direction(clip["language"], target_of(clip))))
     done = events.pop()
@@ -142,9 +143,9 @@ def test_held_out_speech_comes_out_right(
     server: str, backend: Backend, artifact: Path, codec: Codec
 ) -> None:
     """The bundled model's promise, on what is sent by default, with statistics and without."""
-    statistics = statistics_of(artifact, backend.manifest)
+    codec_tables = codec_tables_of(artifact, backend.manifest)
     right = sum(
-        translate(server, backend, clip, codec, statistics).translation
+        translate(server, backend, clip, codec, codec_tables).translation
         == clip["texts"][target_of(clip)]
         for clip in CLIPS
     )
@@ -158,7 +159,7 @@ def test_command_line(server: str, artifact: Path) -> None:
     command += ["--server", server, "--artifact", str(artifact), "--json"]
     done = subprocess.run(
         command,
-        cwd=ROOT,
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=True,
@@ -178,7 +179,7 @@ def test_demo_ends_with_the_figures() -> None:
     command = [sys.executable, "demo.py", clip, "--from", CLIPS[1]["language"], "--to", "eng"]
     done = subprocess.run(
         [*command, "--engine", "transformers"],
-        cwd=ROOT,
+        cwd=REPOSITORY,
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
         capture_output=True,
         text=True,

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, Gemma3ForCausalLM
 
+from esrt.benchmark_report import BenchmarkReport
 from esrt.checkpoint import open_checkpoint
-from esrt.command import reported
-from esrt.frontend import SAMPLE_RATE
-from esrt.record import Record
+from esrt.cli import exit_on_error
+from esrt.features import SAMPLE_RATE
 from training.corpus.build import CORPUS, Corpus, load
 from training.evaluate import report, translate
 from training.recipe import Balance, Recipe, read_recipe
@@ -94,9 +94,11 @@ def main(
         table.add_row(row["variant"], *map(str, [*figures, *row["exact_by_source"].values()]))
     Console().print(table)
     settings = {"recipe": full.model_dump(mode="json", exclude_defaults=True), "shares": SHARES}
-    Record(settings, rows, bars=[], tools=("torch", "transformers", "sacrebleu")).write(json_file)
+    BenchmarkReport(settings, rows, bars=[], tools=("torch", "transformers", "sacrebleu")).write(
+        json_file
+    )
 
 
 if __name__ == "__main__":
-    with reported():
+    with exit_on_error():
         typer.run(main)

@@ -3,18 +3,16 @@
 import numpy as np
 import soxr
 from numpy.random import Generator
-from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 
-from esrt.frontend import SAMPLE_RATE
+from esrt.arrays import Float32Array
+from esrt.features import SAMPLE_RATE
 from training.recipe import Augmentation
-
-Audio = NDArray[np.float32]
 
 _NARROW_RATES = (8000, 11_025)
 
 
-def augment(audio: Audio, settings: Augmentation, random: Generator) -> Audio:
+def augment(audio: Float32Array, settings: Augmentation, random: Generator) -> Float32Array:
     """Change an utterance at random: shape (samples,) in and out, clipped to [-1, 1]."""
     if random.random() < settings.reverberation:
         audio = reverberate(audio, random.uniform(0.1, 0.5), random)
@@ -26,7 +24,7 @@ def augment(audio: Audio, settings: Augmentation, random: Generator) -> Audio:
     return np.clip(gain * audio, -1, 1).astype(np.float32)
 
 
-def add_noise(audio: Audio, snr: float, slope: float, random: Generator) -> Audio:
+def add_noise(audio: Float32Array, snr: float, slope: float, random: Generator) -> Float32Array:
     """Add stationary noise.
 
     Args:
@@ -42,7 +40,7 @@ def add_noise(audio: Audio, snr: float, slope: float, random: Generator) -> Audi
     return np.asarray(audio + np.sqrt(ratio / 10 ** (snr / 10)) * noise, np.float32)
 
 
-def reverberate(audio: Audio, seconds: float, random: Generator) -> Audio:
+def reverberate(audio: Float32Array, seconds: float, random: Generator) -> Float32Array:
     """Put the speaker into a room whose sound falls by 60 dB in that many seconds.
 
     The impulse response is the direct sound and a tail of exponentially decaying noise, together
@@ -55,8 +53,8 @@ def reverberate(audio: Audio, seconds: float, random: Generator) -> Audio:
     return np.asarray(fftconvolve(audio, response)[: len(audio)], np.float32)
 
 
-def narrow(audio: Audio, rate: int) -> Audio:
+def narrow(audio: Float32Array, rate: int) -> Float32Array:
     """What is left after recording at a lower sampling rate, in hertz."""
-    there: Audio = soxr.resample(audio, SAMPLE_RATE, rate)
-    back: Audio = soxr.resample(there, rate, SAMPLE_RATE)
+    there: Float32Array = soxr.resample(audio, SAMPLE_RATE, rate)
+    back: Float32Array = soxr.resample(there, rate, SAMPLE_RATE)
     return np.pad(back[: len(audio)], (0, max(0, len(audio) - len(back))))

@@ -25,12 +25,14 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, Gemma3ForCausalLM
 
+from esrt import bundled
+from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint, open_checkpoint
-from esrt.command import reported
-from esrt.frontend import SAMPLE_RATE
+from esrt.cli import exit_on_error
+from esrt.features import SAMPLE_RATE
 from esrt.model import join
-from esrt.wire import STATISTICS_FILE, Codec, Features, Rung, Split
-from esrt.wire.learned import FREQUENCY_BITS, cosine
+from esrt.wire import CODEC_TABLES_FILE, Codec, Split, TransformTables
+from esrt.wire.transform_codec import FREQUENCY_BITS, cosine
 from training.corpus.build import CORPUS, Corpus, Example, load
 from training.data import IGNORE, mel_batch, written
 from training.recipe import Task
@@ -40,7 +42,7 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Aim:
+class RateTarget:
     """What a learned codec is made for.
 
     Attributes:
@@ -53,7 +55,7 @@ class Aim:
     ridge: float
 
 
-AIMS = {Codec.KLT: Aim(0.0076, 0.1), Codec.KLT_LOW: Aim(0.0135, 0.001)}
+RATE_TARGETS = {Codec.KLT: RateTarget(0.0076, 0.1), Codec.KLT_LOW: RateTarget(0.0135, 0.001)}
 # Tokens that follow time are transformed in blocks of so many.
 _BLOCK = 8
 # A coefficient that so seldom rounds to anything but 0 is not written.
@@ -68,12 +70,14 @@ _MARGIN, _UNSEEN = 1.5, 0.5
 class Sample:
     """Features of utterances, each (tokens, W), the gradients of all, and the seconds of speech."""
 
-    features: list[Features]
+    features: list[Float32Array]
     gradients: Array
     seconds: float
 
 
-def gather(checkpoint: Checkpoint, corpus: Corpus, utterances: int, seed: int = 0) -> Sample:
+def collect_statistics(
+    checkpoint: Checkpoint, corpus: Corpus, utterances: int, seed: int = 0
+) -> Sample:
     """Features at the Q-Former, and the gradient of the decoder's text by each.
 
     The text is the decoder's own: each token drawn from what it expects after the right ones.
@@ -125,29 +129,33 @@ def _item(example: Example, random: Random) -> Item:
     return Item(example, target, Task.SRT)
 
 
-def fit(sample: Sample, aim: Aim, block: int) -> Rung:
+def fit(sample: Sample, target: RateTarget, block: int) -> TransformTables:
     """The statistics of a learned codec; see the module's text."""
     every = np.concatenate(sample.features).astype(np.float64)
     mean, covariance = every.mean(axis=0), np.cov(every.T)
     fisher = sample.gradients.T @ sample.gradients / len(every)
-    ridge = aim.ridge * np.trace(fisher) / len(fisher)
+    ridge = target.ridge * np.trace(fisher) / len(fisher)
     values, vectors = np.linalg.eigh(fisher + ridge * np.eye(len(fisher)))
     root = vectors * np.sqrt(values) @ vectors.T
     inverse = vectors / np.sqrt(values) @ vectors.T
     _, directions = np.linalg.eigh(root @ covariance @ root)
     directions = directions[:, ::-1]
-    return _rung(
+    return _tables_of(
         sample.features,
         mean.astype(np.float32),
-        np.asarray(directions.T @ root / aim.step, np.float32),
-        np.asarray(directions.T @ inverse * aim.step, np.float32),
+        np.asarray(directions.T @ root / target.step, np.float32),
+        np.asarray(directions.T @ inverse * target.step, np.float32),
         block,
     )
 
 
-def _rung(
-    features: list[Features], mean: Features, analysis: Features, synthesis: Features, block: int
-) -> Rung:
+def _tables_of(
+    features: list[Float32Array],
+    mean: Float32Array,
+    analysis: Float32Array,
+    synthesis: Float32Array,
+    block: int,
+) -> TransformTables:
     blocks = [
         cosine(np.matmul(one[: len(one) // block * block] - mean, analysis.T), block)
         for one in features
@@ -165,7 +173,7 @@ def _rung(
     integers = integers[:, :, kept]
     tables = [_table(integers[:, classes == 1 + number]) for number in range(len(used))]
     longest = max(map(len, tables)) // 2
-    return Rung(
+    return TransformTables(
         mean,
         analysis[kept],
         synthesis[kept],
@@ -184,13 +192,13 @@ def _table(integers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
     return np.asarray(table, np.uint16)
 
 
-def write(checkpoint: Checkpoint, split: Split, rungs: Mapping[Codec, Rung]) -> None:
+def write(checkpoint: Checkpoint, split: Split, by_codec: Mapping[Codec, TransformTables]) -> None:
     """Write the statistics into a checkpoint, whole or not at all."""
-    path = checkpoint.folder / STATISTICS_FILE
+    path = checkpoint.folder / CODEC_TABLES_FILE
     tensors = {
-        f"{codec}.{field.name}": getattr(rung, field.name)
-        for codec, rung in rungs.items()
-        for field in fields(rung)
+        f"{codec}.{field.name}": getattr(tables, field.name)
+        for codec, tables in by_codec.items()
+        for field in fields(tables)
     }
     partial = path.with_name(f".{path.name}.partial")
     save_file(tensors, partial, metadata={"split": split, "fingerprint": checkpoint.fingerprint})
@@ -198,7 +206,9 @@ def write(checkpoint: Checkpoint, split: Split, rungs: Mapping[Codec, Rung]) -> 
 
 
 def main(
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")] = Path("models/esrt-nano"),
+    checkpoint: Annotated[
+        Path, typer.Option(help="Checkpoint folder.", show_default="the bundled esrt-nano")
+    ] = bundled.CHECKPOINT,
     corpus: Annotated[Path, typer.Option(help="Folder of the corpus.")] = CORPUS,
     utterances: Annotated[int, typer.Option(min=100, help="How many to gather from.")] = 2400,
 ) -> None:
@@ -206,15 +216,15 @@ def main(
     opened = open_checkpoint(checkpoint)
     trained = load(corpus, "train").only(opened.config.languages)
     block = _BLOCK if opened.config.q_former.stride else 1
-    sample = gather(opened, trained, utterances)
-    rungs = {codec: fit(sample, aim, block) for codec, aim in AIMS.items()}
-    write(opened, Split.QFORMER, rungs)
-    for codec, rung in rungs.items():
-        written = sum(len(rung.write(rung.quantize(one))) for one in sample.features)
+    sample = collect_statistics(opened, trained, utterances)
+    by_codec = {codec: fit(sample, target, block) for codec, target in RATE_TARGETS.items()}
+    write(opened, Split.QFORMER, by_codec)
+    for codec, tables in by_codec.items():
+        written = sum(len(tables.write(tables.quantize(one))) for one in sample.features)
         rate = 8 * written / sample.seconds
-        print(f"{codec}: {len(rung.analysis)} coefficients, {rate:.0f} bit/s and the header")
+        print(f"{codec}: {len(tables.analysis)} coefficients, {rate:.0f} bit/s and the header")
 
 
 if __name__ == "__main__":
-    with reported():
+    with exit_on_error():
         typer.run(main)

@@ -11,11 +11,12 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerFast
 
+from esrt.arrays import Float32Array
 from esrt.config import ModelConfig
-from esrt.frontend import features
+from esrt.features import log_mel_features
 from esrt.languages import LANGUAGES
 from esrt.prompt import separator, target_text
-from training.augment import Audio, augment
+from training.augment import augment
 from training.corpus.build import Corpus, Example
 from training.recipe import Recipe, Stage, Task
 from training.sampling import Item, Sampler
@@ -58,20 +59,25 @@ class Collator:
         self._config, self._tokenizer = config, tokenizer
         self._letters = {letter: 1 + number for number, letter in enumerate(alphabet)}
 
-    def __call__(self, items: list[Item], audio: list[Audio], twins: Sequence[Audio] = ()) -> Batch:
+    def __call__(
+        self,
+        items: list[Item],
+        audio: list[Float32Array],
+        parallel_audio: Sequence[Float32Array] = (),
+    ) -> Batch:
         """Collate.
 
         Args:
             items: those with speech first.
             audio: the speech of each item that has it, shape (samples,).
-            twins: the same by one voice, if it is known; as long.
+            parallel_audio: the same by one voice, if it is known; as long.
         """
         mel, frames = mel_batch(self._config, audio)
         targets = [written(self._tokenizer, item) for item in items]
         texts, labels = [text for text, _ in targets], [label for _, label in targets]
-        heard = [item.example.texts[item.example.language] for item in items[: len(audio)]]
-        letters = [torch.tensor([self._letters[letter] for letter in text]) for text in heard]
-        pieces = [torch.tensor(_ids(self._tokenizer, text)) for text in heard]
+        transcripts = [item.example.texts[item.example.language] for item in items[: len(audio)]]
+        letters = [torch.tensor([self._letters[letter] for letter in text]) for text in transcripts]
+        pieces = [torch.tensor(_ids(self._tokenizer, text)) for text in transcripts]
         return Batch(
             mel,
             frames,
@@ -81,7 +87,7 @@ class Collator:
             torch.tensor([len(row) for row in letters], dtype=torch.long),
             torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.long),
             torch.tensor([len(row) for row in pieces], dtype=torch.long),
-            mel_batch(self._config, twins)[0],
+            mel_batch(self._config, parallel_audio)[0],
         )
 
 
@@ -127,20 +133,24 @@ class Stream(IterableDataset[Batch]):
         random = np.random.default_rng(self._seed)
         for items in sampler.batches(self._recipe.batch):
             items.sort(key=lambda item: item.task is Task.SMT)
-            heard = [item.example for item in items if item.task is not Task.SMT]
+            examples = [item.example for item in items if item.task is not Task.SMT]
             audio = [
                 augment(corpus.speech(example), self._recipe.augmentation, random)
-                for example in heard
+                for example in examples
             ]
-            twins = [corpus.twin(example) for example in heard] if self._recipe.one_voice else []
-            yield self._collator(items, audio, twins)
+            parallel_audio = (
+                [corpus.twin(example) for example in examples]
+                if self._recipe.speaker_invariance
+                else []
+            )
+            yield self._collator(items, audio, parallel_audio)
 
 
-def mel_batch(config: ModelConfig, audio: Sequence[Audio]) -> tuple[Tensor, Tensor]:
+def mel_batch(config: ModelConfig, audio: Sequence[Float32Array]) -> tuple[Tensor, Tensor]:
     """Log-mels padded to the longest, (batch, 128, frames), and the frames of each."""
     mels = [
         torch.from_numpy(
-            features(
+            log_mel_features(
                 one, frame_multiple=config.frame_multiple, padded_seconds=config.padded_seconds
             ).T
         )

@@ -19,15 +19,17 @@ from sacrebleu.metrics import CHRF
 from torch import Tensor
 from transformers import AutoTokenizer, Gemma3ForCausalLM, PreTrainedTokenizerFast
 
+from esrt import bundled
+from esrt.arrays import Float32Array
+from esrt.benchmark_report import BenchmarkReport, Threshold
 from esrt.checkpoint import Checkpoint, open_checkpoint
-from esrt.command import reported
+from esrt.cli import exit_on_error
 from esrt.config import ModelConfig
 from esrt.errors import CheckFailed
 from esrt.languages import LANGUAGES
 from esrt.model import generate_greedy
 from esrt.prompt import separator, split_target
-from esrt.record import Bar, Record
-from training.augment import Audio, add_noise, narrow, reverberate
+from training.augment import add_noise, narrow, reverberate
 from training.corpus.build import CORPUS, Corpus, load, sentences
 from training.corpus.speech import UNSEEN_VARIANTS
 from training.data import mel_batch
@@ -37,10 +39,10 @@ MAX_NEW_TOKENS = 128
 # Written without spaces between words: their transcripts are scored by characters.
 BY_CHARACTER = frozenset({"cmn", "jpn", "khm", "lao", "mya", "tha", "yue"})
 
-Sound = Callable[[Audio], Audio]
+Sound = Callable[[Float32Array], Float32Array]
 
 
-def _clean(audio: Audio) -> Audio:
+def _clean(audio: Float32Array) -> Float32Array:
     return audio
 
 
@@ -161,18 +163,18 @@ def score(rows: list[Row]) -> dict[str, Any]:
 
 def error_rate(rows: list[Row]) -> dict[str, float]:
     """Errors in the transcripts of one source language, in percent of its words or characters."""
-    spoken, heard = [row.spoken for row in rows], [row.transcript for row in rows]
+    spoken, transcripts = [row.spoken for row in rows], [row.transcript for row in rows]
     if rows[0].source in BY_CHARACTER:
-        return {"cer": round(100 * jiwer.cer(spoken, heard), 2)}
-    return {"wer": round(100 * jiwer.wer(spoken, heard), 2)}
+        return {"cer": round(100 * jiwer.cer(spoken, transcripts), 2)}
+    return {"wer": round(100 * jiwer.wer(spoken, transcripts), 2)}
 
 
 def report(
-    rows: list[Row], trained: set[str], heard: Collection[str] = frozenset()
+    rows: list[Row], trained: set[str], contaminated: Collection[str] = frozenset()
 ) -> dict[str, Any]:
     """Scores over everything, over groups, and for each source language and direction.
 
-    ``never_heard`` leaves out what the weights that training began from had been trained with;
+    ``uncontaminated`` leaves out what the weights that training began from had been trained with;
     ``beyond_numbers`` is what is new by more than its numbers; ``unseen_voices`` what voices said
     that training never heard. ``consistency`` compares means of exact match: the best and the
     worst source language, and directions with English against those without.
@@ -180,7 +182,7 @@ def report(
     Args:
         rows: the translations.
         trained: every text of the training split.
-        heard: every text of the sentences that the weights before knew.
+        contaminated: every text of the sentences that the weights before knew.
     """
     patterns = {_without_numbers(text) for text in trained}
     directions = [
@@ -193,7 +195,7 @@ def report(
     ]
     return {
         "overall": score(rows),
-        "never_heard": score([row for row in rows if row.spoken not in heard]),
+        "uncontaminated": score([row for row in rows if row.spoken not in contaminated]),
         "beyond_numbers": score(
             [row for row in rows if _without_numbers(row.spoken) not in patterns]
         ),
@@ -219,26 +221,26 @@ def _consistency(
     }
 
 
-def bars(result: dict[str, Any], checkpoint_bytes: int) -> list[Bar]:
+def bars(result: dict[str, Any], checkpoint_bytes: int) -> list[Threshold]:
     """The figures that a bundled model is held to."""
     found = [
-        Bar("exact_all", result["overall"]["exact"], 90, at_least=True),
-        Bar("chrf_all", result["overall"]["chrf"], 95, at_least=True),
-        Bar(
+        Threshold("exact_all", result["overall"]["exact"], 90, at_least=True),
+        Threshold("chrf_all", result["overall"]["chrf"], 95, at_least=True),
+        Threshold(
             "exact_worst_direction",
             min(row["exact"] for row in result["directions"]),
             80,
             at_least=True,
         ),
-        Bar("checkpoint_mb", round(checkpoint_bytes / 1e6, 2), 40),
+        Threshold("checkpoint_mb", round(checkpoint_bytes / 1e6, 2), 40),
     ]
     consistency = result["consistency"]
     if None not in consistency.values():
         gap = consistency["with_english"] - consistency["without_english"]
-        found.append(Bar("english_gap", round(gap, 2), 3))
+        found.append(Threshold("english_gap", round(gap, 2), 3))
     if result["unseen_voices"]["n"]:
         exact = result["unseen_voices"]["exact"]
-        found.append(Bar("exact_unseen_voices", exact, 75, at_least=True))
+        found.append(Threshold("exact_unseen_voices", exact, 75, at_least=True))
     return found
 
 
@@ -257,7 +259,7 @@ def _without_numbers(text: str) -> str:
     return re.sub(r"\d+", "0", text)
 
 
-def _heard(file: Path, split: Corpus) -> set[str]:
+def _read_contaminated(file: Path, split: Corpus) -> set[str]:
     """In every language the sentences of a split that a file names in English."""
     named = set(file.read_text("utf-8").splitlines())
     found = [one.texts for one in split.examples if one.texts["eng"] in named]
@@ -271,7 +273,7 @@ def _heard(file: Path, split: Corpus) -> set[str]:
 
 def _print(result: dict[str, Any]) -> None:
     table = Table("from", "n", "exact %", "chrF", "transcript exact %", "WER or CER %")
-    groups = ("overall", "never_heard", "beyond_numbers", "known_voices", "unseen_voices")
+    groups = ("overall", "uncontaminated", "beyond_numbers", "known_voices", "unseen_voices")
     rows = [{"src": row["src"], **row} for row in result["sources"]]
     rows += [{"src": name, **result[name]} for name in groups]
     rows += [{"src": name, **row} for name, row in result["conditions"].items()]
@@ -286,7 +288,7 @@ def evaluate(
     checkpoint: Checkpoint,
     held_out: Corpus,
     trained: set[str],
-    heard: Collection[str] = frozenset(),
+    contaminated: Collection[str] = frozenset(),
 ) -> dict[str, Any]:
     """Everything there is to say about a checkpoint on a split: see `report`.
 
@@ -296,7 +298,7 @@ def evaluate(
     edge = checkpoint.edge_model()
     decoder = Gemma3ForCausalLM.from_pretrained(checkpoint.decoder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.decoder)
-    result = report(translate(edge, decoder, tokenizer, held_out), trained, heard)
+    result = report(translate(edge, decoder, tokenizer, held_out), trained, contaminated)
     conditions = {
         name: score(translate(edge, decoder, tokenizer, held_out, directions=1, sound=sound))
         for name, sound in CONDITIONS.items()
@@ -305,10 +307,12 @@ def evaluate(
 
 
 def main(
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")] = Path("models/esrt-nano"),
+    checkpoint: Annotated[
+        Path, typer.Option(help="Checkpoint folder.", show_default="the bundled esrt-nano")
+    ] = bundled.CHECKPOINT,
     corpus: Annotated[Path, typer.Option(help="Folder of the corpus.")] = CORPUS,
     split: Annotated[Split, typer.Option(help="Which held-out split.")] = Split.TEST,
-    heard: Annotated[
+    contaminated: Annotated[
         Path | None,
         typer.Option(help="Held-out sentences in English, one a line, that weights before knew."),
     ] = None,
@@ -322,7 +326,7 @@ def main(
     """Translate a held-out split in every direction; print, write and draw the scores."""
     opened = open_checkpoint(checkpoint)
     whole = load(corpus, split)
-    known = _heard(heard, whole) if heard else set()
+    known = _read_contaminated(contaminated, whole) if contaminated else set()
     trained = {text for one in sentences("train") for text in one.texts.values()}
     held_out = whole.only(opened.config.languages)
     result = evaluate(opened, held_out, trained, known)
@@ -331,7 +335,7 @@ def main(
         heat_map(result["directions"], plot)
     if json_file:
         weights = sum(file.stat().st_size for file in checkpoint.rglob("*.safetensors"))
-        Record(
+        BenchmarkReport(
             settings={
                 "model": opened.config.name,
                 "fingerprint": opened.fingerprint,
@@ -347,5 +351,5 @@ def main(
 
 
 if __name__ == "__main__":
-    with reported():
+    with exit_on_error():
         typer.run(main)

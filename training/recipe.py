@@ -70,9 +70,9 @@ class Recipe(_Settings):
     id): a Whisper, and a Gemma 3 with its tokenizer. What is not named starts from random weights.
     ``frozen`` parts stay as they are. ``letter_ctc`` and ``piece_ctc`` weigh the auxiliary losses:
     characters on the encoder's states, the decoder's tokens on the Q-Former's output; the latter
-    needs a Q-Former whose tokens follow time. ``one_voice`` weighs how far the features of all
-    voices are from those that ``initial`` gives one voice (`training.corpus.pairs`), which hardens
-    them against telling speakers apart.
+    needs a Q-Former whose tokens follow time. ``speaker_invariance`` weighs how far the features
+    of all voices are from those that ``initial`` gives one voice (`training.corpus.pairs`), which
+    hardens them against telling speakers apart.
     """
 
     model: str
@@ -92,7 +92,7 @@ class Recipe(_Settings):
     clip: PositiveFloat = 1.0
     letter_ctc: Annotated[float, Field(ge=0)] = 0.3
     piece_ctc: Annotated[float, Field(ge=0)] = 0.3
-    one_voice: Annotated[float, Field(ge=0)] = 0.0
+    speaker_invariance: Annotated[float, Field(ge=0)] = 0.0
     vocabulary: PositiveInt = 1200
     stored_as: Literal["float16", "bfloat16"] = "float16"
     seed: int = 17
@@ -101,8 +101,8 @@ class Recipe(_Settings):
         """Check what concerns several settings."""
         if (self.minutes is None) == (self.steps is None):
             raise ValueError("give a budget, either minutes or steps")
-        if self.one_voice and self.initial is None:
-            raise ValueError("one_voice needs an initial checkpoint")
+        if self.speaker_invariance and self.initial is None:
+            raise ValueError("speaker_invariance needs an initial checkpoint")
         ends = [stage.until for stage in self.stages]
         if ends != sorted(set(ends)) or ends[-1] != 1:
             raise ValueError("the stages' until must rise and end with 1")

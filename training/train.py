@@ -22,14 +22,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from torch.utils.data import DataLoader
 
 from esrt.checkpoint import save_checkpoint
-from esrt.command import reported
+from esrt.cli import exit_on_error
 from training.corpus.build import CORPUS, Corpus, load
 from training.corpus.pairs import load_pairs
 from training.data import Batch, Stream
 from training.evaluate import score, translate
-from training.learner import Learner
 from training.plots import curves
 from training.recipe import Recipe, Stage, read_recipe
+from training.training_model import TrainingModel
 
 STATE_FILE, LOG_FILE = "state.pt", "log.jsonl"
 SAVE_EVERY_SECONDS = 300
@@ -48,7 +48,7 @@ class Run:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         torch.manual_seed(recipe.seed)
-        self.learner = Learner(recipe, corpus)
+        self.learner = TrainingModel(recipe, corpus)
         self.optimizer = torch.optim.AdamW(
             [weight for weight in self.learner.parameters() if weight.requires_grad],
             lr=recipe.learning_rate,
@@ -184,10 +184,10 @@ def main(
     torch.set_num_threads(threads)
     settings = read_recipe(recipe)
     out.mkdir(parents=True, exist_ok=True)
-    trained = load_pairs(corpus) if settings.one_voice else load(corpus, "train")
+    trained = load_pairs(corpus) if settings.speaker_invariance else load(corpus, "train")
     Run(settings, trained, out).run(load(corpus, "validation"))
 
 
 if __name__ == "__main__":
-    with reported():
+    with exit_on_error():
         typer.run(main)

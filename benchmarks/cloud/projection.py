@@ -8,7 +8,7 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 
 from benchmarks.cloud.cases import Case
-from cloud_vllm.admission import Admission
+from cloud_vllm.service.preprocessing import Admission
 from cloud_vllm.settings import Settings
 from esrt.checkpoint import open_checkpoint
 

@@ -35,9 +35,10 @@ from benchmarks.privacy.representations import (
     rungs,
 )
 from benchmarks.privacy.speakers import Cast, speech
+from esrt import bundled
+from esrt.benchmark_report import BenchmarkReport, Threshold
 from esrt.checkpoint import Checkpoint, open_checkpoint
-from esrt.command import reported
-from esrt.record import Bar, Record
+from esrt.cli import exit_on_error
 from esrt.wire import Codec
 from training.corpus.speech import espeak_version
 from training.plots import save
@@ -88,16 +89,16 @@ def is_for_lda_alone(representation: str) -> bool:
     return representation.startswith("encoder") or representation in lda_alone
 
 
-def bars(rows: list[dict[str, Any]]) -> list[Bar]:
+def bars(rows: list[dict[str, Any]]) -> list[Threshold]:
     """The attack must succeed on log-mel, and should fail on the packets that are sent."""
     eer = {row["representation"]: row["eer"]["value"] for row in rows}
     return [
-        Bar("eer_mel", eer[LOG_MEL], EER_MEL),
-        Bar("eer_default_packet", eer[packet(DEFAULT)], EER_PACKET, at_least=True),
+        Threshold("eer_mel", eer[LOG_MEL], EER_MEL),
+        Threshold("eer_default_packet", eer[packet(DEFAULT)], EER_PACKET, at_least=True),
     ]
 
 
-def named(record: Record) -> list[str]:
+def named(record: BenchmarkReport) -> list[str]:
     """The representations, and of which of them no network was trained."""
     networks = {
         one["representation"]
@@ -108,7 +109,7 @@ def named(record: Record) -> list[str]:
     return [name if name in networks else f"{name} (LDA alone)" for name in names]
 
 
-def plot(record: Record, path: Path) -> None:
+def plot(record: BenchmarkReport, path: Path) -> None:
     """Draw the error rates with their intervals, one line for each representation, as a PNG."""
     rows, names = record.rows, named(record)
     figure = Figure(figsize=(8, 1.2 + 0.3 * len(rows)))
@@ -135,7 +136,9 @@ def main(
     report: Annotated[
         Path | None, typer.Option(help="Draw the error rates as privacy.png in this folder.")
     ] = None,
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")] = Path("models/esrt-nano"),
+    checkpoint: Annotated[
+        Path, typer.Option(help="Checkpoint folder.", show_default="the bundled esrt-nano")
+    ] = bundled.CHECKPOINT,
     seeds: Annotated[int, typer.Option(min=1, help="TDNNs to train on each.")] = 1,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each.")] = None,
     bars_only: Annotated[
@@ -167,7 +170,7 @@ def main(
         attacks = attack_all(files, networks, stage, budget)
     rows = [{"representation": name} | strongest(found) for name, found in attacks.items()]
     found_bars = bars(rows)
-    record = Record(
+    record = BenchmarkReport(
         settings={
             "checkpoint": opened.config.name,
             "fingerprint": opened.fingerprint,
@@ -181,7 +184,7 @@ def main(
         bars=found_bars,
         tools=("torch", "numpy"),
         more={
-            "void": not found_bars[0].holds,
+            "void": not found_bars[0].passed,
             "sizes": [
                 {"rung": name, "text_known": known}
                 | strongest({"sizes": outside(sizes[name], stage, text_known=known)})
@@ -203,7 +206,7 @@ def main(
     _print(record)
 
 
-def _print(record: Record) -> None:
+def _print(record: BenchmarkReport) -> None:
     table = Table("representation", "EER %", "5 enrolled: EER %", "top-1 %")
     for row, name in zip(record.rows, named(record), strict=True):
         figures = (row[key] for key in ("eer", "eer_enrolled", "top1"))
@@ -217,5 +220,5 @@ def _print(record: Record) -> None:
 
 
 if __name__ == "__main__":
-    with reported():
+    with exit_on_error():
         typer.run(main)

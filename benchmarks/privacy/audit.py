@@ -16,7 +16,7 @@ from benchmarks.privacy.inversion import Inversion, invert
 from benchmarks.privacy.representations import Sequences
 from benchmarks.privacy.speakers import Cast, Speech
 from benchmarks.privacy.trials import Estimate, accuracy, enrolled, pairs
-from esrt.frontend import SAMPLE_RATE
+from esrt.features import SAMPLE_RATE
 
 Sizes = NDArray[np.int64]
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.privacy.attackers import Rows
-from benchmarks.privacy.representations import Array, Sequences
+from benchmarks.privacy.representations import Sequences
+from esrt.arrays import Float32Array
 
 # Whisper's log-mel is (log10 of power + 4) / 4: one is 40 dB.
 _DECIBEL = 40
@@ -94,10 +95,10 @@ def invert(
     )
 
 
-def _padded(rows: Iterator[Array]) -> Tensor:
+def _padded(rows: Iterator[Float32Array]) -> Tensor:
     return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True)
 
 
-def _error(differences: Iterator[Array]) -> float:
+def _error(differences: Iterator[Float32Array]) -> float:
     values = np.concatenate([difference.ravel() for difference in differences])
     return _DECIBEL * float(np.sqrt(np.square(values, dtype=np.float64).mean()))

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from benchmarks.privacy.speakers import Speech
 from esrt import wire
+from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint
-from esrt.frontend import SAMPLE_RATE
+from esrt.features import SAMPLE_RATE
 from training.data import mel_batch
-
-Array = NDArray[np.float32]
 
 LOG_MEL, Q_FORMER = "log-mel", "Q-Former output"
 _BATCH = 32
@@ -39,7 +38,7 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, row: int) -> Array:
+    def __getitem__(self, row: int) -> Float32Array:
         start = self.ends[row - 1] if row else 0
         return self.values[start : self.ends[row]].astype(np.float32)
 
@@ -68,22 +67,22 @@ class Sequences:
 class Received:
     """What a packet tells: its features as the cloud sees them, and what its outside shows."""
 
-    features: Array
+    features: Float32Array
     tokens: int
     duration_ms: int
     bytes: int
 
 
-Rung = Callable[[Array, int], Received]
+Rung = Callable[[Float32Array, int], Received]
 
 
 def through_packet(
-    features: Array,
+    features: Float32Array,
     duration_ms: int,
     *,
     codec: wire.Codec,
     fingerprint: str,
-    statistics: wire.Statistics | None,
+    codec_tables: wire.CodecTables | None,
 ) -> Received:
     """Features (tokens, width) and the speech's duration through one packet and back."""
     data = wire.encode(
@@ -92,25 +91,25 @@ def through_packet(
         split=wire.Split.QFORMER,
         codec=codec,
         duration_ms=duration_ms,
-        statistics=statistics,
+        codec_tables=codec_tables,
     )
-    packet = wire.decode(data, statistics)
+    packet = wire.decode(data, codec_tables)
     return Received(packet.features, len(packet.features), packet.duration_ms, len(data))
 
 
 def rungs(checkpoint: Checkpoint) -> dict[str, Rung]:
     """Every way to write a packet, by name: what a new codec joins."""
-    statistics = checkpoint.statistics()
-    learned = statistics.rungs if statistics else {}
+    codec_tables = checkpoint.codec_tables()
+    learned = codec_tables.by_codec if codec_tables else {}
     return {
         str(codec): partial(
             through_packet,
             codec=codec,
             fingerprint=checkpoint.fingerprint,
-            statistics=statistics,
+            codec_tables=codec_tables,
         )
         for codec in wire.Codec
-        if not codec.learned or codec in learned
+        if not codec.uses_tables or codec in learned
     }
 
 

@@ -17,7 +17,7 @@ from zipfile import ZipFile
 
 import typer
 
-from esrt.command import reported
+from esrt.cli import exit_on_error
 from esrt.errors import EsrtError
 
 SOURCE = Path(__file__).resolve().parent
@@ -27,7 +27,7 @@ EXECUTABLE = "runner"
 SDK_FOLDERS = ("executorch/include/", "executorch/lib/", "executorch/share/cmake/")
 
 
-class Target(StrEnum):
+class ExportRecipe(StrEnum):
     """The processors to build for: this machine's, and that of a phone."""
 
     X86_64 = "x86-64"
@@ -35,17 +35,17 @@ class Target(StrEnum):
 
 
 # The second is named in aarch64.cmake too.
-COMPILERS = {Target.X86_64: "c++", Target.AARCH64: "aarch64-linux-gnu-g++"}
+COMPILERS = {ExportRecipe.X86_64: "c++", ExportRecipe.AARCH64: "aarch64-linux-gnu-g++"}
 
 
-def sdk(target: Target) -> Path:
+def sdk(target: ExportRecipe) -> Path:
     """Where the SDK for a target lies, or will lie once it is fetched."""
-    if target is Target.AARCH64:
+    if target is ExportRecipe.AARCH64:
         return FOLDER / f"sdk-{target}-{version('executorch')}" / "executorch"
     return Path(str(distribution("executorch").locate_file("executorch")))
 
 
-def fetch(target: Target) -> None:
+def fetch(target: ExportRecipe) -> None:
     """Download the target's SDK unless it is there; whole or not at all.
 
     Raises:
@@ -71,7 +71,7 @@ def fetch(target: Target) -> None:
         unpacked.rename(home.parent)
 
 
-def missing(target: Target) -> str | None:
+def missing(target: ExportRecipe) -> str | None:
     """What a build for a target lacks here, in words; ``None`` when it lacks nothing."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return f"the runner is built on x86-64 Linux, and this is {platform.platform()}"
@@ -81,7 +81,7 @@ def missing(target: Target) -> str | None:
     return None if sdk(target).exists() else f"ExecuTorch's SDK for {target} was not fetched"
 
 
-def build(target: Target, out: Path) -> Path:
+def build(target: ExportRecipe, out: Path) -> Path:
     """Build from what is on this machine.
 
     Args:
@@ -103,7 +103,11 @@ def build(target: Target, out: Path) -> Path:
         failure = f"The runner for {target} could not be built."
         _run(
             *("cmake", "-S", str(SOURCE), "-B", str(objects), "-G", "Unix Makefiles"),
-            *(("--toolchain", str(SOURCE / "aarch64.cmake")) if target is Target.AARCH64 else ()),
+            *(
+                ("--toolchain", str(SOURCE / "aarch64.cmake"))
+                if target is ExportRecipe.AARCH64
+                else ()
+            ),
             f"-Dexecutorch_DIR={sdk(target) / 'share' / 'cmake'}",
             failure=failure,
         )
@@ -127,11 +131,11 @@ def _run(*command: str, failure: str) -> None:
 
 
 def main(
-    target: Annotated[Target, typer.Option(help="What to build for.")] = Target.X86_64,
+    target: Annotated[ExportRecipe, typer.Option(help="What to build for.")] = ExportRecipe.X86_64,
     fetch_only: Annotated[bool, typer.Option("--fetch-only", help="Only fetch the SDK.")] = False,
 ) -> None:
     """Build the runner into build/runner/TARGET, fetching the SDK first where it is missing."""
-    with reported():
+    with exit_on_error():
         fetch(target)
         if not fetch_only:
             print(build(target, FOLDER / target))

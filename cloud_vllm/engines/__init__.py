@@ -1,15 +1,16 @@
 """Engines: from embeddings to text."""
 
-from cloud_vllm.engines.base import Confidence, Embeddings, Engine, EngineState, Piece
+from cloud_vllm.engines.base import Confidence, Engine, EngineState, Piece
 from cloud_vllm.engines.supervisor import Supervisor
 from cloud_vllm.settings import Settings
+from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint
 
 __all__ = [
     "Confidence",
-    "Embeddings",
     "Engine",
     "EngineState",
+    "Float32Array",
     "Piece",
     "Supervisor",
     "create_engine",

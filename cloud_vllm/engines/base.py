@@ -5,14 +5,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from esrt.arrays import Float32Array
 from esrt.errors import CheckpointError
 from esrt.languages import Language
 from esrt.prompt import separator
 
-Embeddings = npt.NDArray[np.float32]
 Finish = Literal["stop", "length", "repetition"]
 
 # The two language tags that follow the features.
@@ -82,7 +79,7 @@ class Engine(Protocol):
         """
 
     def generate(
-        self, embeddings: Embeddings, source: Language, target: Language, *, streamed: bool = True
+        self, embeddings: Float32Array, source: Language, target: Language, *, streamed: bool = True
     ) -> AsyncGenerator[Piece, None]:
         """Decode greedily within the form; closing the generator aborts.
 

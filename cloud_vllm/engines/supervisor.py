@@ -11,8 +11,9 @@ from contextlib import aclosing, suppress
 
 import numpy as np
 
-from cloud_vllm.engines.base import Embeddings, Engine, EngineState, Piece
+from cloud_vllm.engines.base import Engine, EngineState, Piece
 from cloud_vllm.settings import Settings
+from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint
 from esrt.errors import EngineDied, EngineFailed, EsrtError
 from esrt.languages import Language, language
@@ -74,7 +75,7 @@ class Supervisor:
             self._watch = asyncio.create_task(self._supervise())
 
     async def generate(
-        self, embeddings: Embeddings, source: Language, target: Language, *, streamed: bool = True
+        self, embeddings: Float32Array, source: Language, target: Language, *, streamed: bool = True
     ) -> AsyncGenerator[Piece, None]:
         """Decode, once there is an engine: while one is rebuilt, this waits.
 

@@ -11,10 +11,11 @@ from torch import Tensor
 from transformers import AutoTokenizer, Gemma3ForCausalLM, LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from cloud_vllm.engines.base import Embeddings, EngineState, Finish, Piece, check_width
-from cloud_vllm.engines.form import Form, Forms, Score, repeats
-from cloud_vllm.engines.text import Detokenizer
+from cloud_vllm.engines.base import EngineState, Finish, Piece, check_width
+from cloud_vllm.engines.detokenizer import Detokenizer
+from cloud_vllm.engines.output_grammar import Form, Forms, Score, repeats
 from cloud_vllm.settings import Settings
+from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint
 from esrt.errors import EngineDied, EngineFailed
 from esrt.languages import Language
@@ -58,7 +59,7 @@ class TransformersEngine:
             self._state = EngineState.READY
 
     async def generate(
-        self, embeddings: Embeddings, source: Language, target: Language, *, streamed: bool = True
+        self, embeddings: Float32Array, source: Language, target: Language, *, streamed: bool = True
     ) -> AsyncGenerator[Piece, None]:
         """Decode greedily within the form; closing the generator aborts.
 
@@ -117,7 +118,7 @@ class TransformersEngine:
     @torch.inference_mode()
     def _decode(
         self,
-        embeddings: Embeddings,
+        embeddings: Float32Array,
         form: Form,
         emit: Callable[[tuple[int, float]], None],
         cancelled: threading.Event,

@@ -18,17 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from cloud_vllm import environment
-from cloud_vllm.engines.base import (
-    PROMPT_TOKENS,
-    Embeddings,
-    EngineState,
-    Piece,
-    check_width,
-)
-from cloud_vllm.engines.form import Form, Forms, Score
-from cloud_vllm.engines.text import Detokenizer
+from cloud_vllm import env_defaults
+from cloud_vllm.engines.base import PROMPT_TOKENS, EngineState, Piece, check_width
+from cloud_vllm.engines.detokenizer import Detokenizer
+from cloud_vllm.engines.output_grammar import Form, Forms, Score
 from cloud_vllm.settings import Settings
+from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint
 from esrt.errors import EngineDied, EngineFailed, EsrtError
 from esrt.languages import Language, language
@@ -89,7 +84,7 @@ class VllmEngine:
             self._state = EngineState.READY
 
     async def generate(
-        self, embeddings: Embeddings, source: Language, target: Language, *, streamed: bool = True
+        self, embeddings: Float32Array, source: Language, target: Language, *, streamed: bool = True
     ) -> AsyncGenerator[Piece, None]:
         """Decode greedily within the form; closing the generator aborts.
 
@@ -158,7 +153,7 @@ class VllmEngine:
             _remove_shared_memory(self._shared)
 
     def _load(self) -> None:
-        environment.prepare()
+        env_defaults.prepare()
         from vllm.config import StructuredOutputsConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.usage.usage_lib import UsageContext
@@ -210,14 +205,14 @@ class VllmEngine:
         kind = "AsyncGatheringScheduler" if ahead else "GatheringScheduler"
         return f"cloud_vllm.engines.gathering.{kind}"
 
-    def _asking(self, embeddings: Embeddings, form: Form, *, streamed: bool) -> tuple[Any, Any]:
+    def _asking(self, embeddings: Float32Array, form: Form, *, streamed: bool) -> tuple[Any, Any]:
         """The prompt and the sampling parameters."""
-        from cloud_vllm.engines import asking
+        from cloud_vllm.engines import vllm_params
 
         key = form, streamed
         if key not in self._samplings:
-            self._samplings[key] = asking.sampling(form, self._settings, streamed=streamed)
-        return asking.prompt(embeddings, form, self._dtype), self._samplings[key]
+            self._samplings[key] = vllm_params.sampling(form, self._settings, streamed=streamed)
+        return vllm_params.prompt(embeddings, form, self._dtype), self._samplings[key]
 
     async def _warm_up(self) -> None:
         """Decode a little of nothing, for what vLLM sets up lazily takes seconds.

@@ -1,11 +1,10 @@
 """The feature packet, version 1: features to bytes and back.
 
 `docs/wire-format.md` is normative and this package follows it. `packet` is the frame, `scalar` and
-`learned` are the codecs.
+`uses_tables` are the codecs.
 """
 
-from esrt.wire.codec import Codec, Features, Split
-from esrt.wire.learned import STATISTICS_FILE, Rung, Statistics, read_statistics
+from esrt.wire.codec import Codec, Split
 from esrt.wire.packet import (
     HEADER_BYTES,
     MAX_PACKET_BYTES,
@@ -19,24 +18,29 @@ from esrt.wire.packet import (
     encode,
     payload_size,
 )
+from esrt.wire.transform_codec import (
+    CODEC_TABLES_FILE,
+    CodecTables,
+    TransformTables,
+    read_codec_tables,
+)
 
 __all__ = [
+    "CODEC_TABLES_FILE",
     "HEADER_BYTES",
     "MAX_PACKET_BYTES",
     "MAX_TOKENS",
     "MAX_VALUES",
     "MAX_WIDTH",
     "MEDIA_TYPE",
-    "STATISTICS_FILE",
     "Codec",
-    "Features",
+    "CodecTables",
     "Packet",
-    "Rung",
     "Split",
-    "Statistics",
+    "TransformTables",
     "claimed_tokens",
     "decode",
     "encode",
     "payload_size",
-    "read_statistics",
+    "read_codec_tables",
 ]

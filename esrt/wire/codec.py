@@ -8,8 +8,6 @@ import numpy.typing as npt
 
 from esrt.errors import PacketContentError
 
-Features = npt.NDArray[np.float32]
-
 RE_ENCODE = "Encode the features again with an encoder that follows docs/wire-format.md."
 CHECK_MODEL = "Check the audio and the encoder that made these features."
 
@@ -43,7 +41,7 @@ class Codec(_WireName):
     KLT_LOW = "klt-low", 4
 
     @property
-    def learned(self) -> bool:
+    def uses_tables(self) -> bool:
         """Whether it needs the statistics of a checkpoint."""
         return self in (Codec.KLT, Codec.KLT_LOW)
 

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from esrt.arrays import Float32Array
 from esrt.errors import PacketContentError, PacketError, PacketTooLarge
-from esrt.wire import learned, scalar
-from esrt.wire.codec import CHECK_MODEL, RE_ENCODE, Codec, Features, Split, refuse
+from esrt.wire import scalar, transform_codec
+from esrt.wire.codec import CHECK_MODEL, RE_ENCODE, Codec, Split, refuse
 
 MEDIA_TYPE = "application/vnd.esrt.features"
 MAX_PACKET_BYTES = 1 << 20
@@ -48,7 +49,7 @@ class Packet:
         duration_ms: length of the speech behind them, in milliseconds; 0 where unknown.
     """
 
-    features: Features
+    features: Float32Array
     fingerprint: str
     split: Split
     codec: Codec
@@ -62,7 +63,7 @@ def encode(
     split: Split | str,
     codec: Codec | str,
     duration_ms: int,
-    statistics: learned.Statistics | None = None,
+    codec_tables: transform_codec.CodecTables | None = None,
 ) -> bytes:
     """Writes features as one packet.
 
@@ -72,7 +73,7 @@ def encode(
         split: where the features were taken from.
         codec: how to write them.
         duration_ms: length of the speech, in milliseconds; 0 where unknown.
-        statistics: the model's, for a learned codec.
+        codec_tables: the model's tables, for a transform codec.
 
     Raises:
         PacketContentError: an argument that no packet can carry: not two-dimensional, no values,
@@ -93,8 +94,8 @@ def encode(
         )
     values = _as_float32(features)
     tokens, width = values.shape
-    if codec.learned:
-        payload = learned.encode(codec, values, split, statistics)
+    if codec.uses_tables:
+        payload = transform_codec.encode(codec, values, split, codec_tables)
     else:
         payload = scalar.encode(codec, values)
     _check_size(HEADER_BYTES + len(payload))
@@ -114,7 +115,7 @@ def encode(
     return header + struct.pack("<I", zlib.crc32(payload, zlib.crc32(header))) + payload
 
 
-def decode(data: bytes, statistics: learned.Statistics | None = None) -> Packet:
+def decode(data: bytes, codec_tables: transform_codec.CodecTables | None = None) -> Packet:
     """Reads one packet; allocates at most 16 MB whatever the header claims.
 
     The frame is checked before any field is interpreted, so that damage on the way is reported as
@@ -122,7 +123,7 @@ def decode(data: bytes, statistics: learned.Statistics | None = None) -> Packet:
 
     Args:
         data: the bytes.
-        statistics: those of the model that serves, for its learned codecs.
+        codec_tables: the tables of the serving model, for its transform codecs.
 
     Raises:
         PacketError: the bytes are damaged, or not a packet of this version (status 400).
@@ -159,7 +160,7 @@ def decode(data: bytes, statistics: learned.Statistics | None = None) -> Packet:
             f"The checksum of the bytes is {found:#010x}, expected {checksum:#010x}.", _RESEND
         )
     split, codec = _by_wire_id(Split, split_id), _by_wire_id(Codec, codec_id)
-    knowing = learned.known(codec, statistics) if codec.learned else None
+    knowing = transform_codec.known(codec, codec_tables) if codec.uses_tables else None
     _check_shape(tokens, width)
     expected = payload_size(codec, tokens, width)
     if expected is not None and len(payload) != expected:
@@ -169,7 +170,7 @@ def decode(data: bytes, statistics: learned.Statistics | None = None) -> Packet:
             RE_ENCODE,
         )
     if knowing is not None:
-        features = learned.decode(codec, payload, tokens, width, split, knowing)
+        features = transform_codec.decode(codec, payload, tokens, width, split, knowing)
     else:
         features = scalar.decode(codec, payload, tokens, width)
     return Packet(features, fingerprint.hex(), split, codec, duration_ms)
@@ -182,7 +183,7 @@ def claimed_tokens(data: bytes) -> int:
 
 def payload_size(codec: Codec, tokens: int, width: int) -> int | None:
     """Bytes after the header for this shape; None where they depend on the values."""
-    return None if codec.learned else scalar.size(codec, tokens, width)
+    return None if codec.uses_tables else scalar.size(codec, tokens, width)
 
 
 # --- Checks that both directions share ----------------------------------------------------------
@@ -233,7 +234,7 @@ def _check_shape(tokens: int, width: int) -> None:
         )
 
 
-def _as_float32(features: npt.NDArray[np.floating[Any]]) -> Features:
+def _as_float32(features: npt.NDArray[np.floating[Any]]) -> Float32Array:
     array = np.asarray(features)
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
         raise PacketContentError(

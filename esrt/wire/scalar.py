@@ -7,7 +7,8 @@ are finite and of a legal shape, `decode` the float32 features of a payload of t
 import numpy as np
 import numpy.typing as npt
 
-from esrt.wire.codec import CHECK_MODEL, RE_ENCODE, Codec, Features, refuse
+from esrt.arrays import Float32Array
+from esrt.wire.codec import CHECK_MODEL, RE_ENCODE, Codec, refuse
 
 _HALF: np.dtype[np.float16] = np.dtype("<f2")
 _FP16_MAX = 65504.0
@@ -22,7 +23,7 @@ def size(codec: Codec, tokens: int, width: int) -> int:
     return 2 * tokens + (values if codec is Codec.INT8 else (values + 1) // 2)
 
 
-def encode(codec: Codec, features: Features) -> bytes:
+def encode(codec: Codec, features: Float32Array) -> bytes:
     """The payload.
 
     Raises:
@@ -36,7 +37,7 @@ def encode(codec: Codec, features: Features) -> bytes:
     return scales + (quantized.tobytes() if codec is Codec.INT8 else _packed(quantized))
 
 
-def decode(codec: Codec, payload: memoryview, tokens: int, width: int) -> Features:
+def decode(codec: Codec, payload: memoryview, tokens: int, width: int) -> Float32Array:
     """The features, (tokens, width).
 
     Raises:
@@ -68,9 +69,9 @@ def _unpacked(pairs: npt.NDArray[np.int8], count: int) -> npt.NDArray[np.int8]:
     return nibbles[:count]
 
 
-def _quantized(features: Features, largest: int) -> tuple[bytes, npt.NDArray[np.int8]]:
+def _quantized(features: Float32Array, largest: int) -> tuple[bytes, npt.NDArray[np.int8]]:
     """Scales as they are written, and the values in steps of them, `largest` at most."""
-    exact: Features = np.abs(features).max(axis=1) / np.float32(largest)
+    exact: Float32Array = np.abs(features).max(axis=1) / np.float32(largest)
     refuse(exact > _FP16_MAX, exact, "scale", "at most fp16's 65504", CHECK_MODEL)
     scales = exact.astype(_HALF)
     # Quantizing with the scale that the decoder will see keeps the error within half a step; where
@@ -78,11 +79,11 @@ def _quantized(features: Features, largest: int) -> tuple[bytes, npt.NDArray[np.
     # clipped.
     steps = scales.astype(np.float32)
     steps[steps == 0] = 1  # every value of such a token is far below 0.5
-    rounded: Features = np.rint(features / steps[:, np.newaxis])
+    rounded: Float32Array = np.rint(features / steps[:, np.newaxis])
     return scales.tobytes(), rounded.clip(-largest, largest).astype(np.int8)
 
 
-def _scales(payload: memoryview, tokens: int) -> Features:
+def _scales(payload: memoryview, tokens: int) -> Float32Array:
     """The scales that a payload begins with: (tokens, 1)."""
     scales = np.frombuffer(payload, _HALF, count=tokens).astype(np.float32)
     refuse(~np.isfinite(scales), scales, "scale", "a finite number", CHECK_MODEL)

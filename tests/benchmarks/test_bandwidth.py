@@ -13,23 +13,23 @@ import torch
 
 from benchmarks import bandwidth
 from benchmarks.bandwidth import Received, Sender
+from esrt.bundled import CHECKPOINT, REPOSITORY, SAMPLES
 from esrt.checkpoint import open_checkpoint
 from esrt.wire import Codec
 from training.data import mel_batch
 
-ROOT = Path(__file__).parents[2]
-CLIP, RATE = soundfile.read(ROOT / "models/esrt-nano/samples/eng-1.flac", dtype="float32")
+CLIP, RATE = soundfile.read(SAMPLES / "eng-1.flac", dtype="float32")
 
 
 @pytest.fixture(scope="module")
 def sender() -> Sender:
-    return Sender(open_checkpoint(ROOT / "models/esrt-nano"))
+    return Sender(open_checkpoint(CHECKPOINT))
 
 
 def test_it_writes_the_record(tmp_path: Path) -> None:
     out = tmp_path / "bandwidth.json"
     command = [sys.executable, "-m", "benchmarks.bandwidth", "--quick", "--json", str(out)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
     record = json.loads(out.read_text("utf-8"))
     rates = {(row["sent"], row["seconds"]): row["kbps"] for row in record["rows"]}
     assert {seconds for _, seconds in rates} == {1, 2, 5, 10, 30}

@@ -18,13 +18,13 @@ from benchmarks.cloud import load, slices
 from benchmarks.cloud.cases import Case, drawn
 from benchmarks.cloud.client import Client, Reply
 from benchmarks.cloud.faults import judge
-from benchmarks.cloud.rounds import Measured
+from benchmarks.cloud.runs import Measured
 from benchmarks.cloud.service import cpu_s
 from benchmarks.cloud.slices import Clock, Competitor
 from benchmarks.cloud.soak import Soak
+from esrt.bundled import REPOSITORY
 from esrt.errors import CheckFailed
 
-ROOT = Path(__file__).parents[2]
 CASES = [Case(f"clip-{number}", b"packet", "eng", "deu") for number in range(5)]
 ANSWER = {"transcript": "hello", "translation": "hallo", "tokens": {"generated": 3}}
 RIGHT = {CASES[0].name: {("hello", "hallo")}}
@@ -262,7 +262,7 @@ def test_cpu_time_is_a_processes_own() -> None:
 def test_it_writes_the_record(tmp_path: Path) -> None:
     out = tmp_path / "cloud.json"
     command = [sys.executable, "-m", "benchmarks.cloud", "--quick", "--json", str(out)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
     record = json.loads(out.read_text("utf-8"))
     assert {"machine", "versions", "commit", "settings", "rows", "bars"} <= set(record)
     bars = {bar["name"]: bar for bar in record["bars"]}

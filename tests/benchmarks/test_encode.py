@@ -5,14 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from esrt.bundled import REPOSITORY
 
 
 def test_it_writes_the_record(tmp_path: Path) -> None:
     out = tmp_path / "figures" / "encode.json"
     command = [sys.executable, "-m", "benchmarks.encode", "--quick", "--json", str(out)]
     command += ["--report", str(tmp_path / "plots")]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
     record = json.loads(out.read_text("utf-8"))
     assert {"machine", "versions", "commit", "settings", "rows", "bars"} <= set(record)
     backends = ["torch fp32", "executorch int8", "onnxruntime int8"]

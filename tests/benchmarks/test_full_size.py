@@ -6,15 +6,14 @@ import sys
 from pathlib import Path
 
 from benchmarks.full_size import SCRIPTS
-
-ROOT = Path(__file__).parents[2]
+from esrt.bundled import REPOSITORY
 
 
 def test_every_target_is_exported_and_measured(tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
     command = [sys.executable, "-m", "benchmarks.full_size", "--model", "esrt-nano"]
     command += ["--rounds", "1", "--folder", str(tmp_path / "artifacts"), "--json", str(out)]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
     record = json.loads(out.read_text("utf-8"))
     assert [row["kind"] for row in record["rows"]] == list(SCRIPTS)
     for row in record["rows"]:
@@ -35,7 +34,7 @@ def test_an_export_that_fails_ends_the_measurement(tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
     command = [sys.executable, "-m", "benchmarks.full_size", "--model", "esrt-nano"]
     command += ["--folder", str(tmp_path), "--json", str(out)]
-    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=REPOSITORY, check=False, capture_output=True, text=True)
     assert done.returncode == 1
     assert "to_executorch.py" in done.stderr
     assert not out.exists()

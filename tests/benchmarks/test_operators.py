@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import operators
 from benchmarks.encode import EAGER, ET_INT8, ORT_INT8
-from tests.tiny import tiny_checkpoint
+from tests.tiny_checkpoint import tiny_checkpoint
 
 
 def test_every_runtime_names_its_operators(tmp_path: Path) -> None:

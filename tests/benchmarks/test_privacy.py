@@ -18,10 +18,10 @@ from benchmarks.privacy.representations import Sequences, rungs
 from benchmarks.privacy.speakers import Cast, draw_sentences, draw_speaker
 from benchmarks.privacy.trials import Trials, accuracy, enrolled, pairs
 from esrt import wire
+from esrt.bundled import CHECKPOINT, REPOSITORY, SAMPLES
 from esrt.checkpoint import open_checkpoint
 from training.data import mel_batch
 
-ROOT = Path(__file__).parents[2]
 KNOWN, UNSEEN, SENTENCES = 12, 8, 10
 
 
@@ -135,8 +135,8 @@ def test_an_inverter_guesses_what_the_packets_hold() -> None:
 
 
 def test_every_codec_is_attacked() -> None:
-    checkpoint = open_checkpoint(ROOT / "models/esrt-nano")
-    audio, _ = soundfile.read(ROOT / "models/esrt-nano/samples/eng-1.flac", dtype="float32")
+    checkpoint = open_checkpoint(CHECKPOINT)
+    audio, _ = soundfile.read(SAMPLES / "eng-1.flac", dtype="float32")
     mel, _ = mel_batch(checkpoint.config, [audio])
     with torch.inference_mode():
         features = checkpoint.edge_model().features(mel)[0].numpy()
@@ -181,7 +181,7 @@ def test_it_writes_the_record(tmp_path: Path) -> None:
     out = tmp_path / "figures" / "privacy.json"
     command = [sys.executable, "-m", "benchmarks.privacy", "--quick", "--json", str(out)]
     command += ["--report", str(tmp_path / "plots")]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
     record = json.loads(out.read_text("utf-8"))
     assert {"machine", "versions", "commit", "settings", "rows", "bars"} <= set(record)
     names = [row["representation"] for row in record["rows"]]

@@ -20,19 +20,19 @@ from executorch.exir import to_edge_transform_and_lower
 from torch import Tensor, nn
 
 from benchmarks.runner import build as building
-from benchmarks.runner.build import Target, build, fetch, missing
+from benchmarks.runner.build import ExportRecipe, build, fetch, missing
+from esrt.arrays import Float32Array
+from esrt.bundled import CHECKPOINT, REPOSITORY
 from esrt.checkpoint import open_checkpoint
 from esrt.errors import EsrtError
 from esrt.manifest import Precision as PrecisionName
 from esrt.manifest import read_manifest
 from esrt.model import EdgeModel
 from export import parity
-from export.target import Precision
+from export.recipe import Precision
 from export.to_executorch import export_executorch
-from tests.export.kit import Array, cosines, expected
+from tests.export.helpers import cosines, expected
 
-ROOT = Path(__file__).parents[2]
-NANO = ROOT / "models" / "esrt-nano"
 EMULATOR = "qemu-aarch64-static"
 LIBRARIES = "/usr/aarch64-linux-gnu"
 PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "int8")
@@ -56,7 +56,9 @@ class Machine:
         command = [*self.prefix, str(self.runner), *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
-    def run(self, model: Path, mel: Array, *options: str, out: Path) -> tuple[Array, Any]:
+    def run(
+        self, model: Path, mel: Float32Array, *options: str, out: Path
+    ) -> tuple[Float32Array, Any]:
         """The features, and the line that the runner printed."""
         done = self.start(*arguments(model, mel, out), *options)
         assert (done.returncode, done.stderr) == (0, "")
@@ -65,7 +67,7 @@ class Machine:
         return np.fromfile(out, np.float32).reshape(report["shape"]), report
 
 
-def arguments(model: Path, mel: Array, out: Path) -> list[str | Path]:
+def arguments(model: Path, mel: Float32Array, out: Path) -> list[str | Path]:
     path = out.with_name("mel.f32")
     mel.tofile(path)
     shape = ",".join(map(str, mel.shape))
@@ -74,26 +76,26 @@ def arguments(model: Path, mel: Array, out: Path) -> list[str | Path]:
 
 @pytest.fixture(scope="module")
 def x86(tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    if lack := missing(Target.X86_64):
+    if lack := missing(ExportRecipe.X86_64):
         pytest.skip(f"{lack} (make runner)")
-    return Machine(build(Target.X86_64, tmp_path_factory.mktemp("x86") / "runner"))
+    return Machine(build(ExportRecipe.X86_64, tmp_path_factory.mktemp("x86") / "runner"))
 
 
 @pytest.fixture(scope="module")
 def a76(tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    lack = missing(Target.AARCH64)
+    lack = missing(ExportRecipe.AARCH64)
     if lack is None and not shutil.which(EMULATOR):
         lack = f"not installed: {EMULATOR}"
     if lack:
         pytest.skip(f"{lack} (make runner)")
-    runner = build(Target.AARCH64, tmp_path_factory.mktemp("a76") / "runner")
+    runner = build(ExportRecipe.AARCH64, tmp_path_factory.mktemp("a76") / "runner")
     # A named core: -cpu max of QEMU 7.2 computes wrong numbers.
     return Machine(runner, (EMULATOR, "-L", LIBRARIES, "-cpu", "cortex-a76"))
 
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[PrecisionName, Path]:
-    checkpoint, folder = open_checkpoint(NANO), tmp_path_factory.mktemp("nano")
+    checkpoint, folder = open_checkpoint(CHECKPOINT), tmp_path_factory.mktemp("nano")
     for precision in PRECISIONS:
         export_executorch(checkpoint, folder / precision, Precision(precision), "qformer")
     return {name: folder / name / read_manifest(folder / name).entry for name in PRECISIONS}
@@ -101,10 +103,10 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[PrecisionName, Pa
 
 @pytest.fixture(scope="module")
 def model() -> EdgeModel:
-    return open_checkpoint(NANO).edge_model()
+    return open_checkpoint(CHECKPOINT).edge_model()
 
 
-def speech(model: EdgeModel, frames: int) -> Array:
+def speech(model: EdgeModel, frames: int) -> Float32Array:
     """That much of the bundled clips, one after the other."""
     clips = np.concatenate(list(parity.sample_mels(model.config)), axis=1)
     assert clips.shape[1] >= frames
@@ -146,7 +148,9 @@ def test_a_cortex_a76_answers_as_x86_64_and_torch(
         assert cosines(here, there).min() > NEAR[precision]
 
 
-def check_near_torch(found: Array, reference: Array, precision: PrecisionName) -> None:
+def check_near_torch(
+    found: Float32Array, reference: Float32Array, precision: PrecisionName
+) -> None:
     bounds = parity.BOUNDS[precision]
     assert cosines(found, reference).min() >= bounds.cosine
     assert np.abs(found - reference).max() <= bounds.error
@@ -314,7 +318,7 @@ def test_a_build_that_fails_leaves_the_last_one(
     shutil.copytree(x86.runner.parent, out)
     monkeypatch.setattr(building, "SOURCE", source)
     with pytest.raises(EsrtError, match="could not be built") as caught:
-        build(Target.X86_64, out)
+        build(ExportRecipe.X86_64, out)
     assert caught.value.exit_code == 2
     assert "runner.cpp" in capfd.readouterr().err
     assert Machine(out / "runner").start("--help").returncode == 0
@@ -324,7 +328,7 @@ def test_a_build_that_fails_leaves_the_last_one(
 def test_without_a_compiler_it_says_so(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.runner.build"],
-        cwd=ROOT,
+        cwd=REPOSITORY,
         env={**os.environ, "PATH": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -354,15 +358,15 @@ def test_the_sdk_is_fetched_whole(offline: Path) -> None:
         info = f"executorch-{number}.dist-info"
         wheel.writestr(f"{info}/METADATA", f"Name: executorch\nVersion: {number}\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\n")
-    fetch(Target.AARCH64)
+    fetch(ExportRecipe.AARCH64)
     (folder,) = (offline / "runner").iterdir()
     found = [path for path in (folder / "executorch").rglob("*") if path.is_file()]
     assert sorted(str(path.relative_to(folder / "executorch")) for path in found) == sdk
     (offline / name).unlink()
-    fetch(Target.AARCH64)  # it is there
+    fetch(ExportRecipe.AARCH64)  # it is there
 
 
 def test_an_sdk_that_is_not_to_be_had_leaves_nothing(offline: Path) -> None:
     with pytest.raises(EsrtError, match="could not fetch executorch"):
-        fetch(Target.AARCH64)
+        fetch(ExportRecipe.AARCH64)
     assert list((offline / "runner").iterdir()) == []

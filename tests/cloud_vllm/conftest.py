@@ -8,12 +8,12 @@ import torch
 from starlette.testclient import TestClient
 from transformers import AutoTokenizer, Gemma3ForCausalLM
 
-from cloud_vllm.gateway import create_app
+from cloud_vllm.api.app import create_app
 from cloud_vllm.settings import Settings
 from esrt import wire
 from esrt.checkpoint import Checkpoint
 from esrt.languages import direction
-from tests.cloud_vllm.kit import (
+from tests.cloud_vllm.helpers import (
     MAX_NEW_TOKENS,
     Expected,
     Packets,
@@ -21,7 +21,7 @@ from tests.cloud_vllm.kit import (
     Scored,
     wait_until_ready,
 )
-from tests.tiny import features, tiny_checkpoint
+from tests.tiny_checkpoint import features, tiny_checkpoint
 
 
 @pytest.fixture(scope="session")

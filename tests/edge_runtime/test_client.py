@@ -22,7 +22,7 @@ from esrt.errors import (
 from esrt.languages import language
 from esrt.prompt import TextDelta
 from esrt.wire import MEDIA_TYPE
-from tests.edge_runtime.kit import (
+from tests.edge_runtime.helpers import (
     DONE,
     EVENTS,
     FINGERPRINT,

@@ -3,9 +3,10 @@
 import ast
 from pathlib import Path
 
-from tests.edge_runtime.kit import REPOSITORY, python
+from esrt.bundled import REPOSITORY
+from tests.edge_runtime.helpers import python
 
-SHARED = {"languages", "errors", "prompt", "frontend", "wire", "manifest"}
+SHARED = {"arrays", "languages", "errors", "prompt", "features", "wire", "manifest"}
 # A backend loads what it needs when it is made.
 LATE = {"torch", "transformers", "onnxruntime", "executorch"}
 

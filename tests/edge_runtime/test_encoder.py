@@ -8,15 +8,15 @@ import pytest
 
 from edge_runtime.audio import Audio
 from edge_runtime.backends import open_backend
-from edge_runtime.encoder import encode_audio, statistics_of
-from esrt import frontend, wire
+from edge_runtime.encoder import codec_tables_of, encode_audio
+from esrt import features, wire
+from esrt.arrays import Float32Array
 from esrt.errors import PacketContentError
 from esrt.manifest import Manifest, sha256
-from tests.edge_runtime.kit import (
+from tests.edge_runtime.helpers import (
     FINGERPRINT,
     STRIDE,
     WIDTH,
-    Array,
     describe,
     front_end,
     speech,
@@ -29,23 +29,23 @@ LEARNED = Path(__file__).parents[1] / "golden/learned"
 class Recorder:
     """A backend that keeps its input and returns what it was given."""
 
-    def __init__(self, manifest: Manifest, features: Array) -> None:
+    def __init__(self, manifest: Manifest, features: Float32Array) -> None:
         self.manifest = manifest
         self.features = features
         self.mel = np.zeros((0, 0), np.float32)
 
-    def encode(self, mel: Array) -> Array:
+    def encode(self, mel: Float32Array) -> Float32Array:
         self.mel = mel
         return self.features
 
 
-@pytest.mark.parametrize("codec", [codec for codec in wire.Codec if not codec.learned])
+@pytest.mark.parametrize("codec", [codec for codec in wire.Codec if not codec.uses_tables])
 def test_the_packet_holds_the_features(artifact: Path, codec: wire.Codec) -> None:
     backend = open_backend(artifact, threads=1)
     audio = Audio(speech(1.234))
     encoded = encode_audio(audio, backend, codec)
     packet = wire.decode(encoded.packet)
-    mel = frontend.features(audio.samples, frame_multiple=STRIDE)
+    mel = features.log_mel_features(audio.samples, frame_multiple=STRIDE)
     expected = backend.encode(mel)
     steps = np.abs(expected).max(axis=1, keepdims=True) / (7 if codec == "int4" else 127)
     assert (np.abs(packet.features - expected) <= 0.6 * steps).all()
@@ -56,32 +56,32 @@ def test_the_packet_holds_the_features(artifact: Path, codec: wire.Codec) -> Non
     assert (encoded.tokens, encoded.width) == packet.features.shape == (16, WIDTH)
 
 
-def with_statistics(folder: Path) -> wire.Statistics | None:
+def with_codec_tables(folder: Path) -> wire.CodecTables | None:
     """Give the artifact the statistics of the golden vectors, whose features are 4 wide."""
-    shutil.copy(LEARNED / wire.STATISTICS_FILE, folder / wire.STATISTICS_FILE)
-    files = {wire.STATISTICS_FILE: sha256(folder / wire.STATISTICS_FILE)}
-    return statistics_of(folder, describe(folder, files=files))
+    shutil.copy(LEARNED / wire.CODEC_TABLES_FILE, folder / wire.CODEC_TABLES_FILE)
+    files = {wire.CODEC_TABLES_FILE: sha256(folder / wire.CODEC_TABLES_FILE)}
+    return codec_tables_of(folder, describe(folder, files=files))
 
 
 def test_statistics_make_klt_the_default(tmp_path: Path) -> None:
     tiny_graph(tmp_path / "encoder.onnx")
-    statistics = with_statistics(tmp_path)
-    assert statistics is not None
-    features = np.tile(statistics.rungs[wire.Codec.KLT].mean, (9, 1))
+    codec_tables = with_codec_tables(tmp_path)
+    assert codec_tables is not None
+    features = np.tile(codec_tables.by_codec[wire.Codec.KLT].mean, (9, 1))
     backend = Recorder(describe(tmp_path), features)
     assert encode_audio(Audio(speech(1.0)), backend).codec == "int8"
-    encoded = encode_audio(Audio(speech(1.0)), backend, statistics=statistics)
+    encoded = encode_audio(Audio(speech(1.0)), backend, codec_tables=codec_tables)
     assert encoded.codec == "klt"
-    decoded = wire.decode(encoded.packet, statistics).features
+    decoded = wire.decode(encoded.packet, codec_tables).features
     np.testing.assert_allclose(decoded, features, atol=1e-4)
-    chosen = encode_audio(Audio(speech(1.0)), backend, wire.Codec.FP16, statistics)
+    chosen = encode_audio(Audio(speech(1.0)), backend, wire.Codec.FP16, codec_tables)
     assert chosen.codec == "fp16"
 
 
 def test_an_artifact_without_statistics(tmp_path: Path) -> None:
     tiny_graph(tmp_path / "encoder.onnx")
     manifest = describe(tmp_path)
-    assert statistics_of(tmp_path, manifest) is None
+    assert codec_tables_of(tmp_path, manifest) is None
     backend = Recorder(manifest, np.ones((2, WIDTH), np.float32))
     with pytest.raises(PacketContentError, match="int8"):
         encode_audio(Audio(speech(1.0)), backend, wire.Codec.KLT)

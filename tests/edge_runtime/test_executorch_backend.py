@@ -14,7 +14,7 @@ from edge_runtime.backends import ExecuTorchBackend, open_backend
 from edge_runtime.encoder import encode_audio
 from esrt.errors import ArtifactError
 from esrt.manifest import Manifest
-from tests.edge_runtime.kit import STRIDE, WIDTH, describe, front_end, python, run, speech
+from tests.edge_runtime.helpers import STRIDE, WIDTH, describe, front_end, python, run, speech
 
 MEL = np.random.default_rng(0).normal(size=(128, 5 * STRIDE)).astype(np.float32)
 WEIGHTS = np.random.default_rng(1).normal(size=(128, WIDTH)).astype(np.float32)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from esrt.checkpoint import Checkpoint, open_checkpoint
-from tests.tiny import tiny_checkpoint
+from tests.tiny_checkpoint import tiny_checkpoint
 
 
 @pytest.fixture(scope="session")

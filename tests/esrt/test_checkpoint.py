@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, Gemma3ForCausalLM
 
 from esrt.checkpoint import Checkpoint, fingerprint, open_checkpoint, save_checkpoint
 from esrt.errors import CheckpointError
-from tests.tiny import TINY
+from tests.tiny_checkpoint import TINY
 
 Change = Callable[[dict[str, Tensor]], None]
 

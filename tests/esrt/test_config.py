@@ -11,7 +11,7 @@ from esrt.config import CONFIGS, ModelConfig, named_config
 from esrt.errors import CheckpointError
 from esrt.languages import LANGUAGES
 from esrt.model import EdgeModel
-from tests.tiny import TINY
+from tests.tiny_checkpoint import TINY
 
 # The released models' form, small: learned queries that read all of a padded input.
 QUERIES = dataclasses.replace(

@@ -19,7 +19,7 @@ from esrt.errors import CheckpointError
 from esrt.languages import direction
 from esrt.model import EdgeModel, Projector, SpeechEncoder, generate_greedy, join
 from esrt.prompt import separator, target_text
-from tests.tiny import DIRECTIONS, SENTENCES, TINY, features
+from tests.tiny_checkpoint import DIRECTIONS, SENTENCES, TINY, features
 
 MIXED = (8, 80, 16, 400, 88)
 

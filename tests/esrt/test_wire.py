@@ -6,7 +6,6 @@ import re
 import struct
 import tracemalloc
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from esrt import wire
+from esrt.arrays import Float32Array
+from esrt.bundled import REPOSITORY
 from esrt.errors import PacketContentError, PacketError, PacketTooLarge
 
-REPOSITORY = Path(__file__).parents[2]
 GOLDEN = REPOSITORY / "tests/golden"
 INDEX = json.loads((GOLDEN / "packets/index.json").read_text())
 FINGERPRINT = "0123456789abcdef"
@@ -29,15 +29,13 @@ FIELDS = (
     *("tokens", "width", "duration", "payload_bytes", "crc"),
 )
 
-Array = npt.NDArray[np.float32]
-
 # The learned codecs need statistics and have tests of their own: test_learned.py.
-CODECS = [codec for codec in wire.Codec if not codec.learned]
+CODECS = [codec for codec in wire.Codec if not codec.uses_tables]
 
 many = settings(max_examples=300, deadline=None)
 
 
-def make(features: Array, codec: str = "int8", **fields: Any) -> bytes:
+def make(features: Float32Array, codec: str = "int8", **fields: Any) -> bytes:
     """A packet with plausible fields where the test does not care."""
     defaults = {"fingerprint": FINGERPRINT, "split": "qformer", "duration_ms": 1500}
     return wire.encode(features, codec=codec, **{**defaults, **fields})
@@ -65,7 +63,7 @@ def decoded_or_refused(data: bytes) -> wire.Packet | None:
     return packet
 
 
-def ramp(tokens: int = 3, width: int = 5) -> Array:
+def ramp(tokens: int = 3, width: int = 5) -> Float32Array:
     return np.linspace(-2, 3, tokens * width, dtype=np.float32).reshape(tokens, width)
 
 
@@ -127,14 +125,14 @@ def test_document_shows_the_example_packet() -> None:
 shapes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12)
 
 
-def arrays(largest: float) -> st.SearchStrategy[Array]:
+def arrays(largest: float) -> st.SearchStrategy[Float32Array]:
     bound = float(np.float32(largest))
     return hnp.arrays(np.float32, shapes, elements=st.floats(-bound, bound, width=32))
 
 
 @many
 @given(arrays(65504))
-def test_fp16_round_trip_is_within_half_a_unit(features: Array) -> None:
+def test_fp16_round_trip_is_within_half_a_unit(features: Float32Array) -> None:
     decoded = wire.decode(make(features, "fp16")).features.astype(np.float64)
     # Relative 2^-11; below binary16's normal range, half of its smallest step.
     bound = np.maximum(np.abs(features.astype(np.float64)) * 2.0**-11, 2.0**-25)
@@ -143,17 +141,17 @@ def test_fp16_round_trip_is_within_half_a_unit(features: Array) -> None:
 
 @many
 @given(st.one_of(arrays(65504 * 127), arrays(1), arrays(1e-4)))
-def test_int8_round_trip_is_within_half_a_step(features: Array) -> None:
+def test_int8_round_trip_is_within_half_a_step(features: Float32Array) -> None:
     assert_within_half_a_step(features, "int8", 127)
 
 
 @many
 @given(st.one_of(arrays(65504 * 7), arrays(1), arrays(1e-4)))
-def test_int4_round_trip_is_within_half_a_step(features: Array) -> None:
+def test_int4_round_trip_is_within_half_a_step(features: Float32Array) -> None:
     assert_within_half_a_step(features, "int4", 7)
 
 
-def assert_within_half_a_step(features: Array, codec: str, steps: int) -> None:
+def assert_within_half_a_step(features: Float32Array, codec: str, steps: int) -> None:
     decoded = wire.decode(make(features, codec)).features.astype(np.float64)
     largest = np.abs(features.astype(np.float64)).max(axis=1, keepdims=True)
     step = (largest / np.float32(steps)).astype(np.float16).astype(np.float64)
@@ -171,7 +169,7 @@ def assert_within_half_a_step(features: Array, codec: str, steps: int) -> None:
     duration_ms=st.integers(0, 2**32 - 1),
 )
 def test_fields_survive(
-    features: Array, fingerprint: str, split: wire.Split, codec: wire.Codec, duration_ms: int
+    features: Float32Array, fingerprint: str, split: wire.Split, codec: wire.Codec, duration_ms: int
 ) -> None:
     data = wire.encode(
         features, fingerprint=fingerprint, split=split, codec=codec, duration_ms=duration_ms

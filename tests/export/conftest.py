@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.model import EdgeModel
-from tests.tiny import tiny_checkpoint
+from tests.tiny_checkpoint import tiny_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -16,16 +16,17 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from esrt.bundled import CHECKPOINT, REPOSITORY
 from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.errors import ArtifactError
 from esrt.manifest import Quantization, read_manifest, sha256
-from export import delegation, doctor, layers, to_executorch, to_onnx, xnnpack
+from export import doctor, quantization_error, to_executorch, to_onnx
+from export.backends.xnnpack import delegation_report, lower
 from export.inspection import Inspection, Operation, problems
-from export.target import Precision, export
-from tests.export.kit import all_but_linear
+from export.recipe import Precision, export
+from tests.export.helpers import all_but_linear
 
-ROOT = Path(__file__).parents[2]
-TARGETS = {"onnx": to_onnx.TARGET, "executorch": to_executorch.TARGET}
+TARGETS = {"onnx": to_onnx.RECIPE, "executorch": to_executorch.RECIPE}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def relabel(folder: Path, **changes: Any) -> None:
 def run_doctor(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "export.doctor", *map(str, arguments)],
-        cwd=ROOT,
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=False,
@@ -90,7 +91,7 @@ def test_a_sound_int8_artifact(kind: str, artifacts: dict[str, Path], lively: Ch
 def test_fp32_multiplies_no_integers(
     kind: str, artifacts: dict[str, Path], lively: Checkpoint
 ) -> None:
-    found = doctor.examine(artifacts[f"{kind} fp32"], lively)
+    found = doctor.inspect_artifact(artifacts[f"{kind} fp32"], lively)
     assert found.problems == ()
     assert found.integer == {"operators": 0, "macs": 0}
     assert found.layer_errors == {}
@@ -103,7 +104,7 @@ def test_both_formats_do_the_same_multiplications(artifacts: dict[str, Path]) ->
     for kind in TARGETS:
         folder = artifacts[f"{kind} fp32"]
         manifest = read_manifest(folder)
-        inspection = doctor.KITS[manifest.kind]().inspect(
+        inspection = doctor.INSPECTORS[manifest.kind]().inspect(
             folder / manifest.entry, manifest, np.zeros((128, doctor.longest(manifest)), np.float32)
         )
         macs.append(sum(operation.macs for operation in inspection.operations))
@@ -132,10 +133,10 @@ def test_int8_in_name_only(kind: str, copied: Callable[[str], Path]) -> None:
 def test_a_linear_layer_on_a_portable_kernel(
     lively: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(xnnpack, "Partitioner", all_but_linear)
-    monkeypatch.setattr(delegation, "check", lambda *_: None)
+    monkeypatch.setattr(lower, "Partitioner", all_but_linear)
+    monkeypatch.setattr(delegation_report, "check", lambda *_: None)
     out = tmp_path / "artifact"
-    export(to_executorch.TARGET, lively, out, Precision.FP32, "qformer")
+    export(to_executorch.RECIPE, lively, out, Precision.FP32, "qformer")
     done = run_doctor(out)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "linear layers run on portable kernels" in done.stdout
@@ -151,7 +152,7 @@ def test_a_spoilt_weight(copied: Callable[[str], Path], lively: Checkpoint) -> N
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     onnx.save(model, folder / "model.onnx")
     relabel(folder)
-    found = doctor.examine(folder, lively)
+    found = doctor.inspect_artifact(folder, lively)
     assert any("not the checkpoint's" in problem for problem in found.problems)
     assert any("features are not torch's" in problem for problem in found.problems)
 
@@ -172,13 +173,13 @@ def test_no_graph_at_all(kind: str, copied: Callable[[str], Path]) -> None:
     (folder / read_manifest(folder).entry).write_bytes(b"not a graph" * 9)
     relabel(folder)
     with pytest.raises(ArtifactError, match="cannot be read"):
-        doctor.examine(folder, None)
+        doctor.inspect_artifact(folder, None)
 
 
 def test_another_checkpoint(artifacts: dict[str, Path]) -> None:
-    nano = open_checkpoint(ROOT / "models" / "esrt-nano")
+    nano = open_checkpoint(CHECKPOINT)
     with pytest.raises(ArtifactError, match=nano.fingerprint):
-        doctor.examine(artifacts["onnx fp32"], nano)
+        doctor.inspect_artifact(artifacts["onnx fp32"], nano)
 
 
 def test_layers_in_floating_point_must_be_named(artifacts: dict[str, Path]) -> None:
@@ -211,18 +212,18 @@ class _Two(nn.Module):
 def test_errors_are_those_of_the_layers_alone() -> None:
     graph = _Two()
     mel = np.random.default_rng(0).standard_normal((128, 50)).astype(np.float32)
-    spoilt = layers.errors(
+    spoilt = quantization_error.errors(
         graph, [mel], "float", lambda name, weight: weight * 1.1 if name == "first" else weight
     )
     assert spoilt["second"] == 0
     assert 0.08 < spoilt["first"] < 0.11  # the bias is as it was
     for activations in ("dynamic", "static"):
-        found = layers.errors(graph, [mel], activations)  # type: ignore[arg-type]
+        found = quantization_error.errors(graph, [mel], activations)  # type: ignore[arg-type]
         assert all(0.002 < error < 0.03 for error in found.values())
     mel[0, 0] = 100  # one outlier spoils a fixed range and only its own row of a dynamic one
     assert (
-        layers.errors(graph, [mel], "static")["first"]
-        > 1.5 * layers.errors(graph, [mel], "dynamic")["first"]
+        quantization_error.errors(graph, [mel], "static")["first"]
+        > 1.5 * quantization_error.errors(graph, [mel], "dynamic")["first"]
     )
 
 
@@ -230,6 +231,6 @@ def test_weights_are_matched_by_direction() -> None:
     graph = _Two()
     rounded = graph.first.weight.detach().half().float()
     other = np.random.default_rng(0).standard_normal((32, 64)).astype(np.float32)
-    found, foreign = layers.matched(graph, iter([("a", rounded.numpy()), ("b", other)]))
+    found, foreign = quantization_error.matched(graph, iter([("a", rounded.numpy()), ("b", other)]))
     assert foreign == ["b"]
     torch.testing.assert_close(found["first"], rounded)

@@ -6,7 +6,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from esrt.config import CONFIGS
-from tests.training.kit import PADDED, SMALL, noise_corpus
+from tests.training.helpers import PADDED, SMALL, noise_corpus
 from training.corpus.build import Corpus
 from training.corpus.text import Sentence, split
 from training.tokenizer import train_tokenizer

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.augment import Audio, add_noise, augment, narrow, reverberate
+from esrt.arrays import Float32Array
+from training.augment import add_noise, augment, narrow, reverberate
 from training.recipe import Augmentation
 
 RATE = 16_000
@@ -18,11 +19,11 @@ def random(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def white(seconds: float = 1.0) -> Audio:
+def white(seconds: float = 1.0) -> Float32Array:
     return (0.1 * random(1).standard_normal(round(seconds * RATE))).astype(np.float32)
 
 
-def power(audio: Audio, low: float, high: float) -> float:
+def power(audio: Float32Array, low: float, high: float) -> float:
     """Of a band, in hertz."""
     spectrum = np.abs(np.fft.rfft(audio.astype(np.float64))) ** 2
     frequencies = np.fft.rfftfreq(len(audio), 1 / RATE)

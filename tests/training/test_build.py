@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from training.corpus import build as module
 from training.corpus.build import build, load, utterances
 from training.corpus.speech import UNSEEN_VARIANTS, VARIANTS, SpeechError, Utterance
-from training.corpus.spoken import SPOKEN
+from training.corpus.synthesis_languages import SYNTHESIS_LANGUAGES
 from training.corpus.text import Sentence
 
 Splits = dict[str, list[Sentence]]
@@ -44,7 +44,7 @@ def test_every_sentence_is_said_once_in_each_language(splits: Splits, name: str)
     found = utterances(name)
     assert [sentence for sentence, _ in found] == splits[name][:COUNT]
     for sentence, group in found:
-        assert [utterance.language for utterance in group] == list(SPOKEN)
+        assert [utterance.language for utterance in group] == list(SYNTHESIS_LANGUAGES)
         assert [utterance.text for utterance in group] == list(sentence.texts.values())
     assert utterances(name) == found
 
@@ -62,10 +62,10 @@ def test_a_built_split_is_read_back(tmp_path: Path, splits: Splits) -> None:
     build(tmp_path, "test")
     corpus = load(tmp_path, "test")
     said = [utterance for _, group in utterances("test") for utterance in group]
-    assert len(corpus.examples) == len(said) == COUNT * len(SPOKEN)
+    assert len(corpus.examples) == len(said) == COUNT * len(SYNTHESIS_LANGUAGES)
     assert corpus.audio.dtype == np.int16
     assert len(corpus.audio) == sum(example.samples for example in corpus.examples)
-    texts = [sentence for sentence in splits["test"][:COUNT] for _ in SPOKEN]
+    texts = [sentence for sentence in splits["test"][:COUNT] for _ in SYNTHESIS_LANGUAGES]
     for example, utterance, sentence in zip(corpus.examples, said, texts, strict=True):
         assert (example.kind, example.texts) == (sentence.kind, sentence.texts)
         assert (example.language, example.variant) == (utterance.language, utterance.variant)
@@ -82,7 +82,7 @@ def test_the_manifest_says_what_it_was_made_of(tmp_path: Path) -> None:
     assert manifest["hours"] == pytest.approx(samples / 16_000 / 3600, abs=1e-3)
     assert {key: manifest[key] for key in ("sentences", "utterances", "espeak-ng")} == {
         "sentences": COUNT,
-        "utterances": COUNT * len(SPOKEN),
+        "utterances": COUNT * len(SYNTHESIS_LANGUAGES),
         "espeak-ng": "espeak-ng 0.0",
     }
     assert {"seed", "babel"} <= set(manifest)

@@ -12,11 +12,11 @@ from esrt.checkpoint import Checkpoint, save_checkpoint
 from esrt.errors import CheckpointError
 from esrt.model import EdgeModel
 from esrt.wire import Codec, Split
-from tests.training.kit import SMALL
+from tests.training.helpers import SMALL
 from training import codec
-from training.codec import Aim, Sample
+from training.codec import RateTarget, Sample
 from training.corpus.build import Corpus
-from training.learner import decoder_config
+from training.training_model import decoder_config
 
 
 def correlated(seed: int = 0, utterances: int = 60) -> Sample:
@@ -35,9 +35,9 @@ def correlated(seed: int = 0, utterances: int = 60) -> Sample:
 
 def test_coefficients_are_uncorrelated_and_in_steps() -> None:
     sample = correlated()
-    rung = codec.fit(sample, Aim(0.05, 0.1), 1)
+    tables = codec.fit(sample, RateTarget(0.05, 0.1), 1)
     every = np.concatenate(sample.features)
-    y = (every - rung.mean) @ rung.analysis.T
+    y = (every - tables.mean) @ tables.analysis.T
     correlations = np.corrcoef(y.T) - np.eye(len(y.T))
     assert np.abs(correlations).max() < 0.01
     spread = y.std(axis=0)
@@ -46,12 +46,12 @@ def test_coefficients_are_uncorrelated_and_in_steps() -> None:
 
 def test_bits_go_where_the_decoder_reads() -> None:
     sample = correlated()
-    rung = codec.fit(sample, Aim(0.2, 1e-4), 4)
+    tables = codec.fit(sample, RateTarget(0.2, 1e-4), 4)
     error, size = np.zeros(6), np.zeros(6)
     for features in sample.features:
-        decoded = rung.reconstruct(rung.quantize(features).astype(np.float32))
+        decoded = tables.reconstruct(tables.quantize(features).astype(np.float32))
         error += np.square(decoded - features).sum(axis=0)
-        size += np.square(features - rung.mean).sum(axis=0)
+        size += np.square(features - tables.mean).sum(axis=0)
     relative = error / size
     assert relative[:2].max() < 0.1 * relative[2:].min()
 
@@ -60,12 +60,12 @@ def test_smaller_steps_cost_more_and_lose_less() -> None:
     sample = correlated()
     costs, errors = [], []
     for step in (0.4, 0.2, 0.1):
-        rung = codec.fit(sample, Aim(step, 0.1), 4)
-        integers = [rung.quantize(features) for features in sample.features]
-        costs.append(sum(len(rung.write(one)) for one in integers))
+        tables = codec.fit(sample, RateTarget(step, 0.1), 4)
+        integers = [tables.quantize(features) for features in sample.features]
+        costs.append(sum(len(tables.write(one)) for one in integers))
         errors.append(
             sum(
-                np.square(rung.reconstruct(one.astype(np.float32)) - features).sum()
+                np.square(tables.reconstruct(one.astype(np.float32)) - features).sum()
                 for one, features in zip(integers, sample.features, strict=True)
             )
         )
@@ -84,18 +84,18 @@ def checkpoint(
 
 
 def test_a_checkpoint_gets_its_statistics(checkpoint: Checkpoint, corpus: Corpus) -> None:
-    assert checkpoint.statistics() is None
-    sample = codec.gather(checkpoint, corpus, 30)
+    assert checkpoint.codec_tables() is None
+    sample = codec.collect_statistics(checkpoint, corpus, 30)
     assert len(sample.features) == 30
     assert sample.gradients.shape == (sum(map(len, sample.features)), SMALL.q_former.width)
     assert np.isfinite(sample.gradients).all()
     assert sample.gradients.std() > 0
     scale = float(np.sqrt(np.trace(sample.gradients.T @ sample.gradients) / len(sample.gradients)))
     spread = float(np.concatenate(sample.features).std())
-    rung = codec.fit(sample, Aim(0.05 * scale * spread, 0.1), 8)
-    codec.write(checkpoint, Split.QFORMER, {Codec.KLT: rung})
-    statistics = checkpoint.statistics()
-    assert statistics is not None
+    tables = codec.fit(sample, RateTarget(0.05 * scale * spread, 0.1), 8)
+    codec.write(checkpoint, Split.QFORMER, {Codec.KLT: tables})
+    codec_tables = checkpoint.codec_tables()
+    assert codec_tables is not None
     features = sample.features[0]
     packet = wire.encode(
         features,
@@ -103,13 +103,13 @@ def test_a_checkpoint_gets_its_statistics(checkpoint: Checkpoint, corpus: Corpus
         split="qformer",
         codec="klt",
         duration_ms=0,
-        statistics=statistics,
+        codec_tables=codec_tables,
     )
     assert len(packet) < wire.HEADER_BYTES + features.nbytes / 4
-    decoded = wire.decode(packet, statistics).features
-    assert np.square(decoded - features).mean() < 0.3 * np.square(features - rung.mean).mean()
+    decoded = wire.decode(packet, codec_tables).features
+    assert np.square(decoded - features).mean() < 0.3 * np.square(features - tables.mean).mean()
     # Gathering again gives the same.
-    again = codec.gather(checkpoint, corpus, 30)
+    again = codec.collect_statistics(checkpoint, corpus, 30)
     np.testing.assert_allclose(again.gradients, sample.gradients, atol=1e-5)
 
 
@@ -119,10 +119,10 @@ def test_new_weights_take_the_statistics_away(
     decoder = Gemma3ForCausalLM(decoder_config(SMALL, tokenizer))
     folder = tmp_path / "small"
     first = save_checkpoint(folder, EdgeModel(SMALL), decoder, tokenizer, torch.float32)
-    codec.write(first, Split.QFORMER, {Codec.KLT: codec.fit(correlated(), Aim(0.2, 0.1), 4)})
-    assert first.statistics() is not None
+    codec.write(first, Split.QFORMER, {Codec.KLT: codec.fit(correlated(), RateTarget(0.2, 0.1), 4)})
+    assert first.codec_tables() is not None
     second = save_checkpoint(folder, EdgeModel(SMALL), decoder, tokenizer, torch.float32)
-    assert second.statistics() is None
-    codec.write(first, Split.QFORMER, {Codec.KLT: codec.fit(correlated(), Aim(0.2, 0.1), 4)})
+    assert second.codec_tables() is None
+    codec.write(first, Split.QFORMER, {Codec.KLT: codec.fit(correlated(), RateTarget(0.2, 0.1), 4)})
     with pytest.raises(CheckpointError, match=first.fingerprint):
-        second.statistics()
+        second.codec_tables()

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from esrt.frontend import features
+from esrt.arrays import Float32Array
+from esrt.features import log_mel_features
 from esrt.languages import direction
 from esrt.prompt import separator, target_text
-from tests.training.kit import PADDED, SMALL, recipe
-from training.augment import Audio
+from tests.training.helpers import PADDED, SMALL, recipe
 from training.corpus.build import Corpus
 from training.data import IGNORE, Batch, Collator, Stream, alphabet_of, mel_batch
 from training.recipe import Augmentation, Task
@@ -34,7 +34,7 @@ def items_of(corpus: Corpus, *tasks: Task) -> list[Item]:
     ]
 
 
-def speech_of(corpus: Corpus, items: list[Item]) -> list[Audio]:
+def speech_of(corpus: Corpus, items: list[Item]) -> list[Float32Array]:
     return [corpus.speech(item.example) for item in items if item.task is not Task.SMT]
 
 
@@ -57,7 +57,7 @@ def test_log_mels_are_padded_at_the_end(corpus: Corpus) -> None:
     for row, count, one in zip(mel.numpy(), frames.tolist(), audio, strict=True):
         assert count % 8 == 0
         assert count - 8 < len(one) / HOP <= count
-        np.testing.assert_array_equal(row[:, :count], features(one, frame_multiple=8))
+        np.testing.assert_array_equal(row[:, :count], log_mel_features(one, frame_multiple=8))
         assert not row[:, count:].any()
 
 
@@ -66,7 +66,7 @@ def test_padded_models_hear_one_length(corpus: Corpus) -> None:
     mel, frames = mel_batch(PADDED, audio)
     assert mel.shape == (2, 128, 200)
     assert frames.tolist() == [200, 200]
-    short = features(audio[0], frame_multiple=2, padded_seconds=2.0)
+    short = log_mel_features(audio[0], frame_multiple=2, padded_seconds=2.0)
     np.testing.assert_array_equal(mel[0].numpy(), short)
 
 
@@ -133,13 +133,13 @@ def test_ctc_targets_are_the_transcripts_characters_and_tokens(
 ) -> None:
     items = items_of(corpus, *[Task.SRT] * 10, Task.SMT, Task.SMT)
     batch = collator(items, speech_of(corpus, items))
-    heard = [parts(item)[1] for item in items[:10]]
+    transcripts = [parts(item)[1] for item in items[:10]]
     alphabet = alphabet_of(corpus.examples)
     letters = batch.letters.split(batch.letter_counts.tolist())
     spelled = ["".join(alphabet[number - 1] for number in row) for row in letters]
-    assert spelled == heard  # 0 is the blank
+    assert spelled == transcripts  # 0 is the blank
     pieces = batch.pieces.split(batch.piece_counts.tolist())
-    assert [tokenizer.decode(row.tolist()) for row in pieces] == heard
+    assert [tokenizer.decode(row.tolist()) for row in pieces] == transcripts
 
 
 def test_the_alphabet_has_every_character_once(corpus: Corpus) -> None:

@@ -13,8 +13,8 @@ from matplotlib import image
 from transformers import AutoTokenizer, Gemma3ForCausalLM
 
 from esrt.checkpoint import Checkpoint
-from tests.tiny import TINY, tiny_checkpoint
-from tests.training.kit import few, keep
+from tests.tiny_checkpoint import TINY, tiny_checkpoint
+from tests.training.helpers import few, keep
 from training.corpus import build
 from training.corpus.build import Corpus
 from training.corpus.speech import UNSEEN_VARIANTS
@@ -52,7 +52,7 @@ def test_no_rows_have_no_scores() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "spoken", "heard", "expected"),
+    ("source", "spoken", "transcripts", "expected"),
     [
         ("eng", ["a b c d"], ["a b c d"], {"wer": 0}),
         ("eng", ["a b c d"], ["a x c d"], {"wer": 25}),
@@ -64,11 +64,11 @@ def test_no_rows_have_no_scores() -> None:
     ],
 )
 def test_error_rates(
-    source: str, spoken: list[str], heard: list[str], expected: dict[str, float]
+    source: str, spoken: list[str], transcripts: list[str], expected: dict[str, float]
 ) -> None:
     found = [
         replace(row(source, "fra"), spoken=one, transcript=other)
-        for one, other in zip(spoken, heard, strict=True)
+        for one, other in zip(spoken, transcripts, strict=True)
     ]
     assert error_rate(found) == expected
     assert ("cer" in expected) == (source in BY_CHARACTER)
@@ -100,11 +100,11 @@ def test_sentences_that_differ_by_numbers_alone_are_told_apart() -> None:
     assert (found["beyond_numbers"]["n"], found["beyond_numbers"]["exact"]) == (1, 0)
 
 
-def test_what_weights_before_knew_is_left_out_of_never_heard() -> None:
+def test_what_weights_before_knew_is_left_out_of_uncontaminated() -> None:
     rows = [row("eng", "deu"), replace(row("eng", "deu", "x"), spoken="known")]
-    assert report(rows, set())["never_heard"]["n"] == 2
-    found = report(rows, set(), heard={"known"})
-    assert (found["overall"]["exact"], found["never_heard"]["exact"]) == (50, 100)
+    assert report(rows, set())["uncontaminated"]["n"] == 2
+    found = report(rows, set(), contaminated={"known"})
+    assert (found["overall"]["exact"], found["uncontaminated"]["exact"]) == (50, 100)
 
 
 def test_unseen_voices_are_scored_apart() -> None:
@@ -134,7 +134,7 @@ def test_without_other_directions_english_is_not_compared() -> None:
 
 
 def held(rows: list[Row], size: int = 30_000_000) -> dict[str, tuple[float, bool]]:
-    return {bar.name: (bar.value, bar.holds) for bar in bars(report(rows, set()), size)}
+    return {bar.name: (bar.value, bar.passed) for bar in bars(report(rows, set()), size)}
 
 
 def test_a_good_model_is_within_every_bar() -> None:
@@ -157,7 +157,7 @@ def test_a_bad_model_is_beyond_them() -> None:
         replace(row("deu", "fra", "y"), variant="m2"),
     ]
     found = held(rows, 40_010_000)
-    assert not any(holds for _, holds in found.values())
+    assert not any(passed for _, passed in found.values())
     assert found["exact_all"][0] == pytest.approx(33.33)
     assert found["exact_worst_direction"][0] == found["exact_unseen_voices"][0] == 0
     assert found["english_gap"][0] == 100
@@ -280,12 +280,12 @@ def test_a_missing_checkpoint_is_one_line(
 def test_a_list_names_what_weights_before_knew(
     run_command: Any, tiny: Checkpoint, two: Corpus, tmp_path: Path
 ) -> None:
-    out, heard = tmp_path / "test.json", tmp_path / "heard.txt"
-    heard.write_text(two.examples[0].texts["eng"] + "\n", "utf-8")
+    out, contaminated = tmp_path / "test.json", tmp_path / "contaminated.txt"
+    contaminated.write_text(two.examples[0].texts["eng"] + "\n", "utf-8")
     with pytest.raises(SystemExit):
-        run_command("--checkpoint", tiny.folder, "--json", out, "--heard", heard)
+        run_command("--checkpoint", tiny.folder, "--json", out, "--contaminated", contaminated)
     found = json.loads(out.read_text("utf-8"))
-    assert 0 < found["never_heard"]["n"] < found["overall"]["n"]
+    assert 0 < found["uncontaminated"]["n"] < found["overall"]["n"]
 
 
 def test_a_list_of_other_sentences_is_refused(
@@ -294,9 +294,9 @@ def test_a_list_of_other_sentences_is_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    heard = tmp_path / "heard.txt"
-    heard.write_text("Nobody said this.\n", "utf-8")
+    contaminated = tmp_path / "contaminated.txt"
+    contaminated.write_text("Nobody said this.\n", "utf-8")
     with pytest.raises(SystemExit) as ended:
-        run_command("--checkpoint", tiny.folder, "--heard", heard)
+        run_command("--checkpoint", tiny.folder, "--contaminated", contaminated)
     assert ended.value.code == 1
     assert "'Nobody said this.', which is not in the split" in capsys.readouterr().err

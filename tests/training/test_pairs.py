@@ -58,11 +58,11 @@ def test_a_twin_is_as_long_and_another_sound(paired: Corpus) -> None:
 
 @needs_espeak
 def test_twins_are_of_one_voice(paired: Corpus) -> None:
-    own, twins = (
+    own, parallel_audio = (
         np.stack([_timbre(hear(example)) for example in paired.examples])
         for hear in (paired.speech, paired.twin)
     )
-    assert twins.std(axis=0).mean() < 0.8 * own.std(axis=0).mean()
+    assert parallel_audio.std(axis=0).mean() < 0.8 * own.std(axis=0).mean()
 
 
 @needs_espeak

@@ -16,11 +16,11 @@ from training.corpus.speech import (
     VARIANTS,
     SpeechError,
     Utterance,
-    cast,
     espeak_version,
+    make_utterance,
     speak,
 )
-from training.corpus.spoken import SPOKEN
+from training.corpus.synthesis_languages import SYNTHESIS_LANGUAGES
 
 needs_espeak = pytest.mark.skipif(
     shutil.which("espeak-ng") is None, reason="espeak-ng is not installed"
@@ -71,7 +71,7 @@ def test_faster_is_shorter() -> None:
 
 
 @needs_espeak
-@pytest.mark.parametrize("language", SPOKEN)
+@pytest.mark.parametrize("language", SYNTHESIS_LANGUAGES)
 def test_every_language_is_spoken(language: str) -> None:
     text = PLACES.get(language, "Roma, Lima, Berna")
     audio = speak(Utterance(language, text, "f1", 190, 50))
@@ -108,7 +108,7 @@ def test_unseen_speakers_are_others() -> None:
 def test_casting_follows_the_seed() -> None:
     def casts(seed: int) -> list[Utterance]:
         random = Random(seed)
-        return [cast("deu", "Hallo", random) for number in range(50)]
+        return [make_utterance("deu", "Hallo", random) for number in range(50)]
 
     assert casts(0) == casts(0) != casts(1)
     assert len({(u.variant, u.speed, u.pitch) for u in casts(0)}) > 40
@@ -117,7 +117,9 @@ def test_casting_follows_the_seed() -> None:
 
 def test_casting_keeps_to_the_speakers_it_is_given() -> None:
     random = Random(0)
-    found = {cast("deu", "Hallo", random, UNSEEN_VARIANTS).variant for number in range(50)}
+    found = {
+        make_utterance("deu", "Hallo", random, UNSEEN_VARIANTS).variant for number in range(50)
+    }
     assert found == set(UNSEEN_VARIANTS)
 
 

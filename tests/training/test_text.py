@@ -12,7 +12,7 @@ import pytest
 import training.corpus
 from esrt.config import named_config
 from esrt.languages import LANGUAGES
-from training.corpus.spoken import SPOKEN
+from training.corpus.synthesis_languages import SYNTHESIS_LANGUAGES
 from training.corpus.text import Sentence, phrasebook, sentences, split
 
 PHRASEBOOK = Path(training.corpus.__path__[0]) / "phrasebook"
@@ -38,9 +38,9 @@ def words(sentence: Sentence) -> set[tuple[str, str]]:
 
 
 def test_there_are_twelve_languages_of_many_families() -> None:
-    assert len(SPOKEN) == 12
-    assert set(SPOKEN) == set(named_config("esrt-nano").languages)
-    assert len({LANGUAGES[code].family for code in SPOKEN}) >= 6
+    assert len(SYNTHESIS_LANGUAGES) == 12
+    assert set(SYNTHESIS_LANGUAGES) == set(named_config("esrt-nano").languages)
+    assert len({LANGUAGES[code].family for code in SYNTHESIS_LANGUAGES}) >= 6
 
 
 def test_there_are_many_scripts(many: list[Sentence]) -> None:
@@ -53,7 +53,7 @@ def test_there_are_many_scripts(many: list[Sentence]) -> None:
         )
         return letters.most_common(1)[0][0]
 
-    assert {script(code) for code in SPOKEN} >= {
+    assert {script(code) for code in SYNTHESIS_LANGUAGES} >= {
         "LATIN",
         "CYRILLIC",
         "ARABIC",
@@ -68,7 +68,7 @@ def test_splits_have_the_sizes_asked_for(splits: Splits) -> None:
     assert len(splits["train"]) > 600
 
 
-@pytest.mark.parametrize("code", SPOKEN)
+@pytest.mark.parametrize("code", SYNTHESIS_LANGUAGES)
 def test_no_held_out_text_occurs_elsewhere_in_any_language(splits: Splits, code: str) -> None:
     counts = Counter(sentence.texts[code] for part in splits.values() for sentence in part)
     for name in HELD_OUT:
@@ -119,7 +119,7 @@ def test_held_out_sentences_combine_words_that_training_has(splits: Splits) -> N
 
 def test_every_sentence_is_in_every_language(many: list[Sentence]) -> None:
     for sentence in many:
-        assert sentence.texts.keys() == SPOKEN.keys()
+        assert sentence.texts.keys() == SYNTHESIS_LANGUAGES.keys()
         assert all(sentence.texts.values())
 
 
@@ -145,7 +145,7 @@ def test_numbers_are_the_same_in_every_language(many: list[Sentence]) -> None:
 
 
 def test_every_phrasebook_belongs_to_a_language() -> None:
-    assert {path.stem for path in PHRASEBOOK.glob("*.toml")} == set(SPOKEN)
+    assert {path.stem for path in PHRASEBOOK.glob("*.toml")} == set(SYNTHESIS_LANGUAGES)
 
 
 def test_there_are_many_templates() -> None:
@@ -153,13 +153,13 @@ def test_there_are_many_templates() -> None:
     assert len(templates) >= 60
 
 
-@pytest.mark.parametrize("code", SPOKEN)
+@pytest.mark.parametrize("code", SYNTHESIS_LANGUAGES)
 def test_phrasebooks_have_the_keys_of_the_english_one(code: str) -> None:
     found = {section: set(entries) for section, entries in phrasebook(code).items()}
     assert found == {section: set(entries) for section, entries in phrasebook("eng").items()}
 
 
-@pytest.mark.parametrize("code", SPOKEN)
+@pytest.mark.parametrize("code", SYNTHESIS_LANGUAGES)
 def test_phrases_have_the_slots_of_the_english_ones(code: str) -> None:
     """Or the bare number in the place of a measure."""
     for key, text in phrasebook(code)["phrases"].items():
@@ -169,7 +169,7 @@ def test_phrases_have_the_slots_of_the_english_ones(code: str) -> None:
         assert slots in (sorted(english), sorted(bare)), key
 
 
-@pytest.mark.parametrize("code", SPOKEN)
+@pytest.mark.parametrize("code", SYNTHESIS_LANGUAGES)
 def test_phrasebooks_hold_plain_text(code: str) -> None:
     for section in phrasebook(code).values():
         for key, text in section.items():
@@ -178,7 +178,7 @@ def test_phrasebooks_hold_plain_text(code: str) -> None:
             assert unicodedata.is_normalized("NFC", text), key
 
 
-@pytest.mark.parametrize("code", SPOKEN)
+@pytest.mark.parametrize("code", SYNTHESIS_LANGUAGES)
 def test_no_two_entries_of_a_table_say_the_same(code: str) -> None:
     for name, section in phrasebook(code).items():
         assert len(set(section.values())) == len(section), name

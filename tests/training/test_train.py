@@ -15,8 +15,9 @@ import torch
 import yaml
 from transformers import AutoTokenizer, Gemma3ForCausalLM
 
+from esrt.bundled import REPOSITORY
 from esrt.checkpoint import open_checkpoint
-from tests.training.kit import few, keep, recipe
+from tests.training.helpers import few, keep, recipe
 from training import evaluate, train
 from training.corpus.build import Corpus
 from training.data import Batch
@@ -24,7 +25,6 @@ from training.recipe import Recipe, Task
 from training.sampling import Item
 from training.train import Run
 
-ROOT = Path(__file__).parents[2]
 STEPS = 2
 ASR_THEN_SRT = [{"until": 0.5, "tasks": {"asr": 1}}, {"until": 1, "tasks": {"srt": 1}}]
 
@@ -187,7 +187,9 @@ def start(command: list[str], log: Path, **environment: object) -> "subprocess.P
     own = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     own |= {name: str(value) for name, value in environment.items()}
     with log.open("wb") as file:
-        return subprocess.Popen(command, cwd=ROOT, env=os.environ | own, stdout=file, stderr=file)
+        return subprocess.Popen(
+            command, cwd=REPOSITORY, env=os.environ | own, stdout=file, stderr=file
+        )
 
 
 def ended(process: "subprocess.Popen[bytes]") -> int:
@@ -245,7 +247,7 @@ def test_two_processes_train_one_model(command: list[str], tmp_path: Path) -> No
 
 def test_a_wrong_recipe_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "none.yaml"
-    with pytest.raises(SystemExit) as ended, train.reported():
+    with pytest.raises(SystemExit) as ended, train.exit_on_error():
         train.main(path, tmp_path / "out", tmp_path / "corpus", torch.get_num_threads())
     assert ended.value.code == 2
     assert capfd.readouterr().err.startswith(f"error: {path} cannot be read: No such file")

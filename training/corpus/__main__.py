@@ -7,11 +7,12 @@ from typing import Annotated
 import soundfile
 import typer
 
-from esrt.command import reported
-from esrt.frontend import SAMPLE_RATE
+from esrt import bundled
+from esrt.cli import exit_on_error
+from esrt.features import SAMPLE_RATE
 from training.corpus.build import CORPUS, build, utterances
 from training.corpus.speech import speak
-from training.corpus.spoken import SPOKEN
+from training.corpus.synthesis_languages import SYNTHESIS_LANGUAGES
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
@@ -26,7 +27,7 @@ def build_command(out: Out = CORPUS) -> None:
 
 @app.command()
 def samples(
-    out: Out = Path("models/esrt-nano/samples"),
+    out: Out = bundled.SAMPLES,
     count: Annotated[int, typer.Option(help="Clips in each language.")] = 2,
 ) -> None:
     """Write some test phrases as FLAC, with an index of what is said and its translations."""
@@ -34,7 +35,7 @@ def samples(
     phrases = (pair for pair in utterances("test") if pair[0].kind == "phrase")
     index = []
     for clip in range(1, count + 1):
-        for number, code in enumerate(SPOKEN):
+        for number, code in enumerate(SYNTHESIS_LANGUAGES):
             sentence, said = next(phrases)
             name = f"{code}-{clip}.flac"
             soundfile.write(out / name, speak(said[number]), SAMPLE_RATE, subtype="PCM_16")
@@ -43,5 +44,5 @@ def samples(
 
 
 if __name__ == "__main__":
-    with reported():
+    with exit_on_error():
         app()

@@ -21,21 +21,21 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from esrt.frontend import SAMPLE_RATE
+from esrt.features import SAMPLE_RATE
 from training.corpus.speech import (
     UNSEEN_VARIANTS,
     VARIANTS,
     Samples,
     Utterance,
-    cast,
     espeak_version,
+    make_utterance,
     speak,
     stored,
 )
 from training.corpus.text import Sentence, Texts, split
 
 # A sentence, and its utterances.
-Said = tuple[Sentence, list[Utterance]]
+SpokenSentence = tuple[Sentence, list[Utterance]]
 
 CORPUS = Path("build/corpus")
 _INDEX, _AUDIO, _TWINS = "index.jsonl", "audio.npy", "twins.npy"
@@ -62,22 +62,22 @@ class Example:
 class Corpus:
     """One split, the audio memory-mapped.
 
-    ``twins``, where there are any, hold for each utterance the same words at the same pace by one
-    voice, at the same place as ``audio`` holds the utterance.
+    ``parallel_audio``, where there are any, hold for each utterance the same words at the same pace
+    by one voice, at the same place as ``audio`` holds the utterance.
     """
 
     audio: Samples
     examples: list[Example]
-    twins: Samples | None = None
+    parallel_audio: Samples | None = None
 
     def speech(self, example: Example) -> NDArray[np.float32]:
         """The utterance, shape (samples,), in [-1, 1]."""
         return _cut(self.audio, example)
 
     def twin(self, example: Example) -> NDArray[np.float32]:
-        """The same by the one voice; the split has ``twins``."""
-        assert self.twins is not None
-        return _cut(self.twins, example)
+        """The same by the one voice; the split has ``parallel_audio``."""
+        assert self.parallel_audio is not None
+        return _cut(self.parallel_audio, example)
 
     def only(self, languages: Collection[str]) -> "Corpus":
         """What is said in some languages, with its texts in these."""
@@ -106,7 +106,7 @@ def _splits() -> dict[str, list[Sentence]]:
     return split(SEED, HELD_OUT_SENTENCES, TRAIN_SENTENCES)
 
 
-def utterances(name: str) -> list[Said]:
+def utterances(name: str) -> list[SpokenSentence]:
     """Every sentence of a split in every language, each by a speaker of its own."""
     random, drawn = Random(SEED), sentences(name)
     known = len(drawn) - UNSEEN_SENTENCES if name == "test" else len(drawn)
@@ -114,7 +114,7 @@ def utterances(name: str) -> list[Said]:
         (
             sentence,
             [
-                cast(code, text, random, VARIANTS if number < known else UNSEEN_VARIANTS)
+                make_utterance(code, text, random, VARIANTS if number < known else UNSEEN_VARIANTS)
                 for code, text in sentence.texts.items()
             ],
         )
@@ -143,7 +143,10 @@ def build(folder: Path, name: str) -> None:
 
 
 def write(
-    place: Path, spoken: list[Said], audio: list[Samples], twins: list[Samples] | None = None
+    place: Path,
+    spoken: list[SpokenSentence],
+    audio: list[Samples],
+    parallel_audio: list[Samples] | None = None,
 ) -> None:
     """Write a split, whole or not at all.
 
@@ -151,7 +154,7 @@ def write(
         place: its folder.
         spoken: the sentences and who says them.
         audio: what that sounds like, utterance by utterance.
-        twins: other audio of the same lengths, if any (`Corpus`).
+        parallel_audio: other audio of the same lengths, if any (`Corpus`).
     """
     temporary = place.with_name(f"{place.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -168,8 +171,8 @@ def write(
             line = {"kind": sentence.kind, "texts": sentence.texts, "utterances": said}
             index.write(json.dumps(line, ensure_ascii=False) + "\n")
     np.save(temporary / _AUDIO, np.concatenate(audio))
-    if twins is not None:
-        np.save(temporary / _TWINS, np.concatenate(twins))
+    if parallel_audio is not None:
+        np.save(temporary / _TWINS, np.concatenate(parallel_audio))
     manifest = {
         "seed": SEED,
         "sentences": len(spoken),
@@ -202,11 +205,11 @@ def load(folder: Path, name: str) -> Corpus:
             )
             for said in row["utterances"]
         ]
-    audio, twins = place / _AUDIO, place / _TWINS
+    audio, parallel_audio = place / _AUDIO, place / _TWINS
     return Corpus(
         np.load(audio, mmap_mode="r"),
         examples,
-        np.load(twins, mmap_mode="r") if twins.exists() else None,
+        np.load(parallel_audio, mmap_mode="r") if parallel_audio.exists() else None,
     )
 
 

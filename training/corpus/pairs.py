@@ -12,7 +12,7 @@ import numpy as np
 import soxr
 
 from training.corpus.build import SEED, Corpus, load, sentences, write
-from training.corpus.speech import VARIANTS, Samples, Utterance, cast
+from training.corpus.speech import VARIANTS, Samples, Utterance, make_utterance
 from training.corpus.voices import draw_voice, own_voice, speak_all, with_rhythm_of
 
 PAIRS = "pairs"
@@ -42,10 +42,10 @@ def build_pairs(folder: Path, voices: int = VOICES, count: int = SENTENCES) -> N
         for sentence in random.sample(chosen, min(count, len(chosen)))
     ]
     everything = [utterance for _, group in said for utterance in group]
-    twins = [replace(one, variant=_twin(one.variant), pitch=50) for one in everything]
+    parallel_audio = [replace(one, variant=_twin(one.variant), pitch=50) for one in everything]
     files = drawn | own
     files |= {_twin(name): with_rhythm_of(text, _ONE) for name, text in files.items()}
-    audio = speak_all([*everything, *twins], files)
+    audio = speak_all([*everything, *parallel_audio], files)
     first, second = audio[: len(everything)], audio[len(everything) :]
     write(
         folder / PAIRS, said, first, [_as_long(*pair) for pair in zip(second, first, strict=True)]
@@ -60,7 +60,7 @@ def load_pairs(folder: Path) -> Corpus:
 
 
 def _cast(language: str, text: str, voices: list[str], random: Random) -> Utterance:
-    utterance = cast(language, text, random)
+    utterance = make_utterance(language, text, random)
     if random.random() < _OWN_SHARE:
         return utterance
     return replace(utterance, variant=random.choice(voices))

@@ -14,8 +14,8 @@ import soxr
 from numpy.typing import NDArray
 
 from esrt.errors import EsrtError
-from esrt.frontend import SAMPLE_RATE
-from training.corpus.spoken import SPOKEN
+from esrt.features import SAMPLE_RATE
+from training.corpus.synthesis_languages import SYNTHESIS_LANGUAGES
 
 # Audio as a corpus keeps it.
 Samples = NDArray[np.int16]
@@ -40,7 +40,9 @@ class Utterance:
     pitch: int
 
 
-def cast(language: str, text: str, random: Random, variants: Sequence[str] = VARIANTS) -> Utterance:
+def make_utterance(
+    language: str, text: str, random: Random, variants: Sequence[str] = VARIANTS
+) -> Utterance:
     """An utterance with a random speaker."""
     return Utterance(
         language,
@@ -57,7 +59,7 @@ def speak(utterance: Utterance) -> NDArray[np.float32]:
     Raises:
         SpeechError: espeak-ng is not installed or refused.
     """
-    voice = f"{SPOKEN[utterance.language].voice}+{utterance.variant}"
+    voice = f"{SYNTHESIS_LANGUAGES[utterance.language].voice}+{utterance.variant}"
     arguments = ["-v", voice, "-s", str(utterance.speed), "-p", str(utterance.pitch), "--stdout"]
     wave = _espeak(*arguments, utterance.text)
     audio, rate = soundfile.read(io.BytesIO(wave), dtype="float32")

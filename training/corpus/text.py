@@ -18,7 +18,7 @@ from babel.lists import format_list
 from babel.numbers import format_currency
 from babel.units import format_unit
 
-from training.corpus.spoken import SPOKEN
+from training.corpus.synthesis_languages import SYNTHESIS_LANGUAGES
 
 # A curated few of everything, so that each name is heard often enough to be learned.
 _COUNTRIES = (
@@ -71,7 +71,9 @@ def phrasebook(code: str) -> dict[str, dict[str, str]]:
 
 def _in_all(make: Callable[[Locale], str]) -> Texts:
     """The text in every language, with plain spaces and without directional marks."""
-    texts = {code: make(Locale.parse(spoken.locale)) for code, spoken in SPOKEN.items()}
+    texts = {
+        code: make(Locale.parse(spoken.locale)) for code, spoken in SYNTHESIS_LANGUAGES.items()
+    }
     return {
         code: " ".join(text.replace("’", "'").replace("\u200f", "").split())
         for code, text in texts.items()
@@ -171,7 +173,7 @@ def _slot(name: str, random: Random) -> dict[str, Texts]:
     if name in _SLOTS:
         return _SLOTS[name](random)
     word = random.choice(sorted(phrasebook("eng")[name]))
-    return {name: {code: phrasebook(code)[name][word] for code in SPOKEN}}
+    return {name: {code: phrasebook(code)[name][word] for code in SYNTHESIS_LANGUAGES}}
 
 
 def _phrase(random: Random) -> Texts:
@@ -180,7 +182,7 @@ def _phrase(random: Random) -> Texts:
     for name in re.findall(r"{(\w+)}", phrasebook("eng")["phrases"][key]):
         words |= _slot(name, random)
     texts = {}
-    for code in SPOKEN:
+    for code in SYNTHESIS_LANGUAGES:
         filling = {name: texts_of[code] for name, texts_of in words.items()}
         text = phrasebook(code)["phrases"][key].format_map(filling)
         texts[code] = text[0].upper() + text[1:]

@@ -1,0 +1,251 @@
+"""Several segments of one talk over a websocket: packets in, events out, in order.
+
+Each binary message of the client is a packet. Each message of the server is a JSON object with the
+number of the segment that it belongs to, the name of an event as in an event stream, and its data.
+So many segments are decoded at once; while as many are under way, nothing more is read, which the
+client notices as a connection that takes no more. The text message ``end`` says that no more
+segments will come: what is under way is answered, then the connection is closed.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections import Counter
+from contextlib import ExitStack, aclosing, suppress
+from dataclasses import dataclass, field
+
+from fastapi import WebSocket
+from pydantic import BaseModel
+from starlette.websockets import WebSocketDisconnect, WebSocketState
+
+from cloud_vllm import problems
+from cloud_vllm.api.handlers import Operations
+from cloud_vllm.auth.keys import KeyRing
+from cloud_vllm.request_context import Exchange, exchange_of
+from cloud_vllm.service.translation import Event
+from cloud_vllm.settings import Settings
+from cloud_vllm.telemetry.request_recorder import Accounts
+from esrt.errors import (
+    EsrtError,
+    Forbidden,
+    LanguageError,
+    Overloaded,
+    TooManyRequests,
+    Unauthorized,
+)
+from esrt.languages import Language
+
+PATH = "/v1/stream"
+END = "end"
+
+# Codes of RFC 6455, 7.4.1.
+_NORMAL, _UNSUPPORTED = 1000, 1003
+# For a client that does not read its answers.
+_SEND_S = 30.0
+_RETRY_S = 5
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Segment:
+    number: int
+    exchange: Exchange
+    # As long as an answer at most, so it needs no bound; None is the end.
+    events: asyncio.Queue[Event | None] = field(default_factory=asyncio.Queue)
+
+
+class _Gone(Exception):
+    """The client has closed the connection, or is to be left."""
+
+
+class Streams:
+    """All open streams.
+
+    Args:
+        operations: what decodes a segment.
+        settings: limits.
+        keys: the valid keys; ``None`` where everyone is let in.
+        accounts: where each segment is written down.
+    """
+
+    def __init__(
+        self,
+        operations: Operations,
+        settings: Settings,
+        keys: KeyRing | None,
+        accounts: Accounts,
+    ) -> None:
+        self._operations = operations
+        self._settings = settings
+        self._keys = keys
+        self._accounts = accounts
+        self._open: Counter[str | None] = Counter()
+
+    async def serve(self, websocket: WebSocket) -> None:
+        """Answer one connection, from its handshake to its end."""
+        exchange = exchange_of(websocket)
+        with ExitStack() as held:
+            try:
+                pair = self._check(websocket, exchange.owner)
+                self._open[exchange.owner] += 1
+                held.callback(self._leave, exchange.owner)
+            except EsrtError as error:
+                await websocket.send_denial_response(problems.answer(websocket, error))
+                return
+            await websocket.accept()
+            talk = _Talk(
+                websocket, self._operations, self._settings, self._keys, self._accounts, pair
+            )
+            try:
+                await talk.run()
+            except* (_Gone, WebSocketDisconnect, TimeoutError):
+                exchange.problem = problems.CLIENT_GONE
+            states = {websocket.application_state, websocket.client_state}
+            if states == {WebSocketState.CONNECTED}:
+                with suppress(TimeoutError):
+                    await _close(websocket, _NORMAL)
+
+    def _check(self, websocket: WebSocket, owner: str | None) -> tuple[Language, Language]:
+        # A browser sends pages' websockets anywhere, without asking as it does for requests.
+        origin = websocket.headers.get("origin")
+        if origin is not None and origin not in self._settings.cors_origins:
+            raise Forbidden(
+                "Web pages of this origin may not open a stream.",
+                "The operator can name the origin in ESRT_CORS_ORIGINS.",
+            )
+        query = websocket.query_params
+        pairs = self._operations.directions(query.get("src", ""), query.getlist("tgt"))
+        if len(pairs) > 1:
+            raise LanguageError("A stream has one target language.", "Open one for each.")
+        self._operations.check_ready()
+        places = self._settings.max_running + self._settings.max_waiting
+        if owner is not None and self._open[owner] >= self._settings.key_at_once:
+            raise TooManyRequests(
+                f"This key has {self._open[owner]} streams open.", "Close one.", _RETRY_S
+            )
+        if self._open.total() >= places:
+            raise Overloaded("Too many streams are open.", "Try again later.", _RETRY_S)
+        return pairs[0]
+
+    def _leave(self, owner: str | None) -> None:
+        self._open[owner] -= 1
+        if not self._open[owner]:
+            del self._open[owner]
+
+
+class _Talk:
+    """One connection."""
+
+    def __init__(
+        self,
+        websocket: WebSocket,
+        operations: Operations,
+        settings: Settings,
+        keys: KeyRing | None,
+        accounts: Accounts,
+        pair: tuple[Language, Language],
+    ) -> None:
+        self._websocket = websocket
+        self._operations = operations
+        self._keys = keys
+        self._accounts = accounts
+        self._pair = pair
+        self._idle_s = settings.stream_idle_s
+        self._exchange = exchange_of(websocket)
+        self._most = settings.stream_segments
+        self._places = asyncio.Semaphore(self._most)
+        self._under_way = 0
+        self._order: asyncio.Queue[_Segment | None] = asyncio.Queue()
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            reader = group.create_task(self._read(group))
+            await self._write()
+            # It waits for what the client may still say, so that one that goes is noticed.
+            reader.cancel()
+
+    async def _read(self, group: asyncio.TaskGroup) -> None:
+        number, ended = 0, False
+        while True:
+            await self._places.acquire()
+            message = await self._receive()
+            body = message.get("bytes")
+            if message.get("text") == END:
+                if not ended:
+                    self._order.put_nowait(None)
+                ended = True
+                self._places.release()
+            elif body is None or ended:
+                await _close(self._websocket, _UNSUPPORTED, "Packets are expected, then: end.")
+                raise _Gone
+            else:
+                segment = _Segment(number, Exchange())
+                segment.exchange.id = f"{self._exchange.id}-{number}"
+                segment.exchange.key = self._exchange.key
+                self._under_way += 1
+                self._order.put_nowait(segment)
+                group.create_task(self._answer(segment, body))
+                number += 1
+
+    async def _receive(self) -> dict[str, object]:
+        while True:
+            try:
+                async with asyncio.timeout(self._idle_s):
+                    message = await self._websocket.receive()
+            except TimeoutError:
+                if not self._under_way:
+                    raise _Gone from None
+            else:
+                if message["type"] == "websocket.disconnect":
+                    raise _Gone
+                return dict(message)
+
+    async def _answer(self, segment: _Segment, body: object) -> None:
+        """Decode a segment; where that fails, its error is its answer."""
+        assert isinstance(body, bytes)
+        exchange, begin, status = segment.exchange, time.perf_counter(), 200
+        try:
+            with exchange.held:
+                self._check_key()
+                stream = await self._operations.segment(body, self._pair, exchange)
+                async with aclosing(stream):
+                    async for event in stream:
+                        segment.events.put_nowait(event)
+        except Exception as error:
+            if not isinstance(error, EsrtError) or error.__cause__ is not None:
+                _log.exception("A segment ended with an error.")
+            problem = problems.from_error(error)
+            exchange.problem, status = problems.name(problem), problem.status
+            segment.events.put_nowait(("error", problem))
+        except asyncio.CancelledError:
+            exchange.problem = problems.CLIENT_GONE
+            raise
+        finally:
+            segment.events.put_nowait(None)
+            seconds = time.perf_counter() - begin
+            self._accounts.enter(self._websocket.scope, exchange, status, seconds)
+
+    def _check_key(self) -> None:
+        entry = self._exchange.key
+        if self._keys is not None and (entry is None or not self._keys.holds(entry)):
+            raise Unauthorized("The API key has been revoked.", "Use another key.")
+
+    async def _write(self) -> None:
+        while (segment := await self._order.get()) is not None:
+            while (event := await segment.events.get()) is not None:
+                name, data = event
+                await self._send(segment.number, name, data)
+            self._under_way -= 1
+            self._places.release()
+
+    async def _send(self, number: int, name: str, data: BaseModel) -> None:
+        head = json.dumps({"segment": number, "event": name})
+        async with asyncio.timeout(_SEND_S):
+            await self._websocket.send_text(f'{head[:-1]}, "data": {data.model_dump_json()}}}')
+
+
+async def _close(websocket: WebSocket, code: int, reason: str | None = None) -> None:
+    async with asyncio.timeout(_SEND_S):
+        await websocket.close(code, reason)

@@ -1,0 +1,99 @@
+"""Traces: a span for each request with its stages, sent to a collector where one is configured.
+
+Spans hold what the log's lines hold, counts and times, never contents. They are written once a
+request has ended, so tracing costs a request nothing while it runs.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from cloud_vllm.request_context import Exchange
+
+SERVICE = "esrt-gateway"
+# Stages that begin when the packet has arrived; the others follow one another.
+_FROM_ARRIVAL = frozenset({"first_token", "generate"})
+
+
+class Traces:
+    """Sends spans by OTLP over HTTP, in batches and from a thread of its own.
+
+    The SDK's own variables hold as well: OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES,
+    OTEL_TRACES_SAMPLER, OTEL_EXPORTER_OTLP_HEADERS.
+
+    Args:
+        endpoint: the collector's address, ``http://host:4318/v1/traces``.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        named = Resource({"service.name": SERVICE}).merge(OTELResourceDetector().detect())
+        self._provider = TracerProvider(resource=named, shutdown_on_exit=False)
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
+        self._tracer = self._provider.get_tracer("cloud_vllm")
+        self._parent = TraceContextTextMapPropagator()
+
+    def record(
+        self, headers: Mapping[str, str], exchange: Exchange, fields: dict[str, Any], seconds: float
+    ) -> None:
+        """Write the span of a request that has just ended.
+
+        Args:
+            headers: the request's; its W3C ``traceparent`` makes the span part of that trace.
+            exchange: the request.
+            fields: those of its line in the log.
+            seconds: how long it took.
+        """
+        end = time.time_ns()
+        begin = end - round(seconds * 1e9)
+        span = self._tracer.start_span(
+            f"{fields['method']} {fields['route']}".strip(),
+            context=self._parent.extract(headers),
+            kind=SpanKind.SERVER,
+            start_time=begin,
+            attributes=_attributes(fields),
+        )
+        if fields["status"] >= 500 or (fields["status"] < 400 and exchange.problem):
+            span.set_status(Status(StatusCode.ERROR))
+        inside = trace.set_span_in_context(span)
+        last = arrived = begin
+        for stage, ms in exchange.stages_ms:
+            # Stages know how long they took, not when; what lies between them, well under a
+            # millisecond, shows as if it lay at the end.
+            since = arrived if stage in _FROM_ARRIVAL else last
+            until = min(since + round(ms * 1e6), end)
+            if stage not in _FROM_ARRIVAL:
+                last = until
+            if stage == "upload":
+                arrived = until
+            self._tracer.start_span(stage, context=inside, start_time=since).end(until)
+        span.end(end)
+
+    def close(self) -> None:
+        """Send what is left; a collector that does not answer is given up after ten seconds."""
+        self._provider.shutdown()
+
+
+def _attributes(fields: dict[str, Any]) -> dict[str, str | int]:
+    """OpenTelemetry's names where it has some."""
+    attributes: dict[str, str | int] = {
+        "http.request.method": fields["method"],
+        "http.route": fields["route"],
+        "http.response.status_code": fields["status"],
+        **{
+            f"esrt.{name}": fields[name]
+            for name in ("request_id", "bytes_in", "feature_tokens", "generated_tokens")
+        },
+    }
+    if fields["problem"]:
+        attributes["error.type"] = fields["problem"]
+    if fields["key"]:
+        attributes["esrt.key"] = fields["key"]
+    return attributes

@@ -1,0 +1,93 @@
+"""Whisper's log-mel front end in numpy: 16 kHz audio to 128 mel bins every 10 ms.
+
+The arithmetic is that of openai-whisper's ``log_mel_spectrogram`` (Hann window of 400 samples,
+hop 160, Slaney mel scale, log10, a floor 8 below the maximum, then ``(x + 4) / 4``). It is the
+reference for the Kotlin, Swift and TypeScript front ends.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esrt.arrays import Float32Array
+
+SAMPLE_RATE = 16_000
+N_FFT = 400
+HOP = 160
+MEL_BINS = 128
+FRAMES_PER_SECOND = SAMPLE_RATE // HOP
+
+
+def mel_scale(hertz: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Slaney's mel scale: linear to 1 kHz, logarithmic above (Auditory Toolbox, 1998)."""
+    linear = hertz * 3 / 200
+    logarithmic = 15 + 27 * np.log(np.maximum(hertz, 1000) / 1000) / np.log(6.4)
+    return np.where(hertz < 1000, linear, logarithmic)
+
+
+def hertz_scale(mels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The inverse of :func:`mel_scale`."""
+    return np.where(mels < 15, mels * 200 / 3, 1000 * np.exp((mels - 15) * np.log(6.4) / 27))
+
+
+@lru_cache
+def mel_filters(bins: int = MEL_BINS) -> Float32Array:
+    """Triangular filters of equal area, shape (bins, 201)."""
+    top = mel_scale(np.array([SAMPLE_RATE / 2]))[0]
+    edges = hertz_scale(np.linspace(0, top, bins + 2))
+    frequencies = np.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)
+    rising = (frequencies - edges[:-2, None]) / np.diff(edges)[:-1, None]
+    falling = (edges[2:, None] - frequencies) / np.diff(edges)[1:, None]
+    triangles = np.maximum(0, np.minimum(rising, falling))
+    areas = (edges[2:] - edges[:-2]) / 2
+    return np.asarray(triangles / areas[:, None], np.float32)
+
+
+@lru_cache
+def _window() -> Float32Array:
+    """The periodic Hann window."""
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)).astype(np.float32)
+
+
+def pad_or_trim(audio: Float32Array, samples: int) -> Float32Array:
+    """Audio of exactly that many samples: zeros appended, or the end cut off."""
+    return np.pad(audio[:samples], (0, max(0, samples - len(audio))))
+
+
+def log_mel(audio: Float32Array, bins: int = MEL_BINS) -> Float32Array:
+    """The log-mel spectrogram.
+
+    Args:
+        audio: mono, 16 kHz, nominally in [-1, 1], shape (samples,), at least 201 samples.
+        bins: mel bins.
+
+    Returns:
+        Shape (bins, samples // 160).
+    """
+    padded = np.pad(audio.astype(np.float32, copy=False), N_FFT // 2, mode="reflect")
+    frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP][: len(audio) // HOP]
+    power = np.abs(np.fft.rfft(frames * _window(), axis=-1)) ** 2
+    mel = mel_filters(bins) @ power.T.astype(np.float32)
+    log = np.log10(np.maximum(mel, 1e-10))
+    log = np.maximum(log, log.max() - 8)
+    return np.asarray((log + 4) / 4, np.float32)
+
+
+def log_mel_features(
+    audio: Float32Array, *, frame_multiple: int, padded_seconds: float | None = None
+) -> Float32Array:
+    """What an encoder takes as input.
+
+    Args:
+        audio: mono, 16 kHz, shape (samples,).
+        frame_multiple: the frames' count is made a multiple of this by zeros after the audio.
+        padded_seconds: pad or trim to this length first, for models trained so; ``None`` encodes
+            only what was spoken.
+
+    Returns:
+        Shape (128, frames).
+    """
+    block = frame_multiple * HOP
+    wanted = len(audio) if padded_seconds is None else round(padded_seconds * SAMPLE_RATE)
+    return log_mel(pad_or_trim(audio, max(1, -(-wanted // block)) * block))

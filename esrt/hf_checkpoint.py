@@ -1,0 +1,235 @@
+"""Released checkpoints: transformers repositories such as ``yxdu/ESRT-4B``, read by tensor name.
+
+Their own loader is code that comes with the weights; none of it runs here. Only safetensors are
+read, and every tensor must be one that the model has. The parts: ``encoder`` (a Whisper encoder),
+``q_former`` (``query`` and ``qformer``, a `Blip2QFormerModel`), ``mlp`` (``linear1``, ``linear2``,
+``norm``) and, unless it is published apart, ``llm`` (a Gemma 3 causal language model).
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+from esrt.checkpoint import Checkpoint, check_shapes, digest, load_strictly, shapes_of
+from esrt.config import CONFIGS, EncoderConfig, ModelConfig, QFormerConfig
+from esrt.errors import CheckpointError
+from esrt.languages import LANGUAGES
+from esrt.model import EdgeModel, Projector
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+EDGE_PARTS = ("encoder.", "q_former.", "mlp.")
+DECODER_PART = "llm."
+
+# The width of an attention head in every Whisper model, and in BERT, whose sizes Q-Formers have.
+# It is the one number that the shapes of the tensors do not tell.
+HEAD_WIDTH = 64
+# Encoder positions per second: 100 mel frames, halved by the second convolution.
+POSITIONS_PER_SECOND = 50
+
+Shapes = dict[str, tuple[int, ...]]
+
+_REMEDY = "Name a folder with model.safetensors, or its shards and model.safetensors.index.json."
+
+
+@dataclass(frozen=True)
+class HfCheckpoint(Checkpoint):
+    """A released checkpoint whose names and shapes have been checked; weights load on demand.
+
+    ``files`` maps each tensor to the file that holds it.
+    """
+
+    files: Mapping[str, Path]
+
+    def edge_model(self) -> EdgeModel:
+        """Encoder, Q-Former and projector in float32, in evaluation mode."""
+        with torch.device("meta"):
+            model = EdgeModel(self.config)
+        model.to_empty(device="cpu")
+        load_strictly(model, dict(self._tensors(*EDGE_PARTS)))
+        return model.eval()
+
+    def projector(self) -> Projector:
+        """The projector alone."""
+        config = self.config
+        model = Projector(config.q_former.width, config.projector_width, config.decoder_width)
+        load_strictly(model, _without("mlp.", dict(self._tensors("mlp."))))
+        return model.eval()
+
+    def language_model(self, config: Gemma3TextConfig) -> Gemma3ForCausalLM:
+        """The decoder that came in the same files, in float32.
+
+        Args:
+            config: its configuration, as `yxdu/ESRT-4B-LLM` publishes it.
+
+        Raises:
+            CheckpointError: there is none, or tensors are missing, unexpected or misshapen.
+        """
+        tensors = _without(DECODER_PART, dict(self._tensors(DECODER_PART)))
+        if not tensors:
+            raise CheckpointError(
+                f"{self.folder} holds no decoder.", "Take the one that is published apart."
+            )
+        model = Gemma3ForCausalLM(config)
+        if config.tie_word_embeddings:  # one tensor of two names, of which files may hold either
+            tied = "lm_head.weight", "model.embed_tokens.weight"
+            for name, other in (tied, tied[::-1]):
+                if other in tensors:
+                    tensors.setdefault(name, tensors[other])
+        load_strictly(model, tensors)
+        decoder: Gemma3ForCausalLM = model.eval()
+        return decoder
+
+    def _tensors(self, *parts: str) -> Iterator[tuple[str, Tensor]]:
+        return _read(self.files, parts, lambda file, name: file.get_tensor(name))
+
+
+def is_hf_checkpoint(folder: Path) -> bool:
+    """Whether a folder looks like a released checkpoint."""
+    return (folder / WEIGHTS_FILE).is_file() or (folder / INDEX_FILE).is_file()
+
+
+def open_hf_checkpoint(folder: Path) -> HfCheckpoint:
+    """Read names and shapes, derive the configuration, check them, compute the fingerprint.
+
+    Raises:
+        CheckpointError: the folder holds no safetensors, or a file in it is damaged; or tensors
+            are missing, unexpected or misshapen, and the error lists them.
+    """
+    try:
+        files = _files(folder)
+        shapes: Shapes = dict(
+            _read(files, ("",), lambda file, name: tuple(file.get_slice(name).get_shape()))
+        )
+        config = _config(shapes, folder.resolve().name)
+        _check(config, shapes)
+        edge = _read(files, EDGE_PARTS, lambda file, name: file.get_tensor(name))
+        return HfCheckpoint(folder, config, digest(config, edge), files)
+    except OSError as error:
+        reason = error.strerror or error  # safetensors' errors have no strerror
+        raise CheckpointError(f"No checkpoint in {folder}: {reason}.", _REMEDY) from error
+    except (ValueError, RecursionError, SafetensorError) as error:
+        raise CheckpointError(
+            f"The checkpoint in {folder} is damaged: {error}.", _REMEDY
+        ) from error
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Which file holds each tensor, in order of name."""
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        with safe_open(folder / WEIGHTS_FILE, "pt") as file:
+            return dict.fromkeys(sorted(file.keys()), folder / WEIGHTS_FILE)
+    content = json.loads(index.read_text("utf-8"))
+    named = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        raise ValueError(f"{INDEX_FILE} has no weight_map from tensors to files")
+    strange = sorted({name for name in named.values() if Path(name).name != name})
+    if strange:
+        raise ValueError(f"{INDEX_FILE} names files outside of the folder: {', '.join(strange)}")
+    held: dict[str, str] = {}
+    for shard in sorted(set(named.values())):
+        with safe_open(folder / shard, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                if name in held:
+                    raise ValueError(f"{name} is in {held[name]} and in {shard}")
+                held[name] = shard
+    moved = sorted(name for name in named.keys() & held.keys() if named[name] != held[name])
+    if moved:
+        raise ValueError(f"{INDEX_FILE} names the wrong files of {', '.join(moved)}")
+    check_shapes(dict.fromkeys(named, ()), dict.fromkeys(held, ()))
+    return {name: folder / held[name] for name in sorted(held)}
+
+
+def _read(
+    files: Mapping[str, Path], parts: tuple[str, ...], read: Callable[[Any, str], Any]
+) -> Iterator[tuple[str, Any]]:
+    """What ``read`` makes of each tensor of some parts, in order of name."""
+    with ExitStack() as stack:
+        opened: dict[Path, Any] = {}
+        for name, path in files.items():
+            if name.startswith(parts):
+                if path not in opened:
+                    opened[path] = stack.enter_context(safe_open(path, "pt"))
+                yield name, read(opened[path], name)
+
+
+def _config(shapes: Shapes, name: str) -> ModelConfig:
+    """The configuration that tensors of these shapes belong to."""
+    telling = {
+        "encoder.conv1.weight": 3,
+        "encoder.embed_positions.weight": 2,
+        "encoder.layers.0.fc1.weight": 2,
+        "q_former.query": 3,
+        "q_former.qformer.encoder.layer.0.intermediate_query.dense.weight": 2,
+        "mlp.linear1.weight": 2,
+        "mlp.linear2.weight": 2,
+    }
+    wrong = [
+        f"{tensor} is missing"
+        if tensor not in shapes
+        else f"{tensor} has shape {shapes[tensor]} instead of {dimensions} dimensions"
+        for tensor, dimensions in telling.items()
+        if len(shapes.get(tensor, ())) != dimensions
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"The tensors are not those of a released checkpoint: {'; '.join(wrong)}.", _REMEDY
+        )
+    convolution, positions, inner, query, q_inner, linear1, linear2 = (
+        shapes[tensor] for tensor in telling
+    )
+    width, q_width = convolution[0], query[2]
+    encoder = EncoderConfig(
+        width=width,
+        layers=_count(shapes, r"encoder\.layers\.(\d+)\."),
+        heads=max(1, width // HEAD_WIDTH),
+        inner_width=inner[0],
+        mel_bins=convolution[1],
+        max_positions=positions[0],
+    )
+    q_former = QFormerConfig(
+        width=q_width,
+        layers=_count(shapes, r"q_former\.qformer\.encoder\.layer\.(\d+)\."),
+        heads=max(1, q_width // HEAD_WIDTH),
+        inner_width=q_inner[0],
+        queries=query[1],
+    )
+    seconds = positions[0] / POSITIONS_PER_SECOND
+    languages = tuple(LANGUAGES)
+    found = ModelConfig(name, encoder, q_former, linear2[0], linear1[0], True, seconds, languages)
+    known = (c for c in CONFIGS.values() if {**c.to_dict(), "name": name} == found.to_dict())
+    return next(known, found)
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    """How many layers the names number; a gap among them shows as missing and unexpected ones."""
+    return len({found[1] for name in shapes if (found := re.match(pattern, name))})
+
+
+def _check(config: ModelConfig, shapes: Shapes) -> None:
+    with torch.device("meta"):
+        expected = shapes_of(EdgeModel(config).state_dict())
+    check_shapes(
+        expected, {name: s for name, s in shapes.items() if not name.startswith(DECODER_PART)}
+    )
+    embeddings = f"{DECODER_PART}model.embed_tokens.weight"
+    if embeddings in shapes and shapes[embeddings][-1] != config.decoder_width:
+        raise CheckpointError(
+            f"{embeddings} has shape {shapes[embeddings]}, but mlp.linear2 ends in"
+            f" {config.decoder_width}.",
+            "Use weights of one checkpoint.",
+        )
+
+
+def _without(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}

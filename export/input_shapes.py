@@ -1,0 +1,49 @@
+"""The lengths that an artifact is made for, as ``--seconds`` asks: all of them, one, or several."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from esrt.config import ModelConfig
+from esrt.errors import ArtifactError
+from esrt.features import FRAMES_PER_SECOND
+
+
+def resolve_frames(config: ModelConfig, seconds: Sequence[float]) -> tuple[int, ...]:
+    """Lengths in mel frames, each a whole number of the model's blocks, in rising order.
+
+    Empty ``seconds`` mean what the model was trained for: the padded length, or every length,
+    which is the empty tuple.
+
+    Raises:
+        ArtifactError: the model cannot take a length, or was trained on audio padded to another.
+    """
+    if config.padded:
+        if any(value != config.max_seconds for value in seconds):
+            raise ArtifactError(
+                f"{config.name} was trained on audio padded to {config.max_seconds:g} s.",
+                f"Leave --seconds off, or name {config.max_seconds:g}.",
+            )
+        return (config.max_frames,)
+    multiple = config.frame_multiple
+    frames = set()
+    for value in seconds:
+        # 0.56 times 100 is a little more than 56. NaN and infinity fail the comparison.
+        blocks = -(-round(value * FRAMES_PER_SECOND, 6) // multiple)
+        if not 1 <= blocks * multiple <= config.max_frames:
+            raise ArtifactError(
+                f"{config.name} does not take {value:g} s.",
+                f"Name lengths above 0 and up to {config.max_frames / FRAMES_PER_SECOND:g} s.",
+            )
+        frames.add(int(blocks) * multiple)
+    return tuple(sorted(frames))
+
+
+def restrict_lengths(config: ModelConfig, frames: Sequence[int]) -> ModelConfig:
+    """The configuration of a graph for these lengths only.
+
+    One length is the padded form; the longest of several bounds the speech.
+    """
+    if not frames:
+        return config
+    seconds = max(frames) / FRAMES_PER_SECOND
+    return dataclasses.replace(config, padded=len(frames) == 1, max_seconds=seconds)

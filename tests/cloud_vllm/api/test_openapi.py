@@ -1,0 +1,12 @@
+"""The description of the HTTP interface that is kept in docs/."""
+
+from cloud_vllm.api.openapi import FILE, document
+from cloud_vllm.settings import Settings
+from esrt.checkpoint import Checkpoint
+
+
+def test_the_kept_document_is_that_of_the_gateway(checkpoint: Checkpoint) -> None:
+    kept = FILE.read_text("utf-8")
+    assert kept == document(Settings(checkpoint=checkpoint.folder)), (
+        "write it again: python -m cloud_vllm.api.openapi"
+    )

@@ -1,0 +1,273 @@
+"""The real service: a gateway process with vLLM, on the tiny checkpoint, over a socket."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from esrt.bundled import REPOSITORY
+from esrt.checkpoint import Checkpoint
+from tests.cloud_vllm.helpers import (
+    EVENTS,
+    MAX_NEW_TOKENS,
+    PACKET,
+    URL,
+    Packets,
+    Reference,
+    Scored,
+    assert_stream_adds_up,
+    parse_events,
+    without_times,
+)
+from tests.tiny_checkpoint import SENTENCES, TINY
+
+pytestmark = pytest.mark.vllm
+
+START_S = 240.0
+STOP_S = 40.0
+SETTINGS = {
+    "ESRT_MAX_NEW_TOKENS": str(MAX_NEW_TOKENS),
+    "ESRT_CANARY_S": "2",
+    # An engine that shares two cores with a whole test suite may be slow.
+    "ESRT_CANARY_TIMEOUT_S": "10",
+    "ESRT_DEADLINE_S": "240",
+}
+
+
+@dataclass
+class Service:
+    process: subprocess.Popen[str]
+    client: httpx.Client
+    log: Path
+    lived_while_loading: bool
+
+
+@pytest.fixture(scope="module")
+def service(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    log = tmp_path_factory.mktemp("log") / "gateway.log"
+    command = [sys.executable, "-m", "cloud_vllm", "--engine", "vllm", "--port", "0"]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--checkpoint", str(checkpoint.folder)],
+            cwd=REPOSITORY,
+            env={**os.environ, **SETTINGS},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    family: list[psutil.Process] = []
+    try:
+        url = _wait_for(lambda: re.search(r"http://\S+:\d+", log.read_text()), process, log)[0]
+        with httpx.Client(base_url=url, timeout=240) as client:
+            _wait_for(lambda: client.get("/healthz").status_code == 200, process, log)
+            first = client.get("/readyz").status_code
+            _wait_for(lambda: client.get("/readyz").status_code == 200, process, log)
+            family = psutil.Process(process.pid).children(recursive=True)
+            yield Service(process, client, log, first == 503)
+    finally:
+        # The last test has ended it already, unless that test failed or was not run.
+        family += psutil.Process(process.pid).children(recursive=True) if _lives(process) else []
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        for child in _living(family):
+            child.kill()
+
+
+@pytest.mark.parametrize("split", ["qformer", "adapter"])
+@pytest.mark.parametrize("tokens", [1, 2, 13, TINY.max_tokens])
+def test_equals_transformers(
+    service: Service, packet: Packets, reference: Reference, tokens: int, split: str
+) -> None:
+    for number, (source, target) in [(5, ("eng", "deu")), (4, ("deu", "eng"))]:
+        body = packet(number, tokens, split=split)
+        answer = _translate(service, body, source, target)
+        pair = SENTENCES[number] if source == "eng" else SENTENCES[number][::-1]
+        assert (answer["transcript"], answer["translation"]) == pair
+        text = f"<|{source}|><|{target}|>".join(pair)
+        assert reference(body, source, target) == text
+
+
+def test_equals_transformers_on_features_never_seen(
+    service: Service, packet: Packets, scored: Scored
+) -> None:
+    # So many that every end occurs, whatever processor the tiny model was trained on.
+    bodies = [packet(100 + seed, 1 + 7 * (seed % 8)) for seed in range(32)]
+    # Both directions at once: each is held to its own separator.
+    asked = [(body, *pair) for body in bodies for pair in (("eng", "deu"), ("deu", "eng"))]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(lambda one: _translate(service, *one), asked))
+    for one, answer in zip(asked, answers, strict=True):
+        text, confidence, finish = scored(*one)
+        transcript, separator, translation = text.partition(f"<|{one[1]}|><|{one[2]}|>")
+        assert (answer["transcript"], answer["translation"]) == (transcript, translation)
+        assert answer["confidence"] == pytest.approx(confidence, abs=1e-3)
+        assert "<|" not in transcript + translation
+        assert answer["finish"] == finish
+        assert separator or finish != "stop"
+    assert {answer["finish"] for answer in answers} == {"stop", "length", "repetition"}
+
+
+def test_many_at_once_do_not_mix(service: Service, packet: Packets) -> None:
+    numbers = list(range(len(SENTENCES))) * 3
+    bodies = [packet(number, 1 + place * 2) for place, number in enumerate(numbers)]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        answers = list(pool.map(lambda body: _translate(service, body, "eng", "deu"), bodies))
+    for number, answer in zip(numbers, answers, strict=True):
+        assert (answer["transcript"], answer["translation"]) == SENTENCES[number]
+
+
+def test_streams_the_same_answer(service: Service, packet: Packets) -> None:
+    for number in (4, 5, 6):
+        body = packet(number)
+        events, times = [], []
+        with service.client.stream("POST", URL, content=body, headers=EVENTS) as response:
+            text = ""
+            for chunk in response.iter_text():
+                times.append(time.monotonic())
+                text += chunk
+            events = parse_events(text)
+        done = assert_stream_adds_up(events)
+        assert without_times(done) == without_times(_translate(service, body, "eng", "deu"))
+        assert len(set(times)) > 2, "the answer came at once"
+
+
+def test_an_answer_that_is_not_streamed_leaves_the_engine_in_two_messages(
+    service: Service, packet: Packets
+) -> None:
+    def messages() -> float:
+        page = service.client.get("/metrics").text
+        return float(re.findall(r"^vllm:iteration_tokens_total_count\S* (\S+)$", page, re.M)[0])
+
+    counts = []
+    for number in (4, 5, 6):
+        before = messages()
+        answer = _translate(service, packet(number), "eng", "deu")
+        assert answer["tokens"]["generated"] > 4
+        counts.append(messages() - before)
+    # The canary may have sung meanwhile, but not each time.
+    assert min(counts) == 2
+
+
+def test_goes_on_after_clients_that_hang_up(service: Service, packet: Packets) -> None:
+    for headers in (PACKET, EVENTS):
+        for _ in range(5):
+            with pytest.raises(httpx.TimeoutException):
+                service.client.post(
+                    URL, content=packet(5), headers=headers, timeout=httpx.Timeout(9, read=0.004)
+                )
+    answer = _translate(service, packet(2), "eng", "deu")
+    assert (answer["transcript"], answer["translation"]) == SENTENCES[2]
+    assert "Traceback" not in service.log.read_text()
+
+
+def test_said_that_it_lived_while_it_loaded(service: Service) -> None:
+    assert service.lived_while_loading
+
+
+def test_logged_nothing_grave(service: Service) -> None:
+    assert "Traceback" not in service.log.read_text()
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_an_engine_process_that_dies_or_hangs_under_load(
+    service: Service, packet: Packets, blow: signal.Signals
+) -> None:
+    numbers = list(range(len(SENTENCES))) * 2
+    rebuilds, process = _rebuilds(service), _engine_process(service)
+    family = [process, *process.children(recursive=True)]
+    with ThreadPoolExecutor(len(numbers)) as pool:
+        asked = [pool.submit(_translate, service, packet(n), "eng", "deu") for n in numbers]
+        time.sleep(0.02)
+        process.send_signal(blow)
+        _wait_for(
+            lambda: "rebuilt" in service.client.get("/readyz").text, service.process, service.log
+        )
+        answers = [one.result() for one in asked]
+    for number, answer in zip(numbers, answers, strict=True):
+        assert (answer["transcript"], answer["translation"]) == SENTENCES[number]
+    assert _rebuilds(service) == rebuilds + 1
+    assert service.client.get("/readyz").status_code == 200
+    assert _living(family) == []
+
+
+def test_sigterm_finishes_what_runs_and_leaves_nothing_behind(
+    service: Service, packet: Packets
+) -> None:
+    family = psutil.Process(service.process.pid).children(recursive=True)
+    assert family, "vLLM runs in processes of its own"
+    earlier = len(service.log.read_text())
+    process = _engine_process(service)
+    with ThreadPoolExecutor(1) as pool:
+        # So that the answer is surely under way.
+        process.send_signal(signal.SIGSTOP)
+        asked = pool.submit(_translate, service, packet(2), "eng", "deu")
+        time.sleep(0.5)
+        service.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(service.client.base_url)
+        process.send_signal(signal.SIGCONT)
+        assert asked.result()["translation"] == SENTENCES[2][1]
+    assert service.process.wait(STOP_S) == 0
+    _, alive = psutil.wait_procs(_living(family), timeout=5)
+    assert _living(alive) == []
+    log = service.log.read_text()[earlier:]
+    assert "Traceback" not in log
+    # The processes that were killed could not remove theirs.
+    assert "leaked shared_memory" not in log
+
+
+def _translate(service: Service, body: bytes, source: str, target: str) -> dict:  # type: ignore[type-arg]
+    response = service.client.post(
+        f"/v1/translate?src={source}&tgt={target}", content=body, headers=PACKET
+    )
+    assert response.status_code == 200, response.text
+    answer: dict = response.json()  # type: ignore[type-arg]
+    return answer
+
+
+def _engine_process(service: Service) -> psutil.Process:
+    family = psutil.Process(service.process.pid).children(recursive=True)
+    (found,) = [one for one in family if "EngineCore" in " ".join([one.name(), *one.cmdline()])]
+    return found
+
+
+def _rebuilds(service: Service) -> float:
+    text = service.client.get("/metrics").text
+    return float(re.search(r"^esrt_engine_rebuilds (\S+)$", text, re.MULTILINE)[1])  # type: ignore[index]
+
+
+def _wait_for(condition, process: subprocess.Popen[str], log: Path):  # type: ignore[no-untyped-def]
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        assert _lives(process), log.read_text()[-3000:]
+        if result := condition():
+            return result
+        time.sleep(0.2)
+    raise AssertionError(log.read_text()[-3000:])
+
+
+def _lives(process: subprocess.Popen[str]) -> bool:
+    return process.poll() is None
+
+
+def _living(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that run; an orphan that has ended may wait for its reaper for a while."""
+    return [
+        process
+        for process in processes
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    ]

@@ -1,0 +1,120 @@
+"""How much a key, and everybody together, may ask for."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from cloud_vllm.api.app import create_app
+from cloud_vllm.auth import keys
+from cloud_vllm.engines import EngineState, Piece
+from cloud_vllm.service.limits import Limits, RateLimit
+from cloud_vllm.settings import Settings
+from esrt.errors import Overloaded, TooManyRequests
+from tests.cloud_vllm.helpers import EVENTS, PACKET, Clock, Packets, ScriptedEngine, call
+
+HELLO = Piece("hello", 1)
+
+
+def test_a_bucket_empties_and_fills() -> None:
+    clock = Clock()
+    rate = RateLimit(2.0, 3, clock)
+    assert [rate.take("a", 1) for _ in range(4)] == [0, 0, 0, 0.5]
+    assert rate.take("b", 1) == 0
+    clock.now += 0.5
+    assert [rate.take("a", 1) for _ in range(2)] == [0, 0.5]
+    clock.now += 1000
+    assert [rate.take("a", 1) for _ in range(4)] == [0, 0, 0, 0.5]
+
+
+def test_an_amount_beyond_the_bucket_is_owed() -> None:
+    clock = Clock()
+    rate = RateLimit(2.0, 3, clock)
+    assert rate.take("a", 5) == 0
+    assert rate.take("a", 1) == 1.5
+    clock.now += 1.5
+    assert rate.take("a", 1) == 0
+
+
+def test_the_long_run_is_exact() -> None:
+    clock = Clock()
+    rate, passed = RateLimit(10.0, 1, clock), 0
+    for _ in range(1000):
+        clock.now += 0.01
+        passed += rate.take("a", 1) == 0
+    assert passed == 100
+
+
+def test_a_key_at_once() -> None:
+    limits = Limits(Settings(key_at_once=3))
+    with limits.admit("a", 2), limits.admit("a"):
+        with pytest.raises(TooManyRequests, match="3 answers under way"), limits.admit("a"):
+            pass
+        with limits.admit("b", 9), limits.admit(None):
+            assert limits.inside == 13
+    assert limits.inside == 0
+    with limits.admit("a", 3):
+        pass
+
+
+def test_all_together() -> None:
+    limits = Limits(Settings(max_running=2, max_waiting=1))
+    with limits.admit(None), limits.admit("a"), limits.admit("b"):
+        for key in (None, "a", "c"):
+            with pytest.raises(Overloaded) as refused, limits.admit(key):
+                pass
+            assert refused.value.retry_after > 0
+    with limits.admit(None, 3):
+        pass
+
+
+def test_a_refusal_takes_nothing() -> None:
+    limits = Limits(Settings(key_burst=1, key_rate=1.0, max_running=1, max_waiting=0), Clock())
+    with limits.admit(None), pytest.raises(Overloaded), limits.admit("a"):
+        pass
+    with limits.admit("a"):
+        pass
+    with pytest.raises(TooManyRequests), limits.admit("a"):
+        pass
+    assert limits.inside == 0
+
+
+@pytest.mark.parametrize("headers", [PACKET, EVENTS])
+@pytest.mark.parametrize(
+    ("changes", "status", "kind"),
+    [
+        ({"max_running": 1, "max_waiting": 0}, 503, "overloaded"),
+        ({"key_at_once": 1}, 429, "too-many-requests"),
+        ({"key_burst": 1, "key_rate": 0.01}, 429, "too-many-requests"),
+    ],
+)
+def test_a_place_is_held_until_the_answer_is_sent(
+    settings: Settings,
+    packet: Packets,
+    tmp_path: Path,
+    headers: dict[str, str],
+    changes: dict[str, float],
+    status: int,
+    kind: str,
+) -> None:
+    file = tmp_path / "keys.json"
+    key = keys.create(file, "a", keys.Scope.TRANSLATE)
+
+    async def scenario() -> None:
+        engine, gone = ScriptedEngine(HELLO, None), asyncio.Event()
+        engine.state = EngineState.READY
+        app = create_app(settings.model_copy(update={**changes, "key_file": file}), engine)
+        sent = {**headers, "Authorization": f"Bearer {key}"}
+        first = asyncio.create_task(call(app, [packet()], headers=sent, hang_up=gone))
+        await engine.generating.wait()
+        found, text, read = await call(app, [packet()], headers=sent)
+        assert (found, read) == (status, 0)
+        assert json.loads(text)["type"] == f"urn:esrt:problem:{kind}"
+        gone.set()
+        await asyncio.wait_for(first, 5)
+        if "key_rate" not in changes:
+            engine.script = (Piece("hello<|eng|><|deu|>hallo", 3, "stop"),)
+            assert (await call(app, [packet()], headers=sent))[0] == 200
+
+    asyncio.run(scenario())

@@ -1,0 +1,38 @@
+"""``training.train`` as a process of its own, for the tests: small model, quick validation.
+
+It saves and validates after every step. With ``KILL_AT=n`` in its environment it is killed, as by
+the system, where step n begins.
+"""
+
+import os
+import signal
+
+import torch
+import typer
+
+from esrt.cli import exit_on_error
+from esrt.config import CONFIGS
+from tests.training.helpers import SMALL
+from training import evaluate, train
+from training.data import Batch
+
+CONFIGS[SMALL.name] = SMALL
+train.SAVE_EVERY_SECONDS = 0
+evaluate.MAX_NEW_TOKENS = 4
+
+
+class Killed(train.Run):
+    """A run that the system kills."""
+
+    def train_step(self, batch: Batch) -> dict[str, float]:
+        if self.step + 1 == int(os.environ["KILL_AT"]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().train_step(batch)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if "KILL_AT" in os.environ:
+        train.Run = Killed  # type: ignore[misc]
+    with exit_on_error():
+        typer.run(train.main)
