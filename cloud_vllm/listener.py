@@ -197,7 +197,7 @@ def check_exposure(settings: Settings) -> None:
     Raises:
         RequestError: it would listen to the network and let everyone in.
     """
-    if settings.open_unasked and not _loopback(settings.host):
+    if settings.allows_anonymous_by_default and not _loopback(settings.host):
         raise RequestError(
             f"Without API keys, everyone who reaches {settings.host or 'any address'} could use"
             " this gateway.",

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
 
-from cloud_vllm.request_context import exchange_of
+from cloud_vllm.request_context import request_context_of
 from cloud_vllm.schemas import Problem
 from esrt.errors import EngineFailed, EsrtError, NotReady, RequestError, Unauthorized
 
@@ -87,7 +87,7 @@ def respond(
     request: HTTPConnection, problem: Problem, headers: dict[str, str] | None = None
 ) -> Response:
     """The response that carries a problem document."""
-    exchange_of(request).problem = name(problem)
+    request_context_of(request).problem = name(problem)
     return Response(
         problem.model_dump_json(), problem.status, media_type=MEDIA_TYPE, headers=headers
     )
@@ -122,5 +122,5 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 async def _gone(request: Request, error: Exception) -> Response:
-    exchange_of(request).problem = CLIENT_GONE
+    request_context_of(request).problem = CLIENT_GONE
     return Response(status_code=_CLIENT_CLOSED)

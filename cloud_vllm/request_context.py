@@ -14,7 +14,7 @@ _STATE = "exchange"
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class Exchange:
+class RequestContext:
     """A request from its arrival until its answer has been sent.
 
     Attributes:
@@ -31,7 +31,7 @@ class Exchange:
     def __init__(self, request_id: str = "") -> None:
         self.id = request_id if _WELL_FORMED.fullmatch(request_id) else uuid.uuid4().hex
         self.key: KeyEntry | None = None
-        self.held = ExitStack()
+        self.cleanup = ExitStack()
         self.problem = ""
         self.bytes_in = self.feature_tokens = self.generated_tokens = 0
         self.stages_ms: list[tuple[str, float]] = []
@@ -42,12 +42,12 @@ class Exchange:
         return self.key.id if self.key else None
 
 
-def attach(scope: Scope, exchange: Exchange) -> None:
+def attach(scope: Scope, context: RequestContext) -> None:
     """Make the exchange known to what handles the request."""
-    scope.setdefault("state", {})[_STATE] = exchange
+    scope.setdefault("state", {})[_STATE] = context
 
 
-def exchange_of(request: HTTPConnection) -> Exchange:
+def request_context_of(request: HTTPConnection) -> RequestContext:
     """The exchange that a request belongs to."""
-    exchange: Exchange = request.scope["state"][_STATE]
-    return exchange
+    context: RequestContext = request.scope["state"][_STATE]
+    return context

@@ -75,7 +75,7 @@ def replica_settings(args: dict[str, Any]) -> Settings:
         RequestError: everyone who reaches the proxy would be let in, and nobody has said so.
     """
     settings = Settings(**args)
-    if settings.open_unasked:
+    if settings.allows_anonymous_by_default:
         raise RequestError(
             "Without API keys, everyone who reaches Ray's proxy could use this gateway.",
             "Set ESRT_KEY_FILE for the replicas (see: keys create), or args.allow_anonymous.",

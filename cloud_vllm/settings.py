@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     max_repetitions: int = Field(
         10, ge=0, description="Where a text that only repeats itself is cut; 0 lets it go on."
     )
-    max_running: int = Field(
+    max_concurrent: int = Field(
         64, ge=1, description="Requests that vLLM decodes at once; others wait."
     )
     kv_cache_bytes: int = Field(
@@ -67,14 +67,16 @@ class Settings(BaseSettings):
         20.0, gt=0, description="Answers per second that one key may ask for in the long run."
     )
     key_burst: int = Field(100, ge=1, description="Answers that one key may ask for at a stroke.")
-    key_at_once: int = Field(32, ge=1, description="Answers that one key may have under way.")
-    max_waiting: int = Field(
-        256, ge=0, description="Answers taken on beyond max_running; more are refused."
+    key_max_concurrency: int = Field(
+        32, ge=1, description="Answers that one key may have under way."
     )
-    features_s: float = Field(
+    queue_size: int = Field(
+        256, ge=0, description="Answers taken on beyond max_concurrent; more are refused."
+    )
+    packet_ttl_s: float = Field(
         300.0, gt=0, description="How long /v1/features keeps a packet, in memory."
     )
-    features_bytes: int = Field(
+    packet_store_bytes: int = Field(
         64 << 20, ge=0, description="Memory for kept packets; a key may fill a quarter of it."
     )
     idempotency_s: float = Field(
@@ -103,7 +105,7 @@ class Settings(BaseSettings):
     )
 
     @property
-    def open_unasked(self) -> bool:
+    def allows_anonymous_by_default(self) -> bool:
         """Whether everyone would be let in, though nobody has said so."""
         return self.key_file is None and not self.allow_anonymous
 

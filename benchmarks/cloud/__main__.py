@@ -20,11 +20,11 @@ from rich.table import Table
 from benchmarks.cloud import faults as faults_
 from benchmarks.cloud import load
 from benchmarks.cloud import soak as soak_
-from benchmarks.cloud.baseline import Bare, Kind
+from benchmarks.cloud.baseline import BaselineProcess, Kind
 from benchmarks.cloud.cases import Case, encode_clips
 from benchmarks.cloud.plot import draw
 from benchmarks.cloud.projection import projection
-from benchmarks.cloud.runs import AT_ONCE, Measured, Sides, closed_rounds, gateway_cpu, open_rows
+from benchmarks.cloud.runs import AT_ONCE, Measured, Systems, closed_rounds, gateway_cpu, open_rows
 from benchmarks.cloud.service import Service, running
 from esrt import bundled
 from esrt.benchmark_report import BenchmarkReport, Threshold
@@ -88,7 +88,7 @@ def main(
     FOLDER.mkdir(parents=True, exist_ok=True)
     cases = encode_clips(FOLDER, checkpoint)
     # Every place of the closed loop is one of the engine's; nothing is refused for its number.
-    env = {"ESRT_MAX_RUNNING": str(max(AT_ONCE)), "ESRT_MAX_WAITING": "4096"}
+    env = {"ESRT_MAX_CONCURRENT": str(max(AT_ONCE)), "ESRT_QUEUE_SIZE": "4096"}
     if not quick:
         env["ESRT_COMPILE"] = "true"
     more: dict[str, Any] = {}
@@ -97,11 +97,11 @@ def main(
         service = stack.enter_context(running(checkpoint, FOLDER / "gateway.log", env))
         with ExitStack() as others:
             engine, gathering, transformers = (
-                others.enter_context(Bare(kind, checkpoint, cases, FOLDER, env))
+                others.enter_context(BaselineProcess(kind, checkpoint, cases, FOLDER, env))
                 for kind in get_args(Kind)
             )
             say("closed load")
-            sides = Sides(service, engine, gathering, transformers)
+            sides = Systems(service, engine, gathering, transformers)
             measured = closed_rounds(sides, cases, rounds, turns)
             say("one at a time")
             some, cpu_rounds = (cases[::20], 1) if quick else (cases[::4], CPU_ROUNDS)

@@ -47,7 +47,7 @@ class Run:
     cpu_ms: list[float]
 
 
-class Bare:
+class BaselineProcess:
     """The process, seen from outside; a context manager.
 
     Args:
@@ -132,15 +132,15 @@ async def _closed(generate: Generate, places: list[int], at_once: int) -> Run:
 
 
 def _embeddings(checkpoint: Any, cases: list[list[str]]) -> list[tuple[Any, Any, Any]]:
-    from cloud_vllm.service.preprocessing import Admission
+    from cloud_vllm.service.preprocessing import PacketPreprocessor
     from cloud_vllm.settings import Settings
     from esrt.languages import direction
 
-    admission = Admission(checkpoint, Settings(checkpoint=checkpoint.folder))
-    admitted = admission.admit_all([b64decode(packet) for packet, *_ in cases])
+    admission = PacketPreprocessor(checkpoint, Settings(checkpoint=checkpoint.folder))
+    projected_packet = admission.project_batch([b64decode(packet) for packet, *_ in cases])
     return [
         (one.embeddings, *direction(*codes))  # type: ignore[union-attr]
-        for one, (_, *codes) in zip(admitted, cases, strict=True)
+        for one, (_, *codes) in zip(projected_packet, cases, strict=True)
     ]
 
 
@@ -162,8 +162,8 @@ async def _vllm(
         def _scheduler(self, *, ahead: bool) -> None:
             return None
 
-        def _asking(self, embeddings: Any, form: Any, *, streamed: bool) -> tuple[Any, Any]:
-            made, sampling = super()._asking(embeddings, form, streamed=streamed)
+        def _asking(self, embeddings: Any, grammar: Any, *, streamed: bool) -> tuple[Any, Any]:
+            made, sampling = super()._asking(embeddings, grammar, streamed=streamed)
             # Without the mark of an earlier check it is checked again.
             sampling.structured_outputs._backend = None
             prompt = {
@@ -179,7 +179,7 @@ async def _vllm(
         checkpoint, Settings(checkpoint=checkpoint.folder)
     )
     await engine.start()
-    forms = [engine._forms.of(source, target) for _, source, target in prompts]
+    forms = [engine._grammars.of(source, target) for _, source, target in prompts]
     count = 0
 
     async def generate(place: int) -> tuple[int, float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 
 from benchmarks.cloud.cases import Case
-from cloud_vllm.service.preprocessing import Admission
+from cloud_vllm.service.preprocessing import PacketPreprocessor
 from cloud_vllm.settings import Settings
 from esrt.checkpoint import open_checkpoint
 
@@ -21,20 +21,20 @@ def projection(checkpoint: Path, cases: Sequence[Case]) -> dict[str, float]:
 
     Alone, and among `TOGETHER`, in turn; in this process, with nothing else under way.
     """
-    admission = Admission(open_checkpoint(checkpoint), Settings(checkpoint=checkpoint))
+    admission = PacketPreprocessor(open_checkpoint(checkpoint), Settings(checkpoint=checkpoint))
     bodies = [case.packet for case in cases[:: max(1, len(cases) // TOGETHER)]][:TOGETHER]
-    alone, together = [], []
+    alone, merge_streams = [], []
     with threadpool_limits(1):  # as many threads as the gateway has on a small machine
         for _ in range(_ROUNDS):
             begin = time.perf_counter()
             for body in bodies:
-                admission.admit_all([body])
+                admission.project_batch([body])
             middle = time.perf_counter()
-            admission.admit_all(bodies)
-            together.append(time.perf_counter() - middle)
+            admission.project_batch(bodies)
+            merge_streams.append(time.perf_counter() - middle)
             alone.append(middle - begin)
     per_packet = 1e3 / len(bodies)
     return {
         "admit_alone_ms": round(per_packet * statistics.median(alone), 3),
-        f"admit_among_{TOGETHER}_ms": round(per_packet * statistics.median(together), 3),
+        f"admit_among_{TOGETHER}_ms": round(per_packet * statistics.median(merge_streams), 3),
     }

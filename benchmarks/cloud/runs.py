@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cloud import load
-from benchmarks.cloud.baseline import SETTLE_S, Bare
+from benchmarks.cloud.baseline import SETTLE_S, BaselineProcess
 from benchmarks.cloud.cases import Case, drawn
 from benchmarks.cloud.client import Client
 from benchmarks.cloud.service import Service
@@ -87,7 +87,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Sides:
+class Systems:
     """Who is measured.
 
     Attributes:
@@ -98,12 +98,12 @@ class Sides:
     """
 
     service: Service
-    engine: Bare
-    gathering: Bare
-    transformers: Bare
+    engine: BaselineProcess
+    gathering: BaselineProcess
+    transformers: BaselineProcess
 
 
-def closed_rounds(sides: Sides, cases: Sequence[Case], rounds: int, turns: int) -> Measured:
+def closed_rounds(sides: Systems, cases: Sequence[Case], rounds: int, turns: int) -> Measured:
     """Closed load on each side; the first round is a warm-up.
 
     Each round puts the same requests to every side, the same number at every level of load. The
@@ -144,7 +144,7 @@ def _compete(into: Measured, at_once: int, competitors: dict[str, Competitor]) -
         )
 
 
-def _bare(bare: Bare, asked: list[Case], at_once: int) -> Competitor:
+def _bare(bare: BaselineProcess, asked: list[Case], at_once: int) -> Competitor:
     def work() -> Work:
         run = bare.run(asked, at_once)
         return run.cpu_s, run.tokens, run.times
@@ -166,7 +166,7 @@ def _served(service: Service, asked: list[Case], at_once: int, *, events: bool) 
 
 
 def gateway_cpu(
-    service: Service, bare: Bare, cases: Sequence[Case], rounds: int
+    service: Service, bare: BaselineProcess, cases: Sequence[Case], rounds: int
 ) -> dict[str, float]:
     """CPU of one request at a time: the gateway's process less what `AsyncLLM` takes by itself.
 

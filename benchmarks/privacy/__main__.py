@@ -19,11 +19,11 @@ from rich.table import Table
 
 from benchmarks.privacy.audit import (
     Budget,
+    EvaluationSplit,
     Sizes,
-    Stage,
     attack_all,
     invert_packets,
-    outside,
+    size_attack,
     strongest,
 )
 from benchmarks.privacy.representations import (
@@ -34,7 +34,7 @@ from benchmarks.privacy.representations import (
     received,
     rungs,
 )
-from benchmarks.privacy.speakers import Cast, speech
+from benchmarks.privacy.speakers import SpeakerSet, speech
 from esrt import bundled
 from esrt.benchmark_report import BenchmarkReport, Threshold
 from esrt.checkpoint import Checkpoint, open_checkpoint
@@ -44,8 +44,11 @@ from training.corpus.speech import espeak_version
 from training.plots import save
 
 FOLDER = Path("build/privacy")
-FULL = Cast(known=200, unseen=60, training=24, test=12), Budget(500, 600, 1, os.cpu_count() or 1)
-QUICK = Cast(known=16, unseen=8, training=6, test=7), Budget(20, 20, 1, os.cpu_count() or 1)
+FULL = (
+    SpeakerSet(known=200, unseen=60, training=24, test=12),
+    Budget(500, 600, 1, os.cpu_count() or 1),
+)
+QUICK = SpeakerSet(known=16, unseen=8, training=6, test=7), Budget(20, 20, 1, os.cpu_count() or 1)
 # What the edge runtime sends of a model with statistics.
 DEFAULT = Codec.KLT
 EER_MEL, EER_PACKET = 5.0, 35.0
@@ -54,21 +57,21 @@ GUESSED = f"log-mel guessed from packet, {DEFAULT}"
 
 
 def write_down(
-    checkpoint: Checkpoint, stage: Stage, folder: Path
+    checkpoint: Checkpoint, evaluation: EvaluationSplit, folder: Path
 ) -> tuple[dict[str, Path], dict[str, Sizes]]:
     """Encode and pack everything.
 
     Returns:
         A file for each representation, and the sizes of every utterance's packet for each rung.
     """
-    states = model_states(checkpoint, stage.speech)
+    states = model_states(checkpoint, evaluation.speech)
     features = states[Q_FORMER]
     files = {
         name: one.save(folder / f"{number}") for number, (name, one) in enumerate(states.items())
     }
     sizes = {}
     for name, rung in rungs(checkpoint).items():
-        seen = received(rung, features, stage.speech)
+        seen = received(rung, features, evaluation.speech)
         sizes[name] = np.array([[one.duration_ms, one.tokens, one.bytes] for one in seen])
         sequences = Sequences.of((one.features for one in seen), features.stride)
         files[packet(name)] = sequences.save(folder / f"{len(files)}")
@@ -154,20 +157,22 @@ def main(
 ) -> None:
     """Train attackers on every stage from log-mel to packet; say how well they tell speakers."""
     opened = open_checkpoint(checkpoint)
-    cast, budget = QUICK if quick else FULL
+    speakers, budget = QUICK if quick else FULL
     budget = dataclasses.replace(budget, seeds=seeds, steps=steps or budget.steps)
     torch.set_num_threads(1)
-    stage = Stage(cast, speech(cast, FOLDER))
+    evaluation = EvaluationSplit(speakers, speech(speakers, FOLDER))
     with tempfile.TemporaryDirectory(dir=FOLDER) as temporary:
         folder = Path(temporary)
-        files, sizes = write_down(opened, stage, folder)
+        files, sizes = write_down(opened, evaluation, folder)
         guess = folder / "guess"
-        inversion = invert_packets(files[packet(DEFAULT)], files[LOG_MEL], guess, stage, budget)
+        inversion = invert_packets(
+            files[packet(DEFAULT)], files[LOG_MEL], guess, evaluation, budget
+        )
         files[GUESSED] = guess
         if bars_only:
             files = {name: files[name] for name in (LOG_MEL, packet(DEFAULT))}
         networks = [name for name in files if thorough or not is_for_lda_alone(name)]
-        attacks = attack_all(files, networks, stage, budget)
+        attacks = attack_all(files, networks, evaluation, budget)
     rows = [{"representation": name} | strongest(found) for name, found in attacks.items()]
     found_bars = bars(rows)
     record = BenchmarkReport(
@@ -175,9 +180,9 @@ def main(
             "checkpoint": opened.config.name,
             "fingerprint": opened.fingerprint,
             "default_codec": DEFAULT,
-            "cast": dataclasses.asdict(cast),
+            "cast": dataclasses.asdict(speakers),
             "budget": dataclasses.asdict(budget),
-            "seconds_mean": round(stage.seconds, 2),
+            "seconds_mean": round(evaluation.seconds, 2),
             "espeak-ng": espeak_version(),
         },
         rows=rows,
@@ -187,7 +192,7 @@ def main(
             "void": not found_bars[0].passed,
             "sizes": [
                 {"rung": name, "text_known": known}
-                | strongest({"sizes": outside(sizes[name], stage, text_known=known)})
+                | strongest({"sizes": size_attack(sizes[name], evaluation, text_known=known)})
                 for name in sizes
                 for known in (False, True)
             ],

@@ -37,7 +37,7 @@ class Attack:
     """The attacked utterances as embeddings, and which known speaker each is taken for."""
 
     embedding: Embedding
-    taken_for: Rows
+    predicted_speaker: Rows
 
 
 class Tdnn(nn.Module):

@@ -14,7 +14,7 @@ from rich.progress import track
 from benchmarks.privacy.attackers import Attack, Split, nearness, statistics, tdnn
 from benchmarks.privacy.inversion import Inversion, invert
 from benchmarks.privacy.representations import Sequences
-from benchmarks.privacy.speakers import Cast, Speech
+from benchmarks.privacy.speakers import SpeakerSet, Speech
 from benchmarks.privacy.trials import Estimate, accuracy, enrolled, pairs
 from esrt.features import SAMPLE_RATE
 
@@ -54,17 +54,17 @@ class Strength:
         return {field.name: getattr(self, field.name).json() for field in fields(self)}
 
 
-class Stage:
+class EvaluationSplit:
     """Who trains on which utterances, and which are attacked: the same for every attacker."""
 
-    def __init__(self, cast: Cast, speech: Speech) -> None:
-        known, early = speech.speaker < cast.known, speech.sentence < cast.training
+    def __init__(self, speakers: SpeakerSet, speech: Speech) -> None:
+        known, early = speech.speaker < speakers.known, speech.sentence < speakers.training
         training = np.flatnonzero(known & early)
         self.split = Split(training, speech.speaker[training], np.flatnonzero(~early))
         self.speech = speech
         self.speaker = speech.speaker[self.split.attacked]
         self.sentence = speech.sentence[self.split.attacked]
-        self.unseen = self.speaker >= cast.known
+        self.unseen = self.speaker >= speakers.known
 
     @property
     def seconds(self) -> float:
@@ -78,7 +78,7 @@ class Stage:
         """
         unseen, known = self.unseen, ~self.unseen
         trials = attack.embedding[unseen], self.speaker[unseen], self.sentence[unseen]
-        right = attack.taken_for == self.speaker
+        right = attack.predicted_speaker == self.speaker
         return Strength(
             pairs(*trials).equal_error_rate(),
             enrolled(*trials, ENROLLED).equal_error_rate(),
@@ -87,7 +87,10 @@ class Stage:
 
 
 def attack_all(
-    representations: Mapping[str, Path], networks: Collection[str], stage: Stage, budget: Budget
+    representations: Mapping[str, Path],
+    networks: Collection[str],
+    evaluation: EvaluationSplit,
+    budget: Budget,
 ) -> dict[str, dict[str, Strength]]:
     """What each attacker achieves: by representation, then by attacker.
 
@@ -97,41 +100,41 @@ def attack_all(
     with _pool(budget.processes) as pool:
         waiting = {}
         for name, path in representations.items():
-            waiting[pool.submit(_statistics, path, stage.split)] = name
+            waiting[pool.submit(_statistics, path, evaluation.split)] = name
             for seed in range(budget.seeds if name in networks else 0):
-                waiting[pool.submit(_tdnn, path, stage.split, budget.steps, seed)] = name
+                waiting[pool.submit(_tdnn, path, evaluation.split, budget.steps, seed)] = name
         for done in track(as_completed(waiting), description="attacking", total=len(waiting)):
             name = waiting[done]
             for attacker, attack in done.result().items():
-                found[name][attacker] = stage.strength(attack)
+                found[name][attacker] = evaluation.strength(attack)
                 print(f"{name}, {attacker}: {found[name][attacker]}", flush=True)
     return found
 
 
 def invert_packets(
-    packets: Path, mel: Path, guess: Path, stage: Stage, budget: Budget
+    packets: Path, mel: Path, guess: Path, evaluation: EvaluationSplit, budget: Budget
 ) -> Inversion:
     """Train an inverter on packets; its guess of every utterance's log-mel goes to a file."""
     # In a process of its own, because one that has trained must not be forked for the attackers.
     with _pool(1) as pool:
-        job = pool.submit(_invert, packets, mel, guess, stage.split, budget.inverter_steps)
+        job = pool.submit(_invert, packets, mel, guess, evaluation.split, budget.inverter_steps)
         return job.result()
 
 
-def outside(sizes: Sizes, stage: Stage, *, text_known: bool) -> Strength:
+def size_attack(sizes: Sizes, evaluation: EvaluationSplit, *, text_known: bool) -> Strength:
     """What duration, tokens and bytes alone give away: no feature is looked at.
 
     Args:
         sizes: (utterances, 3), these three.
-        stage: who is attacked.
+        evaluation: who is attacked.
         text_known: the attacker knows what was said and how long that takes on average, so that
             what is left is how fast the speaker speaks.
     """
-    split, sentence, logs = stage.split, stage.speech.sentence, np.log(sizes)
+    split, sentence, logs = evaluation.split, evaluation.speech.sentence, np.log(sizes)
     if text_known:
         for number in np.unique(sentence):
             logs[sentence == number] -= logs[sentence == number].mean(axis=0)
-    return stage.strength(nearness(logs[split.training], split.speaker, logs[split.attacked]))
+    return evaluation.strength(nearness(logs[split.training], split.speaker, logs[split.attacked]))
 
 
 def strongest(attackers: Mapping[str, Strength]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ _VERSION = 1
 
 
 @dataclass(frozen=True)
-class Cast:
+class SpeakerSet:
     """Who says what, from one seed.
 
     The first ``known`` speakers say every sentence; attackers train on what they say of the first
@@ -100,39 +100,39 @@ def draw_sentences(count: int, random: Random) -> list[str]:
     return list(found)
 
 
-def speech(cast: Cast, folder: Path) -> Speech:
+def speech(speakers: SpeakerSet, folder: Path) -> Speech:
     """What a cast says; spoken where that has not been done, else read from the folder.
 
     Raises:
         SpeechError: espeak-ng is not installed.
         CheckFailed: espeak-ng did not take the speakers' voice files.
     """
-    settings = dataclasses.asdict(cast) | {"version": _VERSION, "espeak": espeak_version()}
+    settings = dataclasses.asdict(speakers) | {"version": _VERSION, "espeak": espeak_version()}
     name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     place = folder / f"speech-{name}"
     if not place.exists():
-        _build(cast, place)
+        _build(speakers, place)
     ends = np.load(place / "ends.npy")
     audio = np.split(np.load(place / "audio.npy"), ends[:-1])
-    said = np.array(cast.said())
+    said = np.array(speakers.said())
     return Speech(audio, said[:, 0], said[:, 1])
 
 
-def _build(cast: Cast, place: Path) -> None:
-    random = Random(cast.seed)
-    speakers = [draw_speaker(random) for _ in range(cast.speakers)]
-    sentences = draw_sentences(cast.sentences, random)
+def _build(speakers: SpeakerSet, place: Path) -> None:
+    random = Random(speakers.seed)
+    drawn = [draw_speaker(random) for _ in range(speakers.speakers)]
+    sentences = draw_sentences(speakers.sentences, random)
     utterances = [
         Utterance(
             "eng",
             sentences[sentence],
             _variant(speaker),
-            round(speakers[speaker].speed * math.exp(random.gauss(0, _SPEED_SPREAD))),
+            round(drawn[speaker].speed * math.exp(random.gauss(0, _SPEED_SPREAD))),
             round(random.gauss(_PITCH, _PITCH_SPREAD)),
         )
-        for speaker, sentence in cast.said()
+        for speaker, sentence in speakers.said()
     ]
-    voices = {_variant(number): speaker.voice for number, speaker in enumerate(speakers)}
+    voices = {_variant(number): speaker.voice for number, speaker in enumerate(drawn)}
     audio = speak_all(utterances, voices)
     temporary = place.with_name(f"{place.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -14,14 +14,14 @@ from starlette.responses import PlainTextResponse, Response
 
 from cloud_vllm import problems
 from cloud_vllm.api import websocket
-from cloud_vllm.api.handlers import EVENTS, Operations
-from cloud_vllm.api.translate_params import Asked
+from cloud_vllm.api.handlers import EVENTS, GatewayService
+from cloud_vllm.api.translate_params import TranslateParams
 from cloud_vllm.auth.keys import KeyRing
 from cloud_vllm.engines import Engine, Supervisor, create_engine
-from cloud_vllm.middleware.request_guard import Authentication, Perimeter
+from cloud_vllm.middleware.request_guard import Authentication, RequestGuard
 from cloud_vllm.schemas import KeptFeatures, Problem, Translation, Translations
 from cloud_vllm.settings import Settings
-from cloud_vllm.telemetry.request_recorder import Accounts
+from cloud_vllm.telemetry.request_recorder import RequestRecorder
 from esrt.checkpoint import open_checkpoint
 from esrt.errors import (
     DeadlineExceeded,
@@ -93,7 +93,7 @@ def create_app(
     checkpoint = open_checkpoint(settings.checkpoint)
     if engine is None:
         engine = Supervisor(lambda: create_engine(checkpoint, settings), checkpoint, settings)
-    gateway = Operations(checkpoint, settings, engine, clock)
+    gateway = GatewayService(checkpoint, settings, engine, clock)
     traces = _traces(settings)
 
     @asynccontextmanager
@@ -122,8 +122,8 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"],
             expose_headers=["Retry-After", "X-Request-Id"],
         )
-    accounts = Accounts(gateway.observed, traces)
-    app.add_middleware(Perimeter, settings=settings, accounts=accounts)
+    recorder = RequestRecorder(gateway.observed, traces)
+    app.add_middleware(RequestGuard, settings=settings, recorder=recorder)
     problems.install(app)
     # First what is asked most: routes are tried in turn.
     app.router.add_api_route(
@@ -137,7 +137,7 @@ def create_app(
             200: {"content": {EVENTS: {"schema": {"type": "string"}}}},
             **problems.responses(*_ERRORS, *_TRANSLATION_ERRORS),
         },
-        openapi_extra={"parameters": Asked.parameters(), **_packet_body(required=False)},
+        openapi_extra={"parameters": TranslateParams.parameters(), **_packet_body(required=False)},
     )
     app.router.add_api_route(
         "/v1/features",
@@ -161,7 +161,7 @@ def create_app(
     app.get("/readyz", tags=["state"], responses=problems.responses(NotReady))(gateway.readyz)
     app.get("/metrics", tags=["state"], response_class=PlainTextResponse)(gateway.metrics)
     app.add_api_websocket_route(
-        websocket.PATH, websocket.Streams(gateway, settings, keys, accounts).serve
+        websocket.PATH, websocket.Streams(gateway, settings, keys, recorder).serve
     )
     _describe_problems(app)
     return app

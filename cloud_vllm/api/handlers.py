@@ -13,9 +13,9 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from cloud_vllm.api.idempotency import AnswerStore, replay
-from cloud_vllm.api.translate_params import Asked
+from cloud_vllm.api.translate_params import TranslateParams
 from cloud_vllm.engines import Engine, EngineState, Supervisor
-from cloud_vllm.request_context import Exchange, exchange_of
+from cloud_vllm.request_context import RequestContext, request_context_of
 from cloud_vllm.schemas import (
     KeptFeatures,
     LanguageInfo,
@@ -26,10 +26,10 @@ from cloud_vllm.schemas import (
     Translations,
 )
 from cloud_vllm.service.limits import Limits
-from cloud_vllm.service.packet_store import FeatureStore
+from cloud_vllm.service.packet_store import PacketStore
 from cloud_vllm.service.preprocessing import (
-    Admission,
-    Admitted,
+    PacketPreprocessor,
+    ProjectedPacket,
     check_media_type,
     check_no_body,
     read_body,
@@ -40,7 +40,7 @@ from cloud_vllm.service.translation import (
     Job,
     answers,
     events,
-    together,
+    merge_streams,
     translate,
 )
 from cloud_vllm.settings import Settings
@@ -58,7 +58,7 @@ _SWEEP_S = 1.0
 _log = logging.getLogger(__name__)
 
 
-class Operations:
+class GatewayService:
     """The operations, and what they share."""
 
     def __init__(
@@ -71,9 +71,9 @@ class Operations:
         self._checkpoint = checkpoint
         self._settings = settings
         self._engine = engine
-        self._admission = Admission(checkpoint, settings)
+        self._admission = PacketPreprocessor(checkpoint, settings)
         self._limits = Limits(settings, clock)
-        self._features = FeatureStore(settings, clock)
+        self._features = PacketStore(settings, clock)
         self._answers = AnswerStore(settings, clock)
         self.observed = Metrics(self._limits)
         kept = self.observed.gauge("esrt_features_bytes", "Bytes of packets kept in memory.")
@@ -142,7 +142,7 @@ class Operations:
         their pieces are interleaved, each with its `tgt`, and every language has a `done` of its
         own. Where one fails, the whole request does.
         """
-        asked = Asked.of(request)
+        asked = TranslateParams.from_request(request)
         features, key = asked.features, asked.idempotency_key
         if features is None:
             check_media_type(request)
@@ -150,29 +150,32 @@ class Operations:
             check_no_body(request)
         pairs = self.directions(asked.src, asked.tgt)
         self.check_ready()
-        exchange = exchange_of(request)
-        exchange.held.enter_context(self._limits.admit(exchange.owner, len(pairs)))
-        body = b"" if features is not None else await self._receive(request, exchange)
+        context = request_context_of(request)
+        context.cleanup.enter_context(self._limits.admit(context.owner, len(pairs)))
+        body = b"" if features is not None else await self._receive(request, context)
         arrived, claim = time.perf_counter(), None
         if key is not None:
             whole = [body, (features or "").encode("utf-8", "surrogateescape")]
             whole += [f"{source.code}-{target.code}".encode() for source, target in pairs]
-            claim = await self._answers.claim(exchange.owner, key, whole, exchange.held)
+            claim = await self._answers.claim(context.owner, key, whole, context.cleanup)
         streamed = _wants_events(request)
         if claim is not None and claim.answers is not None:
             stream = replay(claim.answers, several=len(pairs) > 1)
         else:
             if features is not None:
-                body = self._features.get(features, exchange.owner)
-            admitted = await self._admit(body, exchange)
+                body = self._features.get(features, context.owner)
+            projected_packet = await self._admit(body, context)
             seconds = self._settings.deadline_s
             stream = self._decoded(
-                [Job(admitted, *pair, arrived, seconds, exchange, streamed) for pair in pairs]
+                [
+                    Job(projected_packet, *pair, arrived, seconds, context, streamed)
+                    for pair in pairs
+                ]
             )
             if claim is not None:
                 stream = claim.fulfil(stream, len(pairs))
         if streamed:
-            return EventStream(stream, exchange)
+            return EventStream(stream, context)
         found = await _unless_disconnected(request, answers(stream))
         if len(pairs) == 1:
             return _json(found[0])
@@ -182,14 +185,14 @@ class Operations:
     async def keep_features(self, request: Request) -> Response:
         """Keep a packet in memory for a few minutes, for translations without another upload."""
         check_media_type(request)
-        exchange = exchange_of(request)
-        exchange.held.enter_context(self._limits.admit(exchange.owner))
-        body = await self._receive(request, exchange)
-        admitted = await self._admit(body, exchange)
+        context = request_context_of(request)
+        context.cleanup.enter_context(self._limits.admit(context.owner))
+        body = await self._receive(request, context)
+        projected_packet = await self._admit(body, context)
         kept = KeptFeatures(
-            features=self._features.put(body, exchange.owner),
-            expires_in_s=self._settings.features_s,
-            tokens=len(admitted.embeddings),
+            features=self._features.put(body, context.owner),
+            expires_in_s=self._settings.packet_ttl_s,
+            tokens=len(projected_packet.embeddings),
         )
         return _json(kept, status=201)
 
@@ -197,11 +200,11 @@ class Operations:
         self, request: Request, features: Annotated[str, PathParameter(description="The handle.")]
     ) -> Response:
         """Erase a kept packet before it expires."""
-        self._features.delete(features, exchange_of(request).owner)
+        self._features.delete(features, request_context_of(request).owner)
         return Response(status_code=204)
 
     async def segment(
-        self, body: bytes, pair: tuple[Language, Language], exchange: Exchange
+        self, body: bytes, pair: tuple[Language, Language], context: RequestContext
     ) -> AsyncGenerator[Event, None]:
         """The events of one packet's answer, as `translate` gives them.
 
@@ -209,12 +212,14 @@ class Operations:
             EsrtError: the packet is refused, or there is no place for it.
         """
         self.check_ready()
-        exchange.held.enter_context(self._limits.admit(exchange.owner))
-        exchange.bytes_in = len(body)
+        context.cleanup.enter_context(self._limits.admit(context.owner))
+        context.bytes_in = len(body)
         arrived = time.perf_counter()
-        admitted = await self._admit(body, exchange)
+        projected_packet = await self._admit(body, context)
         seconds = self._settings.deadline_s
-        return self._decoded([Job(admitted, *pair, arrived, seconds, exchange, streamed=True)])
+        return self._decoded(
+            [Job(projected_packet, *pair, arrived, seconds, context, streamed=True)]
+        )
 
     def _decoded(self, jobs: list[Job]) -> AsyncGenerator[Event, None]:
         """The events of one answer, or of several at once."""
@@ -225,20 +230,23 @@ class Operations:
             )
             for job in jobs
         ]
-        return together(streams) if len(streams) > 1 else streams[0]
+        return merge_streams(streams) if len(streams) > 1 else streams[0]
 
-    async def _receive(self, request: Request, exchange: Exchange) -> bytes:
+    async def _receive(self, request: Request, context: RequestContext) -> bytes:
         begin = time.perf_counter()
         body = await read_body(request, self._settings.upload_s)
-        exchange.bytes_in = len(body)
-        exchange.stages_ms.append(("upload", (time.perf_counter() - begin) * 1e3))
+        context.bytes_in = len(body)
+        context.stages_ms.append(("upload", (time.perf_counter() - begin) * 1e3))
         return body
 
-    async def _admit(self, body: bytes, exchange: Exchange) -> Admitted:
-        admitted = await self._admission.admit(body)
-        exchange.feature_tokens = len(admitted.embeddings)
-        exchange.stages_ms += [("decode", admitted.decode_ms), ("project", admitted.project_ms)]
-        return admitted
+    async def _admit(self, body: bytes, context: RequestContext) -> ProjectedPacket:
+        projected_packet = await self._admission.admit(body)
+        context.feature_tokens = len(projected_packet.embeddings)
+        context.stages_ms += [
+            ("decode", projected_packet.decode_ms),
+            ("project", projected_packet.project_ms),
+        ]
+        return projected_packet
 
     async def _sweep(self) -> None:
         while True:

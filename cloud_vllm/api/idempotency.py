@@ -13,7 +13,7 @@ from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
 
 from cloud_vllm.schemas import Translation
-from cloud_vllm.service.translation import Event, text_events
+from cloud_vllm.service.translation import Event, final_text_events
 from cloud_vllm.settings import Settings
 from esrt.errors import DeadlineExceeded, IdempotencyKeyReused
 
@@ -52,7 +52,7 @@ class AnswerStore:
         return len(self._under_way) + len(self._kept)
 
     async def claim(
-        self, owner: str | None, key: str, request: Sequence[bytes], held: ExitStack
+        self, owner: str | None, key: str, request: Sequence[bytes], cleanup: ExitStack
     ) -> "Claim":
         """Find the answer to a request, waiting for one that is under way, or take it on.
 
@@ -60,7 +60,7 @@ class AnswerStore:
             owner: whose key it is; another owner's same key is another key.
             key: what the client calls the request.
             request: what makes it the same request.
-            held: where the claim is given up, if it has not been fulfilled by then.
+            cleanup: where the claim is given up, if it has not been fulfilled by then.
 
         Raises:
             IdempotencyKeyReused: the key belongs to another request.
@@ -84,7 +84,7 @@ class AnswerStore:
                 "The request with this Idempotency-Key is still under way.", "Send it again later."
             ) from None
         entry = self._under_way[name] = _Entry(name, digest)
-        held.callback(self._give_up, entry)
+        cleanup.callback(self._give_up, entry)
         return Claim(self, entry)
 
     def keep(self, entry: _Entry, answers: Sequence[Translation]) -> None:
@@ -150,7 +150,7 @@ class Claim:
 async def replay(answers: Sequence[Translation], *, several: bool) -> AsyncGenerator[Event, None]:
     """The events of answers that are there."""
     for answer in answers:
-        for event in text_events(answer, several=several):
+        for event in final_text_events(answer, several=several):
             yield event
         yield "done", answer
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 _HEADER = "idempotency-key"
 
 
-class Asked(BaseModel):
+class TranslateParams(BaseModel):
     """The query of a request, and one header."""
 
     model_config = ConfigDict(frozen=True)
@@ -35,7 +35,7 @@ class Asked(BaseModel):
     )
 
     @classmethod
-    def of(cls, request: Request) -> Self:
+    def from_request(cls, request: Request) -> Self:
         """Read a request's.
 
         Raises:

@@ -20,12 +20,12 @@ from pydantic import BaseModel
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from cloud_vllm import problems
-from cloud_vllm.api.handlers import Operations
+from cloud_vllm.api.handlers import GatewayService
 from cloud_vllm.auth.keys import KeyRing
-from cloud_vllm.request_context import Exchange, exchange_of
+from cloud_vllm.request_context import RequestContext, request_context_of
 from cloud_vllm.service.translation import Event
 from cloud_vllm.settings import Settings
-from cloud_vllm.telemetry.request_recorder import Accounts
+from cloud_vllm.telemetry.request_recorder import RequestRecorder
 from esrt.errors import (
     EsrtError,
     Forbidden,
@@ -51,12 +51,12 @@ _log = logging.getLogger(__name__)
 @dataclass(eq=False)
 class _Segment:
     number: int
-    exchange: Exchange
+    context: RequestContext
     # As long as an answer at most, so it needs no bound; None is the end.
     events: asyncio.Queue[Event | None] = field(default_factory=asyncio.Queue)
 
 
-class _Gone(Exception):
+class _ClientDisconnected(Exception):
     """The client has closed the connection, or is to be left."""
 
 
@@ -72,36 +72,36 @@ class Streams:
 
     def __init__(
         self,
-        operations: Operations,
+        service: GatewayService,
         settings: Settings,
         keys: KeyRing | None,
-        accounts: Accounts,
+        recorder: RequestRecorder,
     ) -> None:
-        self._operations = operations
+        self._operations = service
         self._settings = settings
         self._keys = keys
-        self._accounts = accounts
+        self._recorder = recorder
         self._open: Counter[str | None] = Counter()
 
     async def serve(self, websocket: WebSocket) -> None:
         """Answer one connection, from its handshake to its end."""
-        exchange = exchange_of(websocket)
-        with ExitStack() as held:
+        context = request_context_of(websocket)
+        with ExitStack() as cleanup:
             try:
-                pair = self._check(websocket, exchange.owner)
-                self._open[exchange.owner] += 1
-                held.callback(self._leave, exchange.owner)
+                pair = self._check(websocket, context.owner)
+                self._open[context.owner] += 1
+                cleanup.callback(self._leave, context.owner)
             except EsrtError as error:
                 await websocket.send_denial_response(problems.answer(websocket, error))
                 return
             await websocket.accept()
-            talk = _Talk(
-                websocket, self._operations, self._settings, self._keys, self._accounts, pair
+            talk = _StreamSession(
+                websocket, self._operations, self._settings, self._keys, self._recorder, pair
             )
             try:
                 await talk.run()
-            except* (_Gone, WebSocketDisconnect, TimeoutError):
-                exchange.problem = problems.CLIENT_GONE
+            except* (_ClientDisconnected, WebSocketDisconnect, TimeoutError):
+                context.problem = problems.CLIENT_GONE
             states = {websocket.application_state, websocket.client_state}
             if states == {WebSocketState.CONNECTED}:
                 with suppress(TimeoutError):
@@ -120,8 +120,8 @@ class Streams:
         if len(pairs) > 1:
             raise LanguageError("A stream has one target language.", "Open one for each.")
         self._operations.check_ready()
-        places = self._settings.max_running + self._settings.max_waiting
-        if owner is not None and self._open[owner] >= self._settings.key_at_once:
+        places = self._settings.max_concurrent + self._settings.queue_size
+        if owner is not None and self._open[owner] >= self._settings.key_max_concurrency:
             raise TooManyRequests(
                 f"This key has {self._open[owner]} streams open.", "Close one.", _RETRY_S
             )
@@ -135,25 +135,25 @@ class Streams:
             del self._open[owner]
 
 
-class _Talk:
+class _StreamSession:
     """One connection."""
 
     def __init__(
         self,
         websocket: WebSocket,
-        operations: Operations,
+        service: GatewayService,
         settings: Settings,
         keys: KeyRing | None,
-        accounts: Accounts,
+        recorder: RequestRecorder,
         pair: tuple[Language, Language],
     ) -> None:
         self._websocket = websocket
-        self._operations = operations
+        self._operations = service
         self._keys = keys
-        self._accounts = accounts
+        self._recorder = recorder
         self._pair = pair
         self._idle_s = settings.stream_idle_s
-        self._exchange = exchange_of(websocket)
+        self._exchange = request_context_of(websocket)
         self._most = settings.stream_segments
         self._places = asyncio.Semaphore(self._most)
         self._under_way = 0
@@ -179,11 +179,11 @@ class _Talk:
                 self._places.release()
             elif body is None or ended:
                 await _close(self._websocket, _UNSUPPORTED, "Packets are expected, then: end.")
-                raise _Gone
+                raise _ClientDisconnected
             else:
-                segment = _Segment(number, Exchange())
-                segment.exchange.id = f"{self._exchange.id}-{number}"
-                segment.exchange.key = self._exchange.key
+                segment = _Segment(number, RequestContext())
+                segment.context.id = f"{self._exchange.id}-{number}"
+                segment.context.key = self._exchange.key
                 self._under_way += 1
                 self._order.put_nowait(segment)
                 group.create_task(self._answer(segment, body))
@@ -196,20 +196,20 @@ class _Talk:
                     message = await self._websocket.receive()
             except TimeoutError:
                 if not self._under_way:
-                    raise _Gone from None
+                    raise _ClientDisconnected from None
             else:
                 if message["type"] == "websocket.disconnect":
-                    raise _Gone
+                    raise _ClientDisconnected
                 return dict(message)
 
     async def _answer(self, segment: _Segment, body: object) -> None:
         """Decode a segment; where that fails, its error is its answer."""
         assert isinstance(body, bytes)
-        exchange, begin, status = segment.exchange, time.perf_counter(), 200
+        context, begin, status = segment.context, time.perf_counter(), 200
         try:
-            with exchange.held:
+            with context.cleanup:
                 self._check_key()
-                stream = await self._operations.segment(body, self._pair, exchange)
+                stream = await self._operations.segment(body, self._pair, context)
                 async with aclosing(stream):
                     async for event in stream:
                         segment.events.put_nowait(event)
@@ -217,15 +217,15 @@ class _Talk:
             if not isinstance(error, EsrtError) or error.__cause__ is not None:
                 _log.exception("A segment ended with an error.")
             problem = problems.from_error(error)
-            exchange.problem, status = problems.name(problem), problem.status
+            context.problem, status = problems.name(problem), problem.status
             segment.events.put_nowait(("error", problem))
         except asyncio.CancelledError:
-            exchange.problem = problems.CLIENT_GONE
+            context.problem = problems.CLIENT_GONE
             raise
         finally:
             segment.events.put_nowait(None)
             seconds = time.perf_counter() - begin
-            self._accounts.enter(self._websocket.scope, exchange, status, seconds)
+            self._recorder.record(self._websocket.scope, context, status, seconds)
 
     def _check_key(self) -> None:
         entry = self._exchange.key

@@ -1,6 +1,6 @@
 """Engines: from embeddings to text."""
 
-from cloud_vllm.engines.base import Confidence, Engine, EngineState, Piece
+from cloud_vllm.engines.base import Confidence, Engine, EngineState, GenerationChunk
 from cloud_vllm.engines.supervisor import Supervisor
 from cloud_vllm.settings import Settings
 from esrt.arrays import Float32Array
@@ -11,7 +11,7 @@ __all__ = [
     "Engine",
     "EngineState",
     "Float32Array",
-    "Piece",
+    "GenerationChunk",
     "Supervisor",
     "create_engine",
 ]

@@ -33,8 +33,8 @@ class EngineState(StrEnum):
 class Confidence:
     """Mean natural log-probabilities of the tokens of an answer's two parts.
 
-    Each includes the token that ends the part. They are those of the form (`engines.form`): tokens
-    that it rules out have no share of the probability.
+    Each includes the token that ends the part. The grammar
+    (`engines.output_grammar`) rules tokens out, which then have no share of the probability.
 
     Attributes:
         transcript: of the transcript; ``None`` where nothing was written of it.
@@ -46,7 +46,7 @@ class Confidence:
 
 
 @dataclass(frozen=True)
-class Piece:
+class GenerationChunk:
     """The next part of an answer.
 
     Attributes:
@@ -80,7 +80,7 @@ class Engine(Protocol):
 
     def generate(
         self, embeddings: Float32Array, source: Language, target: Language, *, streamed: bool = True
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[GenerationChunk, None]:
         """Decode greedily within the form; closing the generator aborts.
 
         Args:

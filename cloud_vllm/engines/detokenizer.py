@@ -21,11 +21,11 @@ class Detokenizer:
         self._ids: list[int] = []
         self._context = self._decoded = 0
 
-    def take(self, ids: Iterable[int]) -> None:
+    def feed(self, ids: Iterable[int]) -> None:
         """Take the next ids."""
         self._ids += ids
 
-    def certain(self) -> str:
+    def flush_stable(self) -> str:
         """The text that no id to come can change, beyond what was given before."""
         text = self._new_text()
         if text.endswith(_REPLACEMENT):
@@ -33,7 +33,7 @@ class Detokenizer:
         self._context, self._decoded = self._decoded, len(self._ids)
         return text
 
-    def rest(self) -> str:
+    def finish(self) -> str:
         """All text that was not given before, once there are no more ids."""
         text = self._new_text()
         self._context = self._decoded = len(self._ids)

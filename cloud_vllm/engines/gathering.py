@@ -59,19 +59,19 @@ class GatheringScheduler(Scheduler):  # type: ignore[misc]  # vLLM has no types 
     def _is_due(self, output: EngineCoreOutput) -> bool:
         """Whether an output is to be sent, with those before it in it; else it is kept."""
         name = output.request_id
-        held = self._held.get(name)
-        if held is None:
+        cleanup = self._held.get(name)
+        if cleanup is None:
             # The first, of whose request nothing is held yet.
             interval = 1 if output.finished else self._interval(name)
             if interval > 1:
                 self._held[name] = _Held(interval)
             return True
-        held.add(output)
+        cleanup.add(output)
         if output.finish_reason is not None:
             del self._held[name]
-        elif len(held.tokens) < held.interval:
+        elif len(cleanup.tokens) < cleanup.interval:
             return False
-        held.release(output)
+        cleanup.release(output)
         return True
 
     def _interval(self, name: str) -> int:

@@ -18,7 +18,7 @@ LONGEST_PATTERN = 16
 
 
 @dataclass(frozen=True)
-class Form:
+class OutputGrammar:
     """One direction's form, in token ids.
 
     Attributes:
@@ -52,8 +52,8 @@ class Score:
         form: tells the transcript's tokens from the translation's.
     """
 
-    def __init__(self, form: Form) -> None:
-        self._source, self._target = form.prompt
+    def __init__(self, grammar: OutputGrammar) -> None:
+        self._source, self._target = grammar.prompt
         self._sums, self._counts, self._part = [0.0, 0.0], [0, 0], 0
 
     def add(self, token: int, logprob: float) -> None:
@@ -74,18 +74,18 @@ class Score:
         return Confidence(*means)
 
 
-class Forms:
+class GrammarCache:
     """The forms of a tokenizer's directions, each made once."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._made: dict[tuple[str, str], Form] = {}
+        self._made: dict[tuple[str, str], OutputGrammar] = {}
         self._end: int = tokenizer.eos_token_id
         vocabulary = tokenizer.get_vocab()
         tags = {vocabulary[tag] for one in LANGUAGES.values() if (tag := one.tag) in vocabulary}
         self._special = tuple(sorted({*tags, *tokenizer.all_special_ids} - {self._end}))
 
-    def of(self, source: Language, target: Language) -> Form:
+    def of(self, source: Language, target: Language) -> OutputGrammar:
         """A direction's form.
 
         Raises:
@@ -94,7 +94,7 @@ class Forms:
         key = source.code, target.code
         if key not in self._made:
             first, second = prompt_ids(self._tokenizer, source, target)
-            self._made[key] = Form((first, second), self._end, self._special)
+            self._made[key] = OutputGrammar((first, second), self._end, self._special)
         return self._made[key]
 
 

@@ -11,7 +11,7 @@ from contextlib import aclosing, suppress
 
 import numpy as np
 
-from cloud_vllm.engines.base import Engine, EngineState, Piece
+from cloud_vllm.engines.base import Engine, EngineState, GenerationChunk
 from cloud_vllm.settings import Settings
 from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint
@@ -68,15 +68,15 @@ class Supervisor:
         try:
             await self._engine.start()
         except BaseException:
-            self._become(EngineState.FAILED)
+            self._set_state(EngineState.FAILED)
             raise
-        self._become(EngineState.READY)
+        self._set_state(EngineState.READY)
         if self._state is not EngineState.CLOSED:
             self._watch = asyncio.create_task(self._supervise())
 
     async def generate(
         self, embeddings: Float32Array, source: Language, target: Language, *, streamed: bool = True
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[GenerationChunk, None]:
         """Decode, once there is an engine: while one is rebuilt, this waits.
 
         Raises:
@@ -100,7 +100,7 @@ class Supervisor:
 
     async def close(self, *, hung: bool = False) -> None:
         """End the engine and the watch over it."""
-        self._become(EngineState.CLOSED)
+        self._set_state(EngineState.CLOSED)
         # Before the watch ends: an engine that loads must be told to stop, not be left alone.
         await self._engine.close(hung=hung)
         if self._watch is not None:
@@ -108,30 +108,30 @@ class Supervisor:
             with suppress(asyncio.CancelledError):
                 await self._watch
 
-    def _become(self, state: EngineState) -> None:
+    def _set_state(self, state: EngineState) -> None:
         if self._state is not EngineState.CLOSED:
             self._state = state
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _over(self) -> bool:
+    def _is_closed(self) -> bool:
         return self._state is EngineState.CLOSED
 
     async def _supervise(self) -> None:
         while True:
-            hung = await self._trouble()
-            if self._over():
+            hung = await self._wait_for_failure()
+            if self._is_closed():
                 return
             _log.error("The engine %s; it is rebuilt.", "hangs" if hung else "has died")
-            self._become(EngineState.REBUILDING)
+            self._set_state(EngineState.REBUILDING)
             await self._rebuild(hung=hung)
-            if self._over():
+            if self._is_closed():
                 return
             self.rebuilds += 1
-            self._become(EngineState.READY)
+            self._set_state(EngineState.READY)
             _log.warning("The engine has been rebuilt.")
 
-    async def _trouble(self) -> bool:
+    async def _wait_for_failure(self) -> bool:
         """Return when the engine is no longer of use; whether it hangs."""
         clock = asyncio.get_running_loop().time
         seen, since = self._pieces, clock()
@@ -145,12 +145,12 @@ class Supervisor:
                 seen, since = self._pieces, clock()
             elif self._canary_s and clock() - since >= self._canary_s:
                 # Other answers' tokens are as good a sign of life as the canary's.
-                if not await self._sings() and self._pieces == seen:
+                if not await self._probe() and self._pieces == seen:
                     return self._engine.state is EngineState.READY
                 since = clock()
         return False
 
-    async def _sings(self) -> bool:
+    async def _probe(self) -> bool:
         try:
             async with asyncio.timeout(self._timeout_s):
                 generator = self._engine.generate(self._nothing, *self._direction)
@@ -169,7 +169,7 @@ class Supervisor:
                 await self._engine.close(hung=hung)
             except Exception:
                 _log.exception("What was left of the engine could not be ended.")
-            if self._over():
+            if self._is_closed():
                 return
             self._engine = self._build()
             try:
@@ -177,6 +177,6 @@ class Supervisor:
                 return
             except Exception:
                 _log.exception("The engine could not be rebuilt; next attempt in %g s.", pause)
-            self._become(EngineState.FAILED)
+            self._set_state(EngineState.FAILED)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, Gemma3ForCausalLM, LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from cloud_vllm.engines.base import EngineState, Finish, Piece, check_width
+from cloud_vllm.engines.base import EngineState, Finish, GenerationChunk, check_width
 from cloud_vllm.engines.detokenizer import Detokenizer
-from cloud_vllm.engines.output_grammar import Form, Forms, Score, repeats
+from cloud_vllm.engines.output_grammar import GrammarCache, OutputGrammar, Score, repeats
 from cloud_vllm.settings import Settings
 from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint
@@ -60,14 +60,14 @@ class TransformersEngine:
 
     async def generate(
         self, embeddings: Float32Array, source: Language, target: Language, *, streamed: bool = True
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[GenerationChunk, None]:
         """Decode greedily within the form; closing the generator aborts.
 
         Raises:
             EngineDied: the engine was closed.
             EngineFailed: transformers raised an error.
         """
-        form = self._forms.of(source, target)
+        grammar = self._grammars.of(source, target)
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[tuple[int, float] | None] = asyncio.Queue()
         cancelled = threading.Event()
@@ -75,24 +75,26 @@ class TransformersEngine:
         def emit(item: tuple[int, float]) -> None:
             loop.call_soon_threadsafe(queue.put_nowait, item)
 
-        work = loop.run_in_executor(self._worker, self._decode, embeddings, form, emit, cancelled)
+        work = loop.run_in_executor(
+            self._worker, self._decode, embeddings, grammar, emit, cancelled
+        )
         # Also where the engine is closed before the worker has come to this answer.
         work.add_done_callback(lambda _: queue.put_nowait(None))
-        text, score, ids = Detokenizer(self._tokenizer), Score(form), list[int]()
+        text, score, ids = Detokenizer(self._tokenizer), Score(grammar), list[int]()
         try:
             while (item := await queue.get()) is not None:
                 token, logprob = item
                 ids.append(token)
                 score.add(token, logprob)
-                text.take([token] if token != form.end else [])
-                yield Piece(text.certain(), 1)
+                text.feed([token] if token != grammar.end else [])
+                yield GenerationChunk(text.flush_stable(), 1)
             if self._closed.is_set():
                 raise EngineDied("The engine was closed.", "Send the packet again.")
             try:
                 await work
             except Exception as error:
                 raise _broken_off() from error
-            yield Piece(text.rest(), 0, self._finish(ids, form), score.confidence())
+            yield GenerationChunk(text.finish(), 0, self._finish(ids, grammar), score.confidence())
         finally:
             cancelled.set()
             work.cancel()
@@ -103,8 +105,8 @@ class TransformersEngine:
         self._closed.set()
         await asyncio.to_thread(self._worker.shutdown, wait=not hung, cancel_futures=True)
 
-    def _finish(self, ids: list[int], form: Form) -> Finish:
-        if ids[-1] == form.end:
+    def _finish(self, ids: list[int], grammar: OutputGrammar) -> Finish:
+        if ids[-1] == grammar.end:
             return "stop"
         return "length" if len(ids) >= self._settings.max_new_tokens else "repetition"
 
@@ -112,28 +114,28 @@ class TransformersEngine:
         folder, dtype = self._checkpoint.decoder, getattr(torch, self._settings.dtype)
         self._decoder = Gemma3ForCausalLM.from_pretrained(folder, dtype=dtype).eval()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self._forms = Forms(self._tokenizer)
+        self._grammars = GrammarCache(self._tokenizer)
         check_width(self._decoder.config.hidden_size, self._checkpoint.config.decoder_width)
 
     @torch.inference_mode()
     def _decode(
         self,
         embeddings: Float32Array,
-        form: Form,
+        grammar: OutputGrammar,
         emit: Callable[[tuple[int, float]], None],
         cancelled: threading.Event,
     ) -> None:
         # The embedding layer scales by sqrt(width); features are used as they are.
-        text = self._decoder.get_input_embeddings()(torch.tensor([form.prompt]))
+        text = self._decoder.get_input_embeddings()(torch.tensor([grammar.prompt]))
         sequence = torch.cat([torch.from_numpy(embeddings)[None].to(text), text], dim=1)
-        masked = _Masked(form, self._decoder.config.vocab_size)
+        masked = _Masked(grammar, self._decoder.config.vocab_size)
         self._decoder.generate(
             inputs_embeds=sequence,
             attention_mask=torch.ones(sequence.shape[:2], dtype=torch.long),
             max_new_tokens=self._settings.max_new_tokens,
             do_sample=False,
-            eos_token_id=form.end,
-            pad_token_id=form.end,
+            eos_token_id=grammar.end,
+            pad_token_id=grammar.end,
             streamer=_Streamer(emit, masked),
             logits_processor=[masked],
             stopping_criteria=[
@@ -146,14 +148,14 @@ class TransformersEngine:
 class _Masked(LogitsProcessor):  # type: ignore[misc]
     """Rules out what the form does not have at this place, and keeps the best token's score."""
 
-    def __init__(self, form: Form, vocabulary: int) -> None:
-        self._form = form
+    def __init__(self, grammar: OutputGrammar, vocabulary: int) -> None:
+        self._form = grammar
         special = torch.zeros(vocabulary, dtype=torch.bool)
-        special[list(form.special)] = True
-        source, target = form.prompt
+        special[list(grammar.special)] = True
+        source, target = grammar.prompt
         self._transcript, self._translation = special.clone(), special
         self._transcript[source] = False
-        self._transcript[form.end] = True
+        self._transcript[grammar.end] = True
         self._separator = torch.ones_like(special)
         self._separator[target] = False
         self.logprob = 0.0

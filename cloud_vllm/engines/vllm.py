@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from cloud_vllm import env_defaults
-from cloud_vllm.engines.base import PROMPT_TOKENS, EngineState, Piece, check_width
+from cloud_vllm.engines.base import PROMPT_TOKENS, EngineState, GenerationChunk, check_width
 from cloud_vllm.engines.detokenizer import Detokenizer
-from cloud_vllm.engines.output_grammar import Form, Forms, Score
+from cloud_vllm.engines.output_grammar import GrammarCache, OutputGrammar, Score
 from cloud_vllm.settings import Settings
 from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint
@@ -46,7 +46,7 @@ class VllmEngine:
         self._llm: Any = None
         self._loading: asyncio.Future[None] | None = None
         self._earlier_children = set(multiprocessing.active_children())
-        self._samplings: dict[tuple[Form, bool], Any] = {}
+        self._samplings: dict[tuple[OutputGrammar, bool], Any] = {}
         self._shared: set[str] = set()
         self._aborts: set[asyncio.Task[None]] = set()
 
@@ -85,7 +85,7 @@ class VllmEngine:
 
     async def generate(
         self, embeddings: Float32Array, source: Language, target: Language, *, streamed: bool = True
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[GenerationChunk, None]:
         """Decode greedily within the form; closing the generator aborts.
 
         Raises:
@@ -97,21 +97,21 @@ class VllmEngine:
         request, llm = uuid.uuid4().hex, self._llm
         if llm is None:
             raise _died()
-        form = self._forms.of(source, target)
-        text, score, finish = Detokenizer(self._tokenizer), Score(form), None
+        grammar = self._grammars.of(source, target)
+        text, score, finish = Detokenizer(self._tokenizer), Score(grammar), None
         try:
-            prompt, sampling = self._asking(embeddings, form, streamed=streamed)
+            prompt, sampling = self._asking(embeddings, grammar, streamed=streamed)
             async with aclosing(llm.generate(prompt, sampling, request)) as outputs:
                 async for output in outputs:
                     completion = output.outputs[0]
                     ids, finish = list(completion.token_ids), completion.finish_reason
                     for token, chances in zip(ids, completion.logprobs, strict=True):
                         score.add(token, chances[token].logprob)
-                    text.take(token for token in ids if token != form.end)
+                    text.feed(token for token in ids if token != grammar.end)
                     if finish is None:
-                        yield Piece(text.certain() if streamed else "", len(ids))
+                        yield GenerationChunk(text.flush_stable() if streamed else "", len(ids))
                     elif finish in ("stop", "length", "repetition"):
-                        yield Piece(text.rest(), len(ids), finish, score.confidence())
+                        yield GenerationChunk(text.finish(), len(ids), finish, score.confidence())
                     else:
                         raise _broken_off()
         except EngineDeadError as error:
@@ -166,7 +166,7 @@ class VllmEngine:
             dtype=settings.dtype,
             enable_prompt_embeds=True,
             max_model_len=config.max_tokens + PROMPT_TOKENS + settings.max_new_tokens,
-            max_num_seqs=settings.max_running,
+            max_num_seqs=settings.max_concurrent,
             kv_cache_memory_bytes=settings.kv_cache_bytes or None,
             enforce_eager=not settings.compile,
             tensor_parallel_size=settings.tensor_parallel,
@@ -195,7 +195,7 @@ class VllmEngine:
         self._llm = AsyncLLM.from_vllm_config(engine_config)
         check_width(self._llm.model_config.get_hidden_size(), config.decoder_width)
         self._tokenizer: Any = self._llm.get_tokenizer()
-        self._forms = Forms(self._tokenizer)
+        self._grammars = GrammarCache(self._tokenizer)
         for child in set(multiprocessing.active_children()) - self._earlier_children:
             self._shared |= _shared_memory(child.pid)
         self._dtype = getattr(torch, settings.dtype)
@@ -205,14 +205,16 @@ class VllmEngine:
         kind = "AsyncGatheringScheduler" if ahead else "GatheringScheduler"
         return f"cloud_vllm.engines.gathering.{kind}"
 
-    def _asking(self, embeddings: Float32Array, form: Form, *, streamed: bool) -> tuple[Any, Any]:
+    def _asking(
+        self, embeddings: Float32Array, grammar: OutputGrammar, *, streamed: bool
+    ) -> tuple[Any, Any]:
         """The prompt and the sampling parameters."""
         from cloud_vllm.engines import vllm_params
 
-        key = form, streamed
+        key = grammar, streamed
         if key not in self._samplings:
-            self._samplings[key] = vllm_params.sampling(form, self._settings, streamed=streamed)
-        return vllm_params.prompt(embeddings, form, self._dtype), self._samplings[key]
+            self._samplings[key] = vllm_params.sampling(grammar, self._settings, streamed=streamed)
+        return vllm_params.prompt(embeddings, grammar, self._dtype), self._samplings[key]
 
     async def _warm_up(self) -> None:
         """Decode a little of nothing, for what vLLM sets up lazily takes seconds.
@@ -225,7 +227,7 @@ class VllmEngine:
         config = self._checkpoint.config
         source, target = (language(code) for code in config.languages[:2])
         nothing = np.zeros((1, config.decoder_width), np.float32)
-        prompt, sampling = self._asking(nothing, self._forms.of(source, target), streamed=True)
+        prompt, sampling = self._asking(nothing, self._grammars.of(source, target), streamed=True)
         sampling = sampling.clone()
         sampling.max_tokens = _WARM_UP_TOKENS
         sampling.ignore_eos = True

@@ -16,7 +16,7 @@ from vllm.sampling_params import (
     StructuredOutputsParams,
 )
 
-from cloud_vllm.engines.output_grammar import LONGEST_PATTERN, Form
+from cloud_vllm.engines.output_grammar import LONGEST_PATTERN, OutputGrammar
 from cloud_vllm.settings import Settings
 from esrt.arrays import Float32Array
 
@@ -35,7 +35,7 @@ class CheckedOnce(SamplingParams):  # type: ignore[misc]  # vLLM has no types he
             raise
 
 
-def sampling(form: Form, settings: Settings, *, streamed: bool) -> SamplingParams:
+def sampling(grammar: OutputGrammar, settings: Settings, *, streamed: bool) -> SamplingParams:
     """Greedy, within the form, with the log-probability of what is chosen."""
     times = settings.max_repetitions
     return CheckedOnce(
@@ -48,16 +48,16 @@ def sampling(form: Form, settings: Settings, *, streamed: bool) -> SamplingParam
         output_kind=RequestOutputKind.DELTA,
         # How many tokens the scheduler sends together; the first comes at once in any case.
         stream_interval=None if streamed else settings.max_new_tokens,
-        structured_outputs=StructuredOutputsParams(structural_tag=form.structural_tag()),
+        structured_outputs=StructuredOutputsParams(structural_tag=grammar.structural_tag()),
         repetition_detection=RepetitionDetectionParams(LONGEST_PATTERN, 1, times)
         if times > 1
         else None,
     )
 
 
-def prompt(embeddings: Float32Array, form: Form, dtype: torch.dtype) -> EmbedsInput:
+def prompt(embeddings: Float32Array, grammar: OutputGrammar, dtype: torch.dtype) -> EmbedsInput:
     """A mixed prompt: features as they are, then tags that the engine embeds and scales."""
-    ids = list(form.prompt)
+    ids = list(grammar.prompt)
     tokens, width = embeddings.shape
     rows = torch.zeros(tokens + len(ids), width, dtype=dtype)
     rows[:tokens] = torch.from_numpy(embeddings)

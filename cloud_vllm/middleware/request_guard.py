@@ -11,10 +11,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cloud_vllm import problems
 from cloud_vllm.auth.keys import KeyRing
 from cloud_vllm.auth.keys import Scope as KeyScope
-from cloud_vllm.request_context import Exchange, attach, exchange_of
+from cloud_vllm.request_context import RequestContext, attach, request_context_of
 from cloud_vllm.settings import Settings
 from cloud_vllm.telemetry import logs
-from cloud_vllm.telemetry.request_recorder import METRICS_PATH, Accounts
+from cloud_vllm.telemetry.request_recorder import METRICS_PATH, RequestRecorder
 from esrt.errors import DeadlineExceeded, EsrtError, Forbidden, Unauthorized
 
 # What a load balancer asks before it knows anything, and what a client reads to learn the API.
@@ -40,12 +40,12 @@ _HSTS = (b"strict-transport-security", b"max-age=31536000")
 _SEND_S = 30.0
 
 
-class Perimeter:
+class RequestGuard:
     """Bounds each request in time, adds headers, gives back what it held, and accounts for it."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, accounts: Accounts) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, recorder: RequestRecorder) -> None:
         self._app = app
-        self._accounts = accounts
+        self._recorder = recorder
         self._seconds = settings.upload_s + settings.deadline_s + _SEND_S
         self._headers = [*_HEADERS, _HSTS] if settings.tls_certificate else _HEADERS
 
@@ -54,37 +54,37 @@ class Perimeter:
         if scope["type"] not in _KINDS:
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(Headers(scope=scope).get("x-request-id", ""))
+        context = RequestContext(Headers(scope=scope).get("x-request-id", ""))
         status, begin = 0, time.perf_counter()
 
         async def send_guarded(message: Message) -> None:
             nonlocal status
             if message["type"] in _STARTS:
                 status = message.get("status", _SWITCHED)
-                headers = [*message.get("headers", ()), (b"x-request-id", exchange.id.encode())]
+                headers = [*message.get("headers", ()), (b"x-request-id", context.id.encode())]
                 if status != _SWITCHED:
                     given = {name for name, _ in headers}
                     headers += [(name, value) for name, value in self._headers if name not in given]
                 message["headers"] = headers
             await send(message)
 
-        attach(scope, exchange)
-        token = logs.REQUEST_ID.set(exchange.id)
+        attach(scope, context)
+        token = logs.REQUEST_ID.set(context.id)
         try:
-            with exchange.held:
+            with context.cleanup:
                 await self._handle(scope, receive, send_guarded)
         except Exception as error:
             if not isinstance(error, TimeoutError):
                 _log.exception("A request ended with an error that was not foreseen.")
             late = DeadlineExceeded("The request took too long.", "Send it again.")
             problem = problems.from_error(late if isinstance(error, TimeoutError) else error)
-            exchange.problem = problems.name(problem)
+            context.problem = problems.name(problem)
             if status:
                 # Half an answer is out; only a connection that breaks off tells the client so.
                 raise
             await problems.respond(HTTPConnection(scope), problem)(scope, receive, send_guarded)
         finally:
-            self._accounts.enter(scope, exchange, status, time.perf_counter() - begin)
+            self._recorder.record(scope, context, status, time.perf_counter() - begin)
             logs.REQUEST_ID.reset(token)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -125,7 +125,7 @@ class Authentication:
             )
         metrics = request.scope["path"] == METRICS_PATH
         needed = KeyScope.METRICS if metrics else KeyScope.TRANSLATE
-        exchange_of(request).key = entry
+        request_context_of(request).key = entry
         if entry.scope is not needed:
             raise Forbidden(
                 f"This key is for {entry.scope}, not for {needed}.", "Use a key of that scope."

@@ -58,8 +58,8 @@ class Limits:
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = RateLimit(settings.key_rate, settings.key_burst, clock)
-        self._at_once = settings.key_at_once
-        self._places = settings.max_running + settings.max_waiting
+        self._at_once = settings.key_max_concurrency
+        self._places = settings.max_concurrent + settings.queue_size
         self._taken: Counter[str] = Counter()
         self.inside = 0
 

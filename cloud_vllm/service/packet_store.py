@@ -18,13 +18,13 @@ _RETRY_S = 30
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _StoredPacket:
     packet: bytearray
     owner: str | None
     expires: float
 
 
-class FeatureStore:
+class PacketStore:
     """Packets under handles that cannot be guessed, each for the key that brought it.
 
     Args:
@@ -33,12 +33,12 @@ class FeatureStore:
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
-        self._seconds = settings.features_s
-        self._capacity = settings.features_bytes
+        self._seconds = settings.packet_ttl_s
+        self._capacity = settings.packet_store_bytes
         self._clock = clock
         # By the handles' hashes, so that a lookup takes the same time whatever it is like; in the
         # order of their expiry.
-        self._kept: dict[bytes, _Kept] = {}
+        self._kept: dict[bytes, _StoredPacket] = {}
         self.size = 0
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class FeatureStore:
             )
         handle = secrets.token_urlsafe(32)
         expires = self._clock() + self._seconds
-        self._kept[_hash(handle)] = _Kept(bytearray(packet), owner, expires)
+        self._kept[_hash(handle)] = _StoredPacket(bytearray(packet), owner, expires)
         self.size += len(packet)
         return handle
 
@@ -101,7 +101,7 @@ class FeatureStore:
         for name in list(self._kept):
             self._erase(name)
 
-    def _find(self, handle: str, owner: str | None) -> _Kept:
+    def _find(self, handle: str, owner: str | None) -> _StoredPacket:
         self.sweep()
         kept = self._kept.get(_hash(handle))
         # Another key's features are as unknown as none: the answer tells nothing about them.

@@ -11,7 +11,7 @@ import torch
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from cloud_vllm.service.projector import Projection
+from cloud_vllm.service.projector import NumpyProjector
 from cloud_vllm.settings import Settings
 from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint
@@ -34,7 +34,7 @@ _LITTLE = 20_000_000
 
 
 @dataclass(frozen=True)
-class Admitted:
+class ProjectedPacket:
     """What a packet became.
 
     Attributes:
@@ -106,16 +106,16 @@ async def read_body(request: Request, seconds: float) -> bytes:
     return bytes(body)
 
 
-class Admission:
+class PacketPreprocessor:
     """Turns the bytes of packets into embeddings for one checkpoint's decoder."""
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings) -> None:
         self._checkpoint = checkpoint
-        self._projection = Projection(checkpoint.projector())
+        self._projection = NumpyProjector(checkpoint.projector())
         self._codec_tables = checkpoint.codec_tables()
         # Beyond this a value would become infinite in the decoder's precision.
         self._bound = torch.finfo(getattr(torch, settings.dtype)).max
-        self._waiting: list[tuple[bytes, asyncio.Future[Admitted]]] = []
+        self._waiting: list[tuple[bytes, asyncio.Future[ProjectedPacket]]] = []
         self._work: asyncio.Task[None] | None = None
 
     @property
@@ -124,7 +124,7 @@ class Admission:
         uses_tables = self._codec_tables.by_codec if self._codec_tables else {}
         return [codec for codec in Codec if not codec.uses_tables or codec in uses_tables]
 
-    async def admit(self, body: bytes) -> Admitted:
+    async def admit(self, body: bytes) -> ProjectedPacket:
         """Decode, check and project, in a worker thread where it may take longer than a moment.
 
         Packets that arrive while others are worked on wait and then are projected together, which
@@ -136,7 +136,7 @@ class Admission:
             FingerprintMismatch: another model made it, or a codec of other statistics.
             PacketContentError: this model cannot take its features.
         """
-        answer: asyncio.Future[Admitted] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[ProjectedPacket] = asyncio.get_running_loop().create_future()
         self._waiting.append((body, answer))
         if self._work is None or self._work.done():
             self._work = asyncio.create_task(self._work_off())
@@ -146,13 +146,13 @@ class Admission:
         while self._waiting:
             count, little = self._next()
             batch, self._waiting = self._waiting[:count], self._waiting[count:]
-            outcomes: Sequence[Admitted | Exception]
+            outcomes: Sequence[ProjectedPacket | Exception]
             try:
                 bodies = [body for body, _ in batch]
                 if little:
-                    outcomes = self.admit_all(bodies)
+                    outcomes = self.project_batch(bodies)
                 else:
-                    outcomes = await run_in_threadpool(self.admit_all, bodies)
+                    outcomes = await run_in_threadpool(self.project_batch, bodies)
             except Exception as error:
                 outcomes = [error] * len(batch)
             for (_, answer), outcome in zip(batch, outcomes, strict=True):
@@ -175,7 +175,7 @@ class Admission:
         little = sum(1 for total in itertools.accumulate(work) if total <= _LITTLE)
         return (little, True) if little else (min(len(self._waiting), _AT_ONCE), False)
 
-    def admit_all(self, bodies: Sequence[bytes]) -> list[Admitted | EsrtError]:
+    def project_batch(self, bodies: Sequence[bytes]) -> list[ProjectedPacket | EsrtError]:
         """What each packet becomes, or why it is refused; see `admit`."""
         found: list[_Decoded | EsrtError] = [self._decoded(body) for body in bodies]
         projected = [
@@ -187,7 +187,7 @@ class Admission:
         if projected:
             rows = self._projection(np.concatenate(projected))
         project_ms, row = _ms(begin), 0
-        outcomes: list[Admitted | EsrtError] = []
+        outcomes: list[ProjectedPacket | EsrtError] = []
         for one in found:
             if isinstance(one, EsrtError):
                 outcomes.append(one)
@@ -209,14 +209,14 @@ class Admission:
 
     def _finite(
         self, embeddings: Float32Array, decode_ms: float, project_ms: float
-    ) -> Admitted | PacketContentError:
+    ) -> ProjectedPacket | PacketContentError:
         # Written so that NaN, which compares as false, is refused too.
         if not (np.abs(embeddings) <= self._bound).all():
             return PacketContentError(
                 "The features give embeddings that are not finite.",
                 "Check the audio and the encoder that made these features.",
             )
-        return Admitted(np.ascontiguousarray(embeddings), decode_ms, project_ms)
+        return ProjectedPacket(np.ascontiguousarray(embeddings), decode_ms, project_ms)
 
     def _check(self, packet: Packet) -> None:
         config, served = self._checkpoint.config, self._checkpoint.fingerprint

@@ -6,7 +6,7 @@ from esrt.arrays import Float32Array
 from esrt.model import Projector
 
 
-class Projection:
+class NumpyProjector:
     """`esrt.model.Projector` in numpy: for the few rows of a packet torch's calls cost more.
 
     Args:

@@ -13,8 +13,8 @@ from starlette.responses import StreamingResponse
 from starlette.types import Send
 
 from cloud_vllm import problems
-from cloud_vllm.engines import Engine, EngineState, Piece
-from cloud_vllm.request_context import Exchange
+from cloud_vllm.engines import Engine, EngineState, GenerationChunk
+from cloud_vllm.request_context import RequestContext
 from cloud_vllm.schemas import (
     ConfidenceInfo,
     Delta,
@@ -23,7 +23,7 @@ from cloud_vllm.schemas import (
     TokenCounts,
     Translation,
 )
-from cloud_vllm.service.preprocessing import Admitted
+from cloud_vllm.service.preprocessing import ProjectedPacket
 from cloud_vllm.telemetry.metrics import Metrics
 from esrt.checkpoint import Checkpoint
 from esrt.errors import DeadlineExceeded, EngineDied, EngineFailed, EsrtError
@@ -53,12 +53,12 @@ class Job:
         streamed: whether the client sees the text while it is decoded.
     """
 
-    admitted: Admitted
+    projected_packet: ProjectedPacket
     source: Language
     target: Language
     arrived: float
     seconds: float
-    exchange: Exchange
+    context: RequestContext
     streamed: bool
 
 
@@ -99,20 +99,20 @@ async def translate(
 async def _decode(
     engine: Engine, checkpoint: Checkpoint, job: Job, metrics: Metrics, end: float
 ) -> AsyncGenerator[TextDelta | Translation, None]:
-    embeddings = job.admitted.embeddings
+    embeddings = job.projected_packet.embeddings
     splitter = TargetSplitter(job.source, job.target)
     generated, first_token, last = 0, 0.0, None
-    exchange = job.exchange
+    context = job.context
     async with AsyncExitStack() as stack:
         generator = engine.generate(embeddings, job.source, job.target, streamed=job.streamed)
         pieces = await stack.enter_async_context(aclosing(generator))
         async for piece in _in_time(pieces, job.seconds, end):
             if generated == 0 and piece.tokens:
                 first_token = _ms(job.arrived)
-                exchange.stages_ms.append(("first_token", first_token))
+                context.stages_ms.append(("first_token", first_token))
                 stack.enter_context(metrics.running())
             generated += piece.tokens
-            exchange.generated_tokens += piece.tokens
+            context.generated_tokens += piece.tokens
             last = piece
             for delta in splitter.feed(piece.text):
                 yield delta
@@ -120,7 +120,7 @@ async def _decode(
         raise EngineFailed("The engine ended without a reason.", "Send the packet again.")
     for delta in splitter.finish():
         yield delta
-    exchange.stages_ms.append(("generate", _ms(job.arrived)))
+    context.stages_ms.append(("generate", _ms(job.arrived)))
     yield Translation(
         src=job.source.code,
         tgt=job.target.code,
@@ -135,8 +135,8 @@ async def _decode(
         ),
         tokens=TokenCounts(features=len(embeddings), generated=generated),
         timings_ms=Timings(
-            decode=round(job.admitted.decode_ms, 3),
-            project=round(job.admitted.project_ms, 3),
+            decode=round(job.projected_packet.decode_ms, 3),
+            project=round(job.projected_packet.project_ms, 3),
             first_token=first_token,
             total=_ms(job.arrived),
         ),
@@ -155,7 +155,7 @@ async def events(
                 yield _text_event(part, target)
 
 
-def text_events(answer: Translation, *, several: bool) -> Iterator[Event]:
+def final_text_events(answer: Translation, *, several: bool) -> Iterator[Event]:
     """A whole answer's text as events, one for each part that is not empty."""
     target = answer.tgt if several else None
     if answer.transcript:
@@ -170,7 +170,7 @@ def _text_event(delta: TextDelta, target: str | None) -> Event:
     return delta.part, LanguageDelta(text=delta.text, tgt=target)
 
 
-async def together(streams: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[Event, None]:
+async def merge_streams(streams: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[Event, None]:
     """The events of several translations as they come; the first error ends all of them."""
     # As long as all answers at most, so it needs no bound.
     queue: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
@@ -208,8 +208,8 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, stream: AsyncGenerator[Event, None], exchange: Exchange) -> None:
-        self._events = _written(stream, exchange)
+    def __init__(self, stream: AsyncGenerator[Event, None], context: RequestContext) -> None:
+        self._events = encode_sse(stream, context)
         # A proxy that collects the answer before it passes it on would undo the streaming.
         super().__init__(
             self._events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -221,9 +221,10 @@ class EventStream(StreamingResponse):
             await super().stream_response(send)
 
 
-async def _written(
-    stream: AsyncGenerator[Event, None], exchange: Exchange
+async def encode_sse(
+    stream: AsyncGenerator[Event, None], context: RequestContext
 ) -> AsyncGenerator[bytes]:
+    """Encode events as server-sent events; an error becomes the event ``error``."""
     try:
         async with aclosing(stream):
             async for name, data in stream:
@@ -232,10 +233,10 @@ async def _written(
         if not isinstance(error, EsrtError) or error.__cause__ is not None:
             _log.exception("A stream ended with an error.")
         problem = problems.from_error(error)
-        exchange.problem = problems.name(problem)
+        context.problem = problems.name(problem)
         yield _event("error", problem)
     except (asyncio.CancelledError, GeneratorExit):
-        exchange.problem = problems.CLIENT_GONE
+        context.problem = problems.CLIENT_GONE
         raise
 
 
@@ -251,8 +252,8 @@ _LINE_BREAKS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
 
 
 async def _in_time(
-    pieces: AsyncIterator[Piece], seconds: float, end: float
-) -> AsyncIterator[Piece]:
+    pieces: AsyncIterator[GenerationChunk], seconds: float, end: float
+) -> AsyncIterator[GenerationChunk]:
     while True:
         try:
             # Around the wait only: a timeout that spans a yield would cancel whoever runs then.

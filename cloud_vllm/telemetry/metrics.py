@@ -17,7 +17,7 @@ from prometheus_client import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from cloud_vllm.request_context import Exchange
+from cloud_vllm.request_context import RequestContext
 from cloud_vllm.service.limits import Limits
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -91,15 +91,15 @@ class Metrics:
         """Another gauge, for a part of the gateway to set."""
         return Gauge(name, description, registry=self._registry)
 
-    def count(self, exchange: Exchange, route: str, status: int, seconds: float) -> None:
+    def count(self, context: RequestContext, route: str, status: int, seconds: float) -> None:
         """Add a request that has ended."""
-        self._request(route, str(status), exchange.problem).inc()
-        self._bytes.inc(exchange.bytes_in)
-        self._features.inc(exchange.feature_tokens)
-        self._generated.inc(exchange.generated_tokens)
-        for stage, ms in exchange.stages_ms:
+        self._request(route, str(status), context.problem).inc()
+        self._bytes.inc(context.bytes_in)
+        self._features.inc(context.feature_tokens)
+        self._generated.inc(context.generated_tokens)
+        for stage, ms in context.stages_ms:
             self._stage(stage).observe(ms / 1e3)
-        if exchange.stages_ms:
+        if context.stages_ms:
             self._stage("total").observe(seconds)
 
     def render(self) -> bytes:

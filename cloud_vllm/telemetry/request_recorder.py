@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from cloud_vllm.request_context import Exchange
+from cloud_vllm.request_context import RequestContext
 from cloud_vllm.telemetry import logs
 from cloud_vllm.telemetry.metrics import Metrics
 
@@ -18,38 +18,38 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS"})
 _ROUTINE = frozenset({"/healthz", "/readyz", METRICS_PATH})
 
 
-class Accounts:
+class RequestRecorder:
     """Counts, logs and traces; without ``traces`` there are none."""
 
     def __init__(self, metrics: Metrics, traces: "Traces | None") -> None:
         self._metrics = metrics
         self._traces = traces
 
-    def enter(self, scope: Scope, exchange: Exchange, status: int, seconds: float) -> None:
+    def record(self, scope: Scope, context: RequestContext, status: int, seconds: float) -> None:
         """Write down a request, or a segment of a stream.
 
         Args:
             scope: of the connection.
-            exchange: what it took.
+            context: what it took.
             status: of the answer, as HTTP has it.
             seconds: how long it took.
         """
         # The route's pattern: a path may hold a handle, and anybody may ask for any path.
         route = getattr(scope.get("route"), "path", "")
-        self._metrics.count(exchange, route, status, seconds)
+        self._metrics.count(context, route, status, seconds)
         fields = {
-            "request_id": exchange.id,
+            "request_id": context.id,
             "method": method if (method := scope.get("method", "GET")) in _METHODS else "other",
             "route": route,
             "status": status,
-            "problem": exchange.problem,
-            "key": exchange.owner,
-            "bytes_in": exchange.bytes_in,
-            "feature_tokens": exchange.feature_tokens,
-            "generated_tokens": exchange.generated_tokens,
+            "problem": context.problem,
+            "key": context.owner,
+            "bytes_in": context.bytes_in,
+            "feature_tokens": context.feature_tokens,
+            "generated_tokens": context.generated_tokens,
             "ms": round(seconds * 1e3, 3),
         }
         routine = route in _ROUTINE and status < 400
         logs.request(fields, routine=routine)
         if self._traces and not routine:
-            self._traces.record(Headers(scope=scope), exchange, fields, seconds)
+            self._traces.record(Headers(scope=scope), context, fields, seconds)

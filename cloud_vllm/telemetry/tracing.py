@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from cloud_vllm.request_context import Exchange
+from cloud_vllm.request_context import RequestContext
 
 SERVICE = "esrt-gateway"
 # Stages that begin when the packet has arrived; the others follow one another.
@@ -41,13 +41,17 @@ class Traces:
         self._parent = TraceContextTextMapPropagator()
 
     def record(
-        self, headers: Mapping[str, str], exchange: Exchange, fields: dict[str, Any], seconds: float
+        self,
+        headers: Mapping[str, str],
+        context: RequestContext,
+        fields: dict[str, Any],
+        seconds: float,
     ) -> None:
         """Write the span of a request that has just ended.
 
         Args:
             headers: the request's; its W3C ``traceparent`` makes the span part of that trace.
-            exchange: the request.
+            context: the request.
             fields: those of its line in the log.
             seconds: how long it took.
         """
@@ -60,11 +64,11 @@ class Traces:
             start_time=begin,
             attributes=_attributes(fields),
         )
-        if fields["status"] >= 500 or (fields["status"] < 400 and exchange.problem):
+        if fields["status"] >= 500 or (fields["status"] < 400 and context.problem):
             span.set_status(Status(StatusCode.ERROR))
         inside = trace.set_span_in_context(span)
         last = arrived = begin
-        for stage, ms in exchange.stages_ms:
+        for stage, ms in context.stages_ms:
             # Stages know how long they took, not when; what lies between them, well under a
             # millisecond, shows as if it lay at the end.
             since = arrived if stage in _FROM_ARRIVAL else last

@@ -15,7 +15,7 @@ import torch
 from benchmarks.privacy.attackers import Attack, Split, lda, nearness, statistics, tdnn
 from benchmarks.privacy.inversion import invert
 from benchmarks.privacy.representations import Sequences, rungs
-from benchmarks.privacy.speakers import Cast, draw_sentences, draw_speaker
+from benchmarks.privacy.speakers import SpeakerSet, draw_sentences, draw_speaker
 from benchmarks.privacy.trials import Trials, accuracy, enrolled, pairs
 from esrt import wire
 from esrt.bundled import CHECKPOINT, REPOSITORY, SAMPLES
@@ -107,7 +107,10 @@ def test_attackers_find_speakers_where_they_are_and_only_there(
 def test_identification_names_the_speaker() -> None:
     sequences, split, speaker = _voices(2.0)
     rows = speaker[split.attacked] < KNOWN
-    right = statistics(sequences, split)["statistics + LDA"].taken_for == speaker[split.attacked]
+    right = (
+        statistics(sequences, split)["statistics + LDA"].predicted_speaker
+        == speaker[split.attacked]
+    )
     assert right[rows].mean() > 0.9
 
 
@@ -116,7 +119,7 @@ def test_sizes_are_told_by_nearness_and_not_by_direction() -> None:
     speaker = np.repeat(np.arange(10), 20)
     values = 1 + speaker[:, None] + 0.05 * random.standard_normal((200, 1))
     found = nearness(values[::2], speaker[::2], values[1::2])
-    assert (found.taken_for == speaker[1::2]).mean() > 0.95
+    assert (found.predicted_speaker == speaker[1::2]).mean() > 0.95
     trials = pairs(found.embedding, speaker[1::2], np.arange(100))
     assert trials.equal_error_rate().value < 5
 
@@ -153,8 +156,8 @@ def test_every_codec_is_attacked() -> None:
 
 
 def test_a_cast_keeps_training_and_attack_apart() -> None:
-    cast = Cast(known=3, unseen=2, training=4, test=2)
-    said = cast.said()
+    speakers = SpeakerSet(known=3, unseen=2, training=4, test=2)
+    said = speakers.said()
     assert len(said) == len(set(said)) == 3 * 6 + 2 * 2
     assert {sentence for speaker, sentence in said if speaker >= 3} == {4, 5}
 

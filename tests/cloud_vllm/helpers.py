@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from cloud_vllm import listener
 from cloud_vllm.api.app import create_app
-from cloud_vllm.engines import EngineState, Piece
+from cloud_vllm.engines import EngineState, GenerationChunk
 from cloud_vllm.settings import Settings
 from esrt.arrays import Float32Array
 from esrt.errors import EngineFailed
@@ -36,7 +36,7 @@ Scored = Callable[[bytes, str, str], Expected]
 class ScriptedEngine:
     """Yields the pieces that it is given, raises the errors among them, and hangs at a None."""
 
-    def __init__(self, *script: Piece | Exception | None) -> None:
+    def __init__(self, *script: GenerationChunk | Exception | None) -> None:
         self.script = script
         self.state = EngineState.LOADING
         self.started = asyncio.Event()
@@ -54,7 +54,7 @@ class ScriptedEngine:
 
     async def generate(
         self, embeddings: Float32Array, source: Language, target: Language, *, streamed: bool = True
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[GenerationChunk, None]:
         self.open += 1
         self.seen.append(embeddings)
         self.generating.set()
@@ -84,18 +84,18 @@ class Polyglot(ScriptedEngine):
 
     async def generate(
         self, embeddings: Float32Array, source: Language, target: Language, *, streamed: bool = True
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[GenerationChunk, None]:
         self.open += 1
         self.seen.append(embeddings)
         self.generating.set()
         try:
-            yield Piece("hello", 1)
+            yield GenerationChunk("hello", 1)
             await asyncio.sleep(0)
             if target.code == self.failing:
                 raise EngineFailed("The engine died.", "Wait.")
             if target.code == self.hanging:
                 await asyncio.Event().wait()
-            yield Piece(f"{source.tag}{target.tag}in {target.name}", 3, "stop")
+            yield GenerationChunk(f"{source.tag}{target.tag}in {target.name}", 3, "stop")
         finally:
             self.open -= 1
 

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from cloud_vllm.api.app import create_app
-from cloud_vllm.engines import EngineState, Piece
+from cloud_vllm.engines import EngineState, GenerationChunk
 from cloud_vllm.settings import Settings
 from esrt.errors import CheckpointError, EngineFailed
 from tests.cloud_vllm.helpers import (
@@ -24,8 +24,8 @@ from tests.cloud_vllm.helpers import (
     wait_until_ready,
 )
 
-HELLO = Piece("hello", 1)
-END = Piece("<|eng|><|deu|>hallo", 3, "stop")
+HELLO = GenerationChunk("hello", 1)
+END = GenerationChunk("<|eng|><|deu|>hallo", 3, "stop")
 
 
 def _ready(settings: Settings, engine: ScriptedEngine, **changes: float) -> FastAPI:
@@ -91,7 +91,7 @@ def test_an_engine_that_has_died(settings: Settings, packet: Packets) -> None:
 def test_an_engine_that_breaks_off(
     settings: Settings,
     packet: Packets,
-    script: tuple[Piece | Exception | None, ...],
+    script: tuple[GenerationChunk | Exception | None, ...],
     status: int,
     kind: str,
 ) -> None:
@@ -116,7 +116,7 @@ def test_a_client_that_hangs_up_ends_the_decoding(
     settings: Settings,
     packet: Packets,
     headers: dict[str, str],
-    script: tuple[Piece | None, ...],
+    script: tuple[GenerationChunk | None, ...],
 ) -> None:
     async def scenario() -> None:
         engine, gone = ScriptedEngine(*script), asyncio.Event()
@@ -133,7 +133,7 @@ def test_a_client_that_hangs_up_ends_the_decoding(
 
 def test_streams_text_before_the_answer_is_complete(settings: Settings, packet: Packets) -> None:
     async def scenario() -> bytes:
-        engine, gone = ScriptedEngine(HELLO, Piece(" <|en", 1), None), asyncio.Event()
+        engine, gone = ScriptedEngine(HELLO, GenerationChunk(" <|en", 1), None), asyncio.Event()
         app = _ready(settings, engine)
         request = asyncio.create_task(call(app, [packet()], headers=EVENTS, hang_up=gone))
         await engine.generating.wait()
@@ -149,7 +149,7 @@ def test_characters_that_some_readers_take_for_line_ends(
     settings: Settings, packet: Packets
 ) -> None:
     text = "a\u2028b\u2029c\x85d\r\ne\x1cf\x0bg"
-    engine = ScriptedEngine(Piece(text, 1), END)
+    engine = ScriptedEngine(GenerationChunk(text, 1), END)
     with TestClient(_ready(settings, engine)) as client:
         stream = client.post(URL, content=packet(), headers=EVENTS)
         assert assert_stream_adds_up(parse_events(stream.text))["transcript"] == text

@@ -177,8 +177,8 @@ def test_the_serve_file_is_one_and_fits_the_gateways_own_limits() -> None:
     assert application.import_path == "cloud_vllm.serve_ray:build"
     assert deployment["name"] == "Gateway"
     target = deployment["autoscaling_config"]["target_ongoing_requests"]
-    assert target < settings.max_running < deployment["max_ongoing_requests"]
-    assert deployment["max_ongoing_requests"] <= settings.max_running + settings.max_waiting
+    assert target < settings.max_concurrent < deployment["max_ongoing_requests"]
+    assert deployment["max_ongoing_requests"] <= settings.max_concurrent + settings.queue_size
     assert deployment["graceful_shutdown_timeout_s"] > settings.deadline_s
     assert config["http_options"]["request_timeout_s"] > settings.deadline_s + settings.upload_s
 

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from cloud_vllm.api.app import create_app
 from cloud_vllm.auth import keys
-from cloud_vllm.engines import EngineState, Piece
+from cloud_vllm.engines import EngineState, GenerationChunk
 from cloud_vllm.settings import Settings
 from esrt.errors import EngineFailed
 from tests.cloud_vllm.helpers import (
@@ -27,8 +27,8 @@ from tests.cloud_vllm.helpers import (
     wait_until_ready,
 )
 
-HELLO = Piece("hello", 1)
-END = Piece("<|eng|><|deu|>hallo", 3, "stop")
+HELLO = GenerationChunk("hello", 1)
+END = GenerationChunk("<|eng|><|deu|>hallo", 3, "stop")
 KEY = {"Idempotency-Key": "a1"}
 
 

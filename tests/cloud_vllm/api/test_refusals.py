@@ -14,9 +14,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from cloud_vllm.api.app import create_app
-from cloud_vllm.engines import EngineState, Piece
-from cloud_vllm.service.preprocessing import Admission, Admitted
-from cloud_vllm.service.projector import Projection
+from cloud_vllm.engines import EngineState, GenerationChunk
+from cloud_vllm.service.preprocessing import PacketPreprocessor, ProjectedPacket
+from cloud_vllm.service.projector import NumpyProjector
 from cloud_vllm.settings import Settings
 from esrt import wire
 from esrt.checkpoint import Checkpoint
@@ -111,7 +111,7 @@ def test_values_beyond_the_decoders_precision(
     body = wire.encode(
         values, fingerprint=checkpoint.fingerprint, split=split, codec="int8", duration_ms=0
     )
-    engine = ScriptedEngine(Piece("", 1, "stop"))
+    engine = ScriptedEngine(GenerationChunk("", 1, "stop"))
     engine.started.set()
     app = create_app(settings.model_copy(update={"dtype": "float16"}), engine)
     with TestClient(app) as client:
@@ -217,7 +217,7 @@ def test_models_with_a_fixed_number_of_tokens_take_no_other(
     settings: Settings, checkpoint: Checkpoint, packet: Packets
 ) -> None:
     config = replace(TINY, q_former=replace(TINY.q_former, stride=None, queries=8))
-    admission = Admission(replace(checkpoint, config=config), settings)
+    admission = PacketPreprocessor(replace(checkpoint, config=config), settings)
     assert asyncio.run(admission.admit(packet(0, 8))).embeddings.shape == (8, 64)
     for tokens in (7, 9):
         with pytest.raises(PacketContentError, match="expected exactly 8"):
@@ -234,21 +234,21 @@ def test_packets_that_arrive_together_are_projected_together(
 ) -> None:
     if threaded:
         monkeypatch.setattr("cloud_vllm.service.preprocessing._LITTLE", 0)
-    admission = Admission(checkpoint, settings)
+    admission = PacketPreprocessor(checkpoint, settings)
     bodies = [packet(seed, tokens) for seed, tokens in enumerate((3, 8, 5, 12))]
     alone = [asyncio.run(admission.admit(body)).embeddings for body in bodies]
 
-    async def together() -> list[Admitted | BaseException]:
+    async def merge_streams() -> list[ProjectedPacket | BaseException]:
         everything = [*bodies[:2], b"no packet", *bodies[2:]]
         answers = (admission.admit(body) for body in everything)
         return await asyncio.gather(*answers, return_exceptions=True)
 
-    found = asyncio.run(together())
+    found = asyncio.run(merge_streams())
     assert isinstance(found.pop(2), PacketError)
-    admitted = [one for one in found if isinstance(one, Admitted)]
-    for one, expected in zip(admitted, alone, strict=True):
+    projected_packet = [one for one in found if isinstance(one, ProjectedPacket)]
+    for one, expected in zip(projected_packet, alone, strict=True):
         np.testing.assert_allclose(one.embeddings, expected, rtol=1e-5, atol=1e-6)
-    assert len({one.project_ms for one in admitted}) == 1
+    assert len({one.project_ms for one in projected_packet}) == 1
 
 
 def test_packets_that_are_little_work_stay_on_the_event_loop_however_many_arrive(
@@ -257,20 +257,22 @@ def test_packets_that_are_little_work_stay_on_the_event_loop_however_many_arrive
     packet: Packets,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    admission = Admission(checkpoint, settings)
-    for_a_token = Projection(checkpoint.projector()).multiplications
+    admission = PacketPreprocessor(checkpoint, settings)
+    for_a_token = NumpyProjector(checkpoint.projector()).multiplications
     monkeypatch.setattr("cloud_vllm.service.preprocessing._LITTLE", 9 * for_a_token)
     in_thread: list[int] = []
 
-    async def run_in_threadpool(admit_all: Any, bodies: list[bytes]) -> Any:
+    async def run_in_threadpool(project_batch: Any, bodies: list[bytes]) -> Any:
         in_thread.append(len(bodies))
-        return admit_all(bodies)
+        return project_batch(bodies)
 
     monkeypatch.setattr("cloud_vllm.service.preprocessing.run_in_threadpool", run_in_threadpool)
 
     async def admit(*tokens: int) -> list[int]:
-        admitted = await asyncio.gather(*(admission.admit(packet(0, some)) for some in tokens))
-        return [len(one.embeddings) for one in admitted]
+        projected_packet = await asyncio.gather(
+            *(admission.admit(packet(0, some)) for some in tokens)
+        )
+        return [len(one.embeddings) for one in projected_packet]
 
     assert asyncio.run(admit(4, 4, 4, 9, 1)) == [4, 4, 4, 9, 1]
     assert not in_thread
@@ -281,9 +283,9 @@ def test_packets_that_are_little_work_stay_on_the_event_loop_however_many_arrive
 def test_a_client_that_leaves_takes_no_other_with_it(
     settings: Settings, checkpoint: Checkpoint, packet: Packets
 ) -> None:
-    admission = Admission(checkpoint, settings)
+    admission = PacketPreprocessor(checkpoint, settings)
 
-    async def run() -> Admitted:
+    async def run() -> ProjectedPacket:
         first, second, third = (asyncio.create_task(admission.admit(packet(0, 4))) for _ in "123")
         await asyncio.sleep(0)
         second.cancel()

@@ -23,7 +23,7 @@ from cloud_vllm import listener
 from cloud_vllm.api import app, websocket
 from cloud_vllm.api.app import create_app
 from cloud_vllm.auth import keys
-from cloud_vllm.engines import EngineState, Piece
+from cloud_vllm.engines import EngineState, GenerationChunk
 from cloud_vllm.settings import Settings
 from cloud_vllm.telemetry import logs
 from esrt.arrays import Float32Array
@@ -40,8 +40,8 @@ from tests.cloud_vllm.helpers import (
 from tests.tiny_checkpoint import SENTENCES, TINY
 
 PATH = "/v1/stream?src=eng&tgt=deu"
-HELLO = Piece("hello", 1)
-END = Piece("<|eng|><|deu|>hallo", 3, "stop")
+HELLO = GenerationChunk("hello", 1)
+END = GenerationChunk("<|eng|><|deu|>hallo", 3, "stop")
 
 
 class Held(ScriptedEngine):
@@ -61,13 +61,13 @@ class Held(ScriptedEngine):
 
     async def generate(
         self, embeddings: Float32Array, source: Language, target: Language, *, streamed: bool = True
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[GenerationChunk, None]:
         self.loop = asyncio.get_running_loop()
         self.open += 1
         self.seen.append(embeddings)
         try:
             await self.gates[len(embeddings)].wait()
-            yield Piece(f"{len(embeddings)}{source.tag}{target.tag}x", 1, "stop")
+            yield GenerationChunk(f"{len(embeddings)}{source.tag}{target.tag}x", 1, "stop")
         finally:
             self.open -= 1
 
@@ -281,7 +281,9 @@ def test_keys(settings: Settings, packet: Packets, tmp_path: Path) -> None:
     engine = ScriptedEngine(HELLO, END)
     engine.started.set()
     engine.state = EngineState.READY
-    limited = settings.model_copy(update={"key_file": file, "key_at_once": 1, "key_burst": 2})
+    limited = settings.model_copy(
+        update={"key_file": file, "key_max_concurrency": 1, "key_burst": 2}
+    )
     with TestClient(create_app(limited, engine)) as client:
         for headers, status in (({}, 401), ({"Authorization": f"Bearer {other}"}, 403)):
             with (

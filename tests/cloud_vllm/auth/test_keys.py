@@ -14,13 +14,13 @@ from starlette.testclient import TestClient
 from cloud_vllm.api.app import create_app
 from cloud_vllm.auth import keys
 from cloud_vllm.auth.keys import KeyRing, Scope
-from cloud_vllm.engines import EngineState, Piece
+from cloud_vllm.engines import EngineState, GenerationChunk
 from cloud_vllm.settings import Settings
 from esrt.bundled import REPOSITORY
 from esrt.errors import NotReady, RequestError
 from tests.cloud_vllm.helpers import PACKET, URL, Packets, ScriptedEngine, assert_problem
 
-END = Piece("hello<|eng|><|deu|>hallo", 3, "stop")
+END = GenerationChunk("hello<|eng|><|deu|>hallo", 3, "stop")
 
 
 def bearer(key: str) -> dict[str, str]:

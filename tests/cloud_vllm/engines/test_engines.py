@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from cloud_vllm.engines import Engine, EngineState, Piece, create_engine
+from cloud_vllm.engines import Engine, EngineState, GenerationChunk, create_engine
 from cloud_vllm.engines.base import check_width, prompt_ids
 from cloud_vllm.engines.detokenizer import Detokenizer
 from cloud_vllm.engines.output_grammar import LONGEST_PATTERN, repeats
@@ -40,19 +40,19 @@ def test_pieces_join_to_the_whole_text(tokenizer: Any, data: st.DataObject) -> N
     cuts = data.draw(st.lists(st.integers(0, len(ids)), max_size=40).map(sorted))
     text, joined = Detokenizer(tokenizer), ""
     for start, end in zip([0, *cuts], [*cuts, len(ids)], strict=True):
-        text.take(ids[start:end])
+        text.feed(ids[start:end])
         if data.draw(st.booleans()):
-            joined += text.certain()
-    assert joined + text.rest() == tokenizer.decode(ids, skip_special_tokens=False)
+            joined += text.flush_stable()
+    assert joined + text.finish() == tokenizer.decode(ids, skip_special_tokens=False)
 
 
 @given(text=st.text(max_size=20))
 def test_whole_characters_are_not_held_back(tokenizer: Any, text: str) -> None:
     detokenizer, pieces = Detokenizer(tokenizer), []
     for token in tokenizer(text).input_ids:
-        detokenizer.take([token])
-        pieces.append(detokenizer.certain())
-    assert "".join(pieces) + detokenizer.rest() == text
+        detokenizer.feed([token])
+        pieces.append(detokenizer.flush_stable())
+    assert "".join(pieces) + detokenizer.finish() == text
     if not text.endswith("\ufffd"):
         assert "".join(pieces) == text
 
@@ -97,7 +97,7 @@ class Running:
     def generate(self) -> Any:
         return self.engine.generate(self.embeddings, *PAIR)
 
-    async def whole(self) -> list[Piece]:
+    async def whole(self) -> list[GenerationChunk]:
         return [piece async for piece in self.generate()]
 
 
@@ -124,7 +124,7 @@ def test_closing_the_generator_stops_the_decoding(running: Running) -> None:
     asyncio.run(scenario())
 
 
-async def _drain(pieces: AsyncGenerator[Piece, None]) -> None:
+async def _drain(pieces: AsyncGenerator[GenerationChunk, None]) -> None:
     async for piece in pieces:
         assert piece.finish is None
 

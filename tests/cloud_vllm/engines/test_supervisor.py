@@ -9,21 +9,21 @@ import pytest
 from fastapi import FastAPI
 
 from cloud_vllm.api.app import create_app
-from cloud_vllm.engines import EngineState, Piece, Supervisor
+from cloud_vllm.engines import EngineState, GenerationChunk, Supervisor
 from cloud_vllm.settings import Settings
 from esrt.checkpoint import Checkpoint
 from esrt.errors import EngineDied, EngineFailed
 from tests.cloud_vllm.helpers import EVENTS, PACKET, Packets, ScriptedEngine, call, parse_events
 
-HELLO = Piece("hello", 1)
-END = Piece("<|eng|><|deu|>hallo", 3, "stop")
+HELLO = GenerationChunk("hello", 1)
+END = GenerationChunk("<|eng|><|deu|>hallo", 3, "stop")
 DIED = EngineDied("The engine's process has died.", "Send the packet again.")
 
 
 class Mortal(ScriptedEngine):
     """Dies where its script says so; wakes whoever waits when it is closed, as vLLM does."""
 
-    def __init__(self, *script: Piece | Exception | None) -> None:
+    def __init__(self, *script: GenerationChunk | Exception | None) -> None:
         super().__init__(*script)
         self.started.set()
         self.gone = asyncio.Event()
@@ -153,7 +153,7 @@ def test_while_it_is_rebuilt(checkpoint: Checkpoint, settings: Settings, packet:
     async def scenario() -> None:
         first, second = Mortal(HELLO, END), Mortal(HELLO, END)
         second.started.clear()
-        changes = {"max_running": 2, "max_waiting": 1}
+        changes = {"max_concurrent": 2, "queue_size": 1}
         async with served(checkpoint, settings, Line(first, second), **changes) as (app, _):
             assert await _ready(app) == (200, '{"status":"ready"}')
             first.state = EngineState.FAILED

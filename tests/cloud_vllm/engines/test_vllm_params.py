@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cloud_vllm import env_defaults
-from cloud_vllm.engines.output_grammar import Forms
+from cloud_vllm.engines.output_grammar import GrammarCache
 from cloud_vllm.settings import Settings
 from esrt.checkpoint import Checkpoint
 from esrt.languages import language
@@ -23,10 +23,10 @@ def made(checkpoint: Checkpoint) -> tuple[Any, tuple[Any, ...]]:
     from cloud_vllm.engines import vllm_params
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.decoder)
-    form = Forms(tokenizer).of(language("eng"), language("deu"))
+    grammar = GrammarCache(tokenizer).of(language("eng"), language("deu"))
     model = ModelConfig(str(checkpoint.decoder), dtype="bfloat16")
     against = (model, None, StructuredOutputsConfig(backend="xgrammar"), tokenizer)
-    return vllm_params.sampling(form, Settings(), streamed=False), against
+    return vllm_params.sampling(grammar, Settings(), streamed=False), against
 
 
 def test_what_is_right_is_checked_once(

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from cloud_vllm import listener
 from cloud_vllm.api.app import create_app
-from cloud_vllm.engines import EngineState, Piece
+from cloud_vllm.engines import EngineState, GenerationChunk
 from cloud_vllm.middleware import request_guard
 from cloud_vllm.settings import Settings
 from esrt.errors import RequestError
@@ -24,7 +24,7 @@ from esrt.wire import MAX_PACKET_BYTES
 from tests.cloud_vllm import helpers
 from tests.cloud_vllm.helpers import PACKET, URL, Packets, ScriptedEngine, assert_problem, call
 
-END = Piece("hello<|eng|><|deu|>hallo", 3, "stop")
+END = GenerationChunk("hello<|eng|><|deu|>hallo", 3, "stop")
 ORIGIN = "https://talk.example"
 
 

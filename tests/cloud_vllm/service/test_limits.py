@@ -8,13 +8,13 @@ import pytest
 
 from cloud_vllm.api.app import create_app
 from cloud_vllm.auth import keys
-from cloud_vllm.engines import EngineState, Piece
+from cloud_vllm.engines import EngineState, GenerationChunk
 from cloud_vllm.service.limits import Limits, RateLimit
 from cloud_vllm.settings import Settings
 from esrt.errors import Overloaded, TooManyRequests
 from tests.cloud_vllm.helpers import EVENTS, PACKET, Clock, Packets, ScriptedEngine, call
 
-HELLO = Piece("hello", 1)
+HELLO = GenerationChunk("hello", 1)
 
 
 def test_a_bucket_empties_and_fills() -> None:
@@ -47,7 +47,7 @@ def test_the_long_run_is_exact() -> None:
 
 
 def test_a_key_at_once() -> None:
-    limits = Limits(Settings(key_at_once=3))
+    limits = Limits(Settings(key_max_concurrency=3))
     with limits.admit("a", 2), limits.admit("a"):
         with pytest.raises(TooManyRequests, match="3 answers under way"), limits.admit("a"):
             pass
@@ -59,7 +59,7 @@ def test_a_key_at_once() -> None:
 
 
 def test_all_together() -> None:
-    limits = Limits(Settings(max_running=2, max_waiting=1))
+    limits = Limits(Settings(max_concurrent=2, queue_size=1))
     with limits.admit(None), limits.admit("a"), limits.admit("b"):
         for key in (None, "a", "c"):
             with pytest.raises(Overloaded) as refused, limits.admit(key):
@@ -70,7 +70,7 @@ def test_all_together() -> None:
 
 
 def test_a_refusal_takes_nothing() -> None:
-    limits = Limits(Settings(key_burst=1, key_rate=1.0, max_running=1, max_waiting=0), Clock())
+    limits = Limits(Settings(key_burst=1, key_rate=1.0, max_concurrent=1, queue_size=0), Clock())
     with limits.admit(None), pytest.raises(Overloaded), limits.admit("a"):
         pass
     with limits.admit("a"):
@@ -84,8 +84,8 @@ def test_a_refusal_takes_nothing() -> None:
 @pytest.mark.parametrize(
     ("changes", "status", "kind"),
     [
-        ({"max_running": 1, "max_waiting": 0}, 503, "overloaded"),
-        ({"key_at_once": 1}, 429, "too-many-requests"),
+        ({"max_concurrent": 1, "queue_size": 0}, 503, "overloaded"),
+        ({"key_max_concurrency": 1}, 429, "too-many-requests"),
         ({"key_burst": 1, "key_rate": 0.01}, 429, "too-many-requests"),
     ],
 )
@@ -114,7 +114,7 @@ def test_a_place_is_held_until_the_answer_is_sent(
         gone.set()
         await asyncio.wait_for(first, 5)
         if "key_rate" not in changes:
-            engine.script = (Piece("hello<|eng|><|deu|>hallo", 3, "stop"),)
+            engine.script = (GenerationChunk("hello<|eng|><|deu|>hallo", 3, "stop"),)
             assert (await call(app, [packet()], headers=sent))[0] == 200
 
     asyncio.run(scenario())

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from cloud_vllm.api import app, handlers
 from cloud_vllm.api.app import create_app
 from cloud_vllm.auth import keys
-from cloud_vllm.service.packet_store import FeatureStore
+from cloud_vllm.service.packet_store import PacketStore
 from cloud_vllm.settings import Settings
 from esrt.checkpoint import Checkpoint
 from esrt.errors import Overloaded, TooManyRequests, UnknownFeatures
@@ -234,7 +234,7 @@ def test_expired_features_are_erased_without_being_asked_for(
 
 
 def test_erasing_overwrites(clock: Clock) -> None:
-    store = FeatureStore(Settings(features_s=10), clock)
+    store = PacketStore(Settings(packet_ttl_s=10), clock)
     first, second = store.put(b"first", "a"), store.put(b"second", "a")
     memory = [kept.packet for kept in store._kept.values()]
     copy = store.get(first, "a")
@@ -253,7 +253,7 @@ def test_erasing_overwrites(clock: Clock) -> None:
 
 
 def test_memory_is_bounded(clock: Clock) -> None:
-    store = FeatureStore(Settings(features_s=10, features_bytes=100), clock)
+    store = PacketStore(Settings(packet_ttl_s=10, packet_store_bytes=100), clock)
     handles = [store.put(bytes(25), key) for key in ("a", "b", "c")]
     with pytest.raises(TooManyRequests):
         store.put(b"x", "a")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cloud_vllm.service.projector import Projection
+from cloud_vllm.service.projector import NumpyProjector
 from esrt.model import Projector
 
 
@@ -25,7 +25,7 @@ def test_it_is_what_torch_computes(projector: Projector, tokens: int, scale: flo
     before = features.copy()
     with torch.inference_mode():
         expected = projector(torch.from_numpy(features)).numpy()
-    found = Projection(projector)(features)
+    found = NumpyProjector(projector)(features)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(features, before)
@@ -33,4 +33,4 @@ def test_it_is_what_torch_computes(projector: Projector, tokens: int, scale: flo
 
 def test_what_overflows_is_not_finite_and_nothing_is_warned_of(projector: Projector) -> None:
     huge = np.full((3, 24), np.finfo(np.float32).max, np.float32)
-    assert not np.isfinite(Projection(projector)(huge)).any()
+    assert not np.isfinite(NumpyProjector(projector)(huge)).any()

@@ -12,14 +12,14 @@ from starlette.testclient import TestClient
 
 from cloud_vllm.api.app import create_app
 from cloud_vllm.auth import keys
-from cloud_vllm.engines import EngineState, Piece
+from cloud_vllm.engines import EngineState, GenerationChunk
 from cloud_vllm.settings import Settings
 from cloud_vllm.telemetry import logs
 from tests.cloud_vllm.helpers import EVENTS, PACKET, URL, Packets, ScriptedEngine, call
 
 LABELS = ("route", "status", "problem", "stage")
-HELLO = Piece("hello", 1)
-END = Piece("<|eng|><|deu|>hallo", 3, "stop")
+HELLO = GenerationChunk("hello", 1)
+END = GenerationChunk("<|eng|><|deu|>hallo", 3, "stop")
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_what_is_under_way(
     packet: Packets,
     engine: ScriptedEngine,
     headers: dict[str, str],
-    script: tuple[Piece | None, ...],
+    script: tuple[GenerationChunk | None, ...],
     running: int,
     waiting: int,
 ) -> None:

@@ -14,13 +14,13 @@ from starlette.testclient import TestClient
 
 from cloud_vllm.api.app import create_app
 from cloud_vllm.auth import keys
-from cloud_vllm.engines import EngineState, Piece
+from cloud_vllm.engines import EngineState, GenerationChunk
 from cloud_vllm.settings import Settings
 from esrt.errors import EngineFailed
 from tests.cloud_vllm.helpers import EVENTS, PACKET, URL, Packets, ScriptedEngine
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-END = Piece("hello<|eng|><|deu|>hallo", 4, "stop")
+END = GenerationChunk("hello<|eng|><|deu|>hallo", 4, "stop")
 
 
 class Collector:
@@ -67,7 +67,7 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture
 def engine() -> ScriptedEngine:
-    engine = ScriptedEngine(Piece("", 1), END)
+    engine = ScriptedEngine(GenerationChunk("", 1), END)
     engine.state = EngineState.READY
     engine.started.set()
     return engine
