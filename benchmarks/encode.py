@@ -33,10 +33,11 @@ from esrt.cli import exit_on_error
 from esrt.config import ModelConfig, named_config
 from esrt.errors import CheckFailed
 from esrt.features import FRAMES_PER_SECOND
-from esrt.manifest import SplitPoint
+from esrt.manifest import Activations, Precision
 from esrt.model import Projector
+from esrt.wire import Split
 from export.parity import sample_mels
-from export.recipe import Activations, ExportRecipe, Precision, export
+from export.recipe import ExportRecipe, export
 from export.to_executorch import RECIPE as EXECUTORCH
 from export.to_onnx import RECIPE as ONNX
 from training.corpus.build import CORPUS, Corpus, load
@@ -52,7 +53,7 @@ VARIANTS: dict[str, tuple[Precision, Activations | None]] = {
     "int8": (Precision.INT8, None),
     "int8 static": (Precision.INT8, Activations.STATIC),
 }
-SPLIT: SplitPoint = "qformer"
+SPLIT = Split.QFORMER
 TARGETS = {"executorch": EXECUTORCH, "onnxruntime": ONNX}
 TOOLS = ("torch", "executorch", "onnxruntime")
 NANO_SECONDS = (3, 10)

@@ -22,9 +22,8 @@ from esrt.benchmark_report import BenchmarkReport, Threshold
 from esrt.cli import exit_on_error
 from esrt.config import named_config
 from esrt.errors import CheckFailed
-from esrt.manifest import Kind, read_manifest
+from esrt.manifest import Kind, Precision, read_manifest
 from export.peak_memory import peak_bytes
-from export.recipe import Precision
 
 SCRIPTS: dict[Kind, str] = {
     "executorch": "export/to_executorch.py",

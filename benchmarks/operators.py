@@ -38,7 +38,8 @@ from esrt.arrays import Float32Array
 from esrt.benchmark_report import BenchmarkReport
 from esrt.checkpoint import Checkpoint, open_checkpoint, random_checkpoint
 from esrt.cli import exit_on_error
-from export.recipe import Precision, export
+from esrt.manifest import Precision
+from export.recipe import export
 from export.to_executorch import RECIPE as EXECUTORCH
 from export.to_onnx import RECIPE as ONNX
 

@@ -1,45 +1,67 @@
-"""``manifest.json``, which lies beside every exported artifact and says all a runtime must know.
+"""``manifest.json``: description of an exported artifact, beside the artifact's files."""
 
-Standard library only: it is read on the device.
-"""
-
-import dataclasses
 import hashlib
 import json
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal
+
+import msgspec
 
 from esrt.errors import ArtifactError
+from esrt.wire.codec import Split
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
 
 Kind = Literal["onnx", "executorch", "coreml"]
-Precision = Literal["fp32", "fp16", "int8"]
-Activations = Literal["dynamic", "static", "float"]
-SplitPoint = Literal["qformer", "adapter"]
 
 
-@dataclass(frozen=True)
-class TensorSpec:
-    """A graph's input or output: name, element type, and shape; ``None`` is a free dimension."""
+class Precision(StrEnum):
+    """Number format of the weights and the products of linear layers."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+class Activations(StrEnum):
+    """Quantization of the inputs of int8 linear layers.
+
+    Attributes:
+        DYNAMIC: int8, by the range of each input.
+        STATIC: int8, by ranges that were calibrated on speech.
+        FLOAT: none; only the weights are int8.
+    """
+
+    DYNAMIC = "dynamic"
+    STATIC = "static"
+    FLOAT = "float"
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Input or output of a graph: name, element type and shape.
+
+    ``None`` in the shape is a free dimension.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...]
 
 
-@dataclass(frozen=True)
-class FrontEnd:
-    """How audio becomes the graph's input; the arithmetic is that of ``esrt.features``.
+class FrontEnd(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Parameters that turn audio into the graph's input (`esrt.features`).
 
-    ``frame_multiple``: the frames' count is a multiple of this. ``padded_seconds``: pad or trim
-    to this length first; ``None`` encodes only what was spoken. ``max_seconds``: the longest
-    speech for one packet.
+    Attributes:
+        sample_rate: Hz.
+        n_fft: samples of a window of the Fourier transform.
+        hop: samples between two windows.
+        mel_bins: mel bins of a frame.
+        frame_multiple: the number of frames is a multiple of this.
+        padded_seconds: length that audio is padded or trimmed to; ``None`` encodes only what was
+            spoken.
+        max_seconds: longest speech of one packet.
     """
 
     sample_rate: int
@@ -50,16 +72,21 @@ class FrontEnd:
     padded_seconds: float | None
     max_seconds: float
 
+    @property
+    def max_frames(self) -> int:
+        """Mel frames of the longest input that the graph takes."""
+        frames = round(self.max_seconds * self.sample_rate / self.hop)
+        return frames // self.frame_multiple * self.frame_multiple
 
-@dataclass(frozen=True)
-class Quantization:
-    """What int8 means in an artifact.
 
-    ``activations``: what the linear layers make of their inputs: int8 by the range of each input
-    (``dynamic``), by ranges calibrated on speech (``static``), or nothing, only the weights being
-    int8 (``float``). ``kept`` are the linear layers that stay in floating point. ``errors`` maps
-    layers to the error of their output that int8 causes, relative to the output's root mean
-    square.
+class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Quantization of an int8 artifact.
+
+    Attributes:
+        activations: quantization of the inputs of linear layers.
+        kept: names of the linear layers that stay in floating point.
+        errors: root mean square of the output error that int8 causes in each layer, relative to
+            the root mean square of the layer's output.
     """
 
     activations: Activations
@@ -67,25 +94,37 @@ class Quantization:
     errors: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """An artifact's description.
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Description of an artifact.
 
-    ``fingerprint`` ties its features to one cloud decoder. ``files`` maps each file of the
-    artifact to its SHA-256; ``entry`` is the one to load. ``languages`` are those that the
-    checkpoint was trained for. ``parity`` holds the figures measured at export against torch, by
-    name. ``created_from`` names the checkpoint. ``lengths`` are the seconds that the graph is made
-    for, audio being padded to the next; empty for every length up to the longest.
-    ``quantization`` says how an int8 artifact was quantized.
-
-    Fields with a default of nothing may be missing from the file.
+    Attributes:
+        model: name of the model.
+        fingerprint: ties the artifact's features to one decoder in the cloud.
+        kind: format of the artifact.
+        precision: number format of the linear layers.
+        split: end of the graph.
+        feature_width: numbers in a feature token.
+        max_tokens: feature tokens of the longest input.
+        inputs: inputs of the graph.
+        outputs: outputs of the graph.
+        front_end: parameters that turn audio into the graph's input.
+        languages: ISO 639-3 codes of the languages that the model was trained for.
+        entry: name of the file to load.
+        files: SHA-256 of each file, by its name.
+        tools: version of each distribution that took part in the export.
+        parity: figures of the comparison with torch, measured at export.
+        created_from: name of the checkpoint's folder.
+        format: version of this schema.
+        lengths: seconds that the graph is made for; audio is padded to the next of them. Empty for
+            a graph that takes every length up to the longest. May be missing from the file.
+        quantization: of an int8 artifact. May be missing from the file.
     """
 
     model: str
     fingerprint: str
     kind: Kind
     precision: Precision
-    split: SplitPoint
+    split: Split
     feature_width: int
     max_tokens: int
     inputs: tuple[TensorSpec, ...]
@@ -97,21 +136,18 @@ class Manifest:
     tools: dict[str, str]
     parity: dict[str, float]
     created_from: str
-    format: int = FORMAT
+    format: int
     lengths: tuple[float, ...] = ()
     quantization: Quantization | None = None
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` into the artifact's folder."""
-        data = dataclasses.asdict(self)
-        for name in _OPTIONAL:
+        data = msgspec.to_builtins(self)
+        for name in ("lengths", "quantization"):
             if not data[name]:
                 del data[name]
         text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
         (folder / MANIFEST_FILE).write_text(text, "utf-8")
-
-
-_OPTIONAL = frozenset({"lengths", "quantization"})
 
 
 def read_manifest(folder: Path, *, verify: bool = True) -> Manifest:
@@ -119,18 +155,19 @@ def read_manifest(folder: Path, *, verify: bool = True) -> Manifest:
 
     Args:
         folder: the artifact's folder.
-        verify: also compare each file's SHA-256.
+        verify: also compare the SHA-256 of each file.
 
     Raises:
-        ArtifactError: there is none, it does not fit the schema, or a file is missing or changed.
+        ArtifactError: the manifest is missing or does not fit the schema, or a file is missing or
+            differs from the exported one.
     """
     remedy = "Export it again: python export/to_onnx.py --out FOLDER."
     try:
-        data = json.loads((folder / MANIFEST_FILE).read_text("utf-8"))
-        manifest: Manifest = _parse(data, Manifest, "manifest")
+        content = (folder / MANIFEST_FILE).read_bytes()
+        manifest = msgspec.json.decode(content, type=Manifest)
     except OSError as error:
         raise ArtifactError(f"No artifact in {folder}: {error.strerror}.", remedy) from error
-    except (ValueError, OverflowError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{folder / MANIFEST_FILE} is not valid: {error}.", remedy) from error
     if manifest.format != FORMAT:
         raise ArtifactError(
@@ -161,35 +198,3 @@ def sha256(path: Path) -> str:
     """A file's SHA-256 as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _parse(value: Any, kind: Any, where: str) -> Any:
-    """Read a JSON value as a type of this module; ValueError says where it does not fit."""
-    make: Callable[..., Any] = kind
-    if dataclasses.is_dataclass(kind):
-        hints = get_type_hints(kind)
-        if not isinstance(value, dict) or not hints.keys() - _OPTIONAL <= value.keys() <= set(
-            hints
-        ):
-            found = sorted(value) if isinstance(value, dict) else type(value).__name__
-            raise ValueError(f"{where} must have the keys {sorted(hints)}, found {found}")
-        return make(**{key: _parse(value[key], hints[key], f"{where}.{key}") for key in value})
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"{where} is {value!r}, not one of {list(arguments)}")
-        return value
-    if origin is tuple and isinstance(value, list):
-        return tuple(_parse(item, arguments[0], f"{where}[]") for item in value)
-    if origin is dict and isinstance(value, dict):
-        return {key: _parse(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
-    accepted = arguments if origin is UnionType else (kind,)
-    if value is not None and dataclasses.is_dataclass(accepted[0]):
-        return _parse(value, accepted[0], where)
-    if float in accepted and type(value) is int:
-        value = float(value)
-    if type(value) not in accepted:
-        raise ValueError(f"{where} is {value!r}, not of type {kind}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{where} is {value}, not a number")
-    return value

@@ -13,16 +13,17 @@ from esrt.config import ModelConfig
 from esrt.errors import ArtifactError
 from esrt.features import FRAMES_PER_SECOND, HOP, N_FFT, SAMPLE_RATE
 from esrt.manifest import (
+    FORMAT,
     MANIFEST_FILE,
     FrontEnd,
     Kind,
     Manifest,
     Precision,
     Quantization,
-    SplitPoint,
     TensorSpec,
     sha256,
 )
+from esrt.wire import Split
 from export.tracing import INPUT, OUTPUT
 
 
@@ -75,7 +76,7 @@ def describe(
     *,
     kind: Kind,
     precision: Precision,
-    split: SplitPoint,
+    split: Split,
     parity: dict[str, float],
     tools: tuple[str, ...],
     lengths: tuple[int, ...] = (),
@@ -117,6 +118,7 @@ def describe(
         tools={name: version(name) for name in tools},
         parity=parity,
         created_from=checkpoint.folder.resolve().name,
+        format=FORMAT,
         lengths=tuple(frames / FRAMES_PER_SECOND for frames in lengths),
         quantization=quantization,
     )

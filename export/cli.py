@@ -15,10 +15,11 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 from esrt import bundled
 from esrt.cli import exit_on_error
 from esrt.errors import printable
-from esrt.manifest import Manifest, Quantization
+from esrt.manifest import Activations, Manifest, Precision, Quantization
+from esrt.wire import Split
 from export.checkpoint_source import open_source
 from export.progress import progress_listener, report_progress
-from export.recipe import Activations, Exported, ExportRecipe, Precision, Split, export
+from export.recipe import Exported, ExportRecipe, export
 
 # How many layers the report names.
 _WORST = 3
@@ -84,14 +85,14 @@ def _export(
         report_progress("reading the checkpoint")
         opened = open_source(checkpoint)
         if out is None:
-            name = f"{opened.config.name}-{target.kind}-{precision.value}"
+            name = f"{opened.config.name}-{target.kind}-{precision}"
             out = Path("build/artifacts") / (f"{name}-adapter" if split is Split.ADAPTER else name)
         exported = export(
             target,
             opened,
             out,
             precision,
-            split.value,
+            split,
             seconds=seconds,
             activations=activations if precision is Precision.INT8 else None,
         )

@@ -27,8 +27,9 @@ from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.cli import exit_on_error
 from esrt.errors import ArtifactError, CheckFailed, EsrtError, printable
 from esrt.features import FRAMES_PER_SECOND, HOP, log_mel
-from esrt.manifest import Kind, Manifest, SplitPoint, read_manifest
+from esrt.manifest import Activations, Kind, Manifest, read_manifest
 from esrt.model import EdgeModel
+from esrt.wire import Split
 from export import parity, peak_memory, quantization_error, translation_parity
 from export.input_shapes import restrict_lengths
 from export.inspection import Inspection, counted, problems, share
@@ -47,7 +48,7 @@ class ArtifactInspector:
 
     inspect: Callable[[Path, Manifest, Float32Array], Inspection]
     runner: Callable[[Path, Manifest], parity.Runner]
-    graph: Callable[[EdgeModel, SplitPoint], nn.Module] = DeviceGraph
+    graph: Callable[[EdgeModel, Split], nn.Module] = DeviceGraph
 
 
 def _onnx() -> ArtifactInspector:
@@ -211,7 +212,9 @@ def _layers(
 ) -> tuple[dict[str, float], list[str]]:
     """The error that the artifact's own int8 weights cause in each layer, and foreign weights."""
     weights, foreign = quantization_error.matched(graph, inspection.weights())
-    activations = manifest.quantization.activations if manifest.quantization else "dynamic"
+    activations = (
+        manifest.quantization.activations if manifest.quantization else Activations.DYNAMIC
+    )
     errors = quantization_error.errors(
         graph, clips, activations, lambda name, weight: weights.get(name, weight)
     )

@@ -33,9 +33,9 @@ class Bounds:
 
 # fp32 differs by the order of summation only. The features' standard deviation is about 1.7.
 BOUNDS: dict[Precision, Bounds] = {
-    "fp32": Bounds(cosine=0.99999, error=1e-3),
-    "fp16": Bounds(cosine=0.9995, error=0.1),
-    "int8": Bounds(cosine=0.995, error=0.5),
+    Precision.FP32: Bounds(cosine=0.99999, error=1e-3),
+    Precision.FP16: Bounds(cosine=0.9995, error=0.1),
+    Precision.INT8: Bounds(cosine=0.995, error=0.5),
 }
 
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from esrt.arrays import Float32Array
 from esrt.config import ModelConfig
-from esrt.manifest import Activations
+from esrt.manifest import Activations, Precision
 from export import parity
 from export.progress import report_progress
-from export.recipe import Precision, Settings
+from export.recipe import Settings
 
 # A layer's name and weights to the weights that int8 makes of them.
 Quantized = Callable[[str, Tensor], Tensor]
@@ -44,7 +44,7 @@ def select_fp_layers(graph: nn.Module, config: ModelConfig, settings: Settings) 
         return QuantizationPlan()
     report_progress("measuring what int8 costs each layer")
     mels = list(parity.sample_mels(config, settings.lengths))
-    found = errors(graph, mels[:CLIPS], settings.activations.value)
+    found = errors(graph, mels[:CLIPS], settings.activations)
     return QuantizationPlan(mels, found, sensitive_layers(found))
 
 
@@ -86,17 +86,17 @@ def errors(
     """
     clips = [torch.from_numpy(mel[None]) for mel in mels]
     layers = linear_layers(graph)
-    ranges = _ranges(graph, layers, clips) if activations == "static" else {}
+    ranges = _ranges(graph, layers, clips) if activations is Activations.STATIC else {}
     totals = {name: [0.0, 0.0] for name in layers}
 
     def measure(name: str) -> Callable[[nn.Linear, tuple[Tensor], Tensor], None]:
         def hook(layer: nn.Linear, inputs: tuple[Tensor], output: Tensor) -> None:
             weight = quantized(name, layer.weight)  # here, so that one layer's is held at a time
             (states,) = inputs
-            if activations == "dynamic":
+            if activations is Activations.DYNAMIC:
                 low, high = states.amin(-1, keepdim=True), states.amax(-1, keepdim=True)
                 states = _rounded(states, low, high)
-            elif activations == "static":
+            elif activations is Activations.STATIC:
                 states = _rounded(states, *ranges[name])
             difference = nn.functional.linear(states, weight, layer.bias) - output
             totals[name][0] += float(difference.square().sum())

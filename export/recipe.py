@@ -6,42 +6,18 @@ To add a target: a file beside to_onnx.py with a `ExportRecipe`.
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 
 from esrt.checkpoint import Checkpoint
 from esrt.errors import ArtifactError
-from esrt.manifest import Kind, Manifest, Quantization, SplitPoint
+from esrt.manifest import Activations, Kind, Manifest, Precision, Quantization
 from esrt.model import EdgeModel
-from esrt.wire import CODEC_TABLES_FILE
+from esrt.wire import CODEC_TABLES_FILE, Split
 from export import parity
 from export.artifact import artifact_folder, describe
 from export.input_shapes import resolve_frames, restrict_lengths
 from export.progress import report_progress
 from export.tracing import DeviceGraph
-
-
-class Precision(StrEnum):
-    """What the weights of linear layers, and their products, are computed in."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    INT8 = "int8"
-
-
-class Activations(StrEnum):
-    """What int8 linear layers make of their inputs; see `esrt.manifest.Quantization`."""
-
-    DYNAMIC = "dynamic"
-    STATIC = "static"
-    FLOAT = "float"
-
-
-class Split(StrEnum):
-    """Where the cloud takes over."""
-
-    QFORMER = "qformer"
-    ADAPTER = "adapter"
 
 
 @dataclass(frozen=True)
@@ -54,7 +30,7 @@ class Settings:
     """
 
     precision: Precision = Precision.INT8
-    split: SplitPoint = "qformer"
+    split: Split = Split.QFORMER
     activations: Activations = Activations.DYNAMIC
     lengths: tuple[int, ...] = ()
 
@@ -108,7 +84,7 @@ def export(
     checkpoint: Checkpoint,
     out: Path,
     precision: Precision,
-    split: SplitPoint,
+    split: Split,
     *,
     seconds: Sequence[float] = (),
     activations: Activations | None = None,
@@ -145,7 +121,7 @@ def export(
         lowered = target.lower(model, settings, folder / target.entry)
         report_progress("comparing with torch")
         figures = parity.measure(DeviceGraph(model, split), lowered.run, lengths)
-        parity.check(figures, parity.BOUNDS[precision.value])
+        parity.check(figures, parity.BOUNDS[precision])
         codec_tables = checkpoint.codec_tables()
         if codec_tables is not None and codec_tables.split == split:
             shutil.copyfile(checkpoint.folder / CODEC_TABLES_FILE, folder / CODEC_TABLES_FILE)
@@ -155,12 +131,12 @@ def export(
             folder,
             target.entry,
             kind=target.kind,
-            precision=precision.value,
+            precision=precision,
             split=split,
             parity=figures,
             tools=target.tools,
             lengths=lengths,
-            quantization=Quantization(activations.value, lowered.kept, lowered.errors)
+            quantization=Quantization(activations, lowered.kept, lowered.errors)
             if precision is Precision.INT8
             else None,
         )

@@ -20,18 +20,19 @@ if __package__ is None:  # run as a file: the repository, not this folder, holds
 
 from esrt.checkpoint import Checkpoint
 from esrt.errors import CheckFailed
-from esrt.manifest import Manifest, SplitPoint
+from esrt.manifest import Activations, Manifest, Precision
 from esrt.model import EdgeModel
+from esrt.wire import Split
 from export import cli, parity, quantization_error
 from export.backends.coreml import lower
 from export.backends.coreml.mil_interpreter import Program
 from export.progress import report_progress
-from export.recipe import Activations, ExportRecipe, LoweredProgram, Precision, Settings, export
+from export.recipe import ExportRecipe, LoweredProgram, Settings, export
 from export.tracing import INPUT, OUTPUT
 
 
 def export_coreml(
-    checkpoint: Checkpoint, out: Path, precision: Precision, split: SplitPoint
+    checkpoint: Checkpoint, out: Path, precision: Precision, split: Split
 ) -> Manifest:
     """Write a Core ML artifact; see :func:`export.recipe.export`."""
     return export(RECIPE, checkpoint, out, precision, split).manifest

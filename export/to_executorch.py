@@ -14,18 +14,19 @@ if __package__ is None:  # run as a file: the repository, not this folder, holds
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from esrt.checkpoint import Checkpoint
-from esrt.manifest import Manifest, SplitPoint
+from esrt.manifest import Activations, Manifest, Precision
 from esrt.model import EdgeModel
+from esrt.wire import Split
 from export import cli, quantization_error
 from export.backends.xnnpack import delegation_report, lower
 from export.backends.xnnpack.rewrite import XnnpackEncoder
 from export.progress import report_progress
-from export.recipe import Activations, ExportRecipe, LoweredProgram, Precision, Settings, export
+from export.recipe import ExportRecipe, LoweredProgram, Settings, export
 from export.tracing import HalfGraph, trace
 
 
 def export_executorch(
-    checkpoint: Checkpoint, out: Path, precision: Precision, split: SplitPoint
+    checkpoint: Checkpoint, out: Path, precision: Precision, split: Split
 ) -> Manifest:
     """Write an ExecuTorch artifact; see :func:`export.recipe.export`."""
     return export(RECIPE, checkpoint, out, precision, split).manifest

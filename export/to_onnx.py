@@ -30,11 +30,12 @@ if __package__ is None:  # run as a file: the repository, not this folder, holds
 
 from esrt.checkpoint import Checkpoint
 from esrt.errors import CheckFailed
-from esrt.manifest import Manifest, SplitPoint
+from esrt.manifest import Activations, Manifest, Precision
 from esrt.model import EdgeModel
+from esrt.wire import Split
 from export import cli, parity, quantization_error
 from export.progress import report_progress
-from export.recipe import Activations, ExportRecipe, LoweredProgram, Precision, Settings, export
+from export.recipe import ExportRecipe, LoweredProgram, Settings, export
 from export.tracing import INPUT, OUTPUT, DeviceGraph, trace
 
 FLOAT = onnx.TensorProto.FLOAT
@@ -44,9 +45,7 @@ _ONE_FILE_BYTES = 2**31 - 2**26
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def export_onnx(
-    checkpoint: Checkpoint, out: Path, precision: Precision, split: SplitPoint
-) -> Manifest:
+def export_onnx(checkpoint: Checkpoint, out: Path, precision: Precision, split: Split) -> Manifest:
     """Write an ONNX artifact; see :func:`export.recipe.export`."""
     return export(RECIPE, checkpoint, out, precision, split).manifest
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from esrt.config import ModelConfig
-from esrt.manifest import SplitPoint
 from esrt.model import EdgeModel
+from esrt.wire import Split
 
 INPUT, OUTPUT = "mel", "features"
 
@@ -15,7 +15,7 @@ INPUT, OUTPUT = "mel", "features"
 class DeviceGraph(nn.Module):
     """One utterance, log-mel (1, 128, frames) to features (1, tokens, width), up to the split."""
 
-    def __init__(self, model: EdgeModel, split: SplitPoint) -> None:
+    def __init__(self, model: EdgeModel, split: Split) -> None:
         super().__init__()
         self.model = model.eval()
         self.split = split

@@ -25,11 +25,10 @@ from esrt.arrays import Float32Array
 from esrt.bundled import CHECKPOINT, REPOSITORY
 from esrt.checkpoint import open_checkpoint
 from esrt.errors import EsrtError
+from esrt.manifest import Precision, read_manifest
 from esrt.manifest import Precision as PrecisionName
-from esrt.manifest import read_manifest
 from esrt.model import EdgeModel
 from export import parity
-from export.recipe import Precision
 from export.to_executorch import export_executorch
 from tests.export.helpers import cosines, expected
 

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from esrt.arrays import Float32Array
 from esrt.bundled import REPOSITORY
-from esrt.manifest import FrontEnd, Manifest, TensorSpec, sha256
+from esrt.manifest import FORMAT, FrontEnd, Manifest, TensorSpec, sha256
 
 FINGERPRINT = "0123456789abcdef"
 STRIDE = 8
@@ -133,6 +133,7 @@ def describe(folder: Path, **changes: Any) -> Manifest:
         "tools": {},
         "parity": {},
         "created_from": "test",
+        "format": FORMAT,
     }
     manifest = Manifest(**{**defaults, **changes})
     manifest.write(folder)

@@ -6,7 +6,9 @@ from pathlib import Path
 from esrt.bundled import REPOSITORY
 from tests.edge_runtime.helpers import python
 
-SHARED = {"arrays", "languages", "errors", "prompt", "features", "wire", "manifest"}
+SHARED = set(
+    "arrays bundled cli errors features files languages manifest network prompt wire".split()
+)
 # A backend loads what it needs when it is made.
 LATE = {"torch", "transformers", "onnxruntime", "executorch"}
 

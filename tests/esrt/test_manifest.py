@@ -2,19 +2,19 @@
 
 import contextlib
 import copy
-import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from esrt.errors import ArtifactError
-from esrt.manifest import FrontEnd, Manifest, TensorSpec, read_manifest, sha256
+from esrt.manifest import FORMAT, FrontEnd, Manifest, TensorSpec, read_manifest, sha256
 
 CONTENT = {"model.onnx": b"graph", "data/weights.bin": b"\0\1\2"}
 many = settings(
@@ -46,6 +46,7 @@ def artifact(tmp_path: Path) -> Path:
         tools={"onnx": "1.2.3"},
         parity={"cosine_min": 0.99, "clips": 20},
         created_from="modèle-ß",
+        format=FORMAT,
     ).write(folder)
     return folder
 
@@ -84,9 +85,9 @@ def test_survives_writing(artifact: Path, tmp_path: Path) -> None:
     assert manifest.inputs[0].shape == (1, 128, None)
     other = tmp_path / "other"
     other.mkdir()
-    fixed = dataclasses.replace(
+    fixed = msgspec.structs.replace(
         manifest,
-        front_end=dataclasses.replace(manifest.front_end, padded_seconds=30.0),
+        front_end=msgspec.structs.replace(manifest.front_end, padded_seconds=30.0),
         inputs=(TensorSpec("mel", "float32", (1, 128, 3000)),),
         files={},
     )
@@ -153,7 +154,7 @@ def test_every_mistyped_value_is_refused(artifact: Path) -> None:
             data = copy.deepcopy(whole)
             at(data, place[:-1])[place[-1]] = value
             store(artifact, data)
-            with pytest.raises(ArtifactError, match=r"not of type|must have|not one of"):
+            with pytest.raises(ArtifactError, match=r"Expected|Invalid"):
                 read_manifest(artifact, verify=False)
             checked += 1
     assert checked > 150
@@ -173,7 +174,7 @@ def test_every_mistyped_value_is_refused(artifact: Path) -> None:
 )
 def test_values_outside_the_schema_are_refused(artifact: Path, key: str, value: Any) -> None:
     store(artifact, {**load(artifact), key: value})
-    with pytest.raises(ArtifactError, match=str(value)):
+    with pytest.raises(ArtifactError, match=f"{key}|{value}"):
         read_manifest(artifact)
 
 
@@ -222,7 +223,7 @@ def test_names_outside_of_the_folder_are_refused(artifact: Path, name: str) -> N
 def test_what_is_no_number_is_refused(artifact: Path, value: float) -> None:
     data = load(artifact)
     store(artifact, {**data, "front_end": {**data["front_end"], "max_seconds": value}})
-    with pytest.raises(ArtifactError, match="not a number"):
+    with pytest.raises(ArtifactError, match="is not valid"):
         read_manifest(artifact)
 
 

@@ -8,7 +8,6 @@ import huggingface_hub.errors
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.export.test_to_executorch import PADDED
 
 from esrt.checkpoint import Checkpoint, random_checkpoint
 from esrt.errors import ArtifactError, CheckpointError
@@ -16,6 +15,7 @@ from esrt.hf_checkpoint import open_hf_checkpoint
 from esrt.model import EdgeModel
 from export import checkpoint_source
 from export.input_shapes import resolve_frames, restrict_lengths
+from tests.export.backends.test_xnnpack import PADDED
 from tests.tiny_checkpoint import TINY
 
 

@@ -1,6 +1,5 @@
 """The doctor, on sound artifacts and on such as were spoilt on purpose."""
 
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -9,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from esrt.bundled import CHECKPOINT, REPOSITORY
 from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.errors import ArtifactError
-from esrt.manifest import Quantization, read_manifest, sha256
+from esrt.manifest import Activations, Precision, Quantization, read_manifest, sha256
 from export import doctor, quantization_error, to_executorch, to_onnx
 from export.backends.xnnpack import delegation_report, lower
 from export.inspection import Inspection, Operation, problems
-from export.recipe import Precision, export
+from export.recipe import export
 from tests.export.helpers import all_but_linear
 
 TARGETS = {"onnx": to_onnx.RECIPE, "executorch": to_executorch.RECIPE}
@@ -49,7 +49,7 @@ def relabel(folder: Path, **changes: Any) -> None:
     """Write the manifest anew, with the files' true hashes."""
     manifest = read_manifest(folder, verify=False)
     files = {name: sha256(folder / name) for name in manifest.files}
-    dataclasses.replace(manifest, files=files, **changes).write(folder)
+    msgspec.structs.replace(manifest, files=files, **changes).write(folder)
 
 
 def run_doctor(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -189,7 +189,9 @@ def test_layers_in_floating_point_must_be_named(artifacts: dict[str, Path]) -> N
     )
     inspection = Inspection(operations, lambda: iter(()), ())
     assert "1 of 3 linear layers" in problems(inspection, manifest)[0]
-    kept = dataclasses.replace(manifest, quantization=Quantization("dynamic", ("layer 0",), {}))
+    kept = msgspec.structs.replace(
+        manifest, quantization=Quantization(Activations.DYNAMIC, ("layer 0",), {})
+    )
     assert problems(inspection, kept) == []
     floating = Inspection(operations[:1], lambda: iter(()), ())
     assert problems(floating, kept) != []  # nothing is int8
@@ -213,17 +215,20 @@ def test_errors_are_those_of_the_layers_alone() -> None:
     graph = _Two()
     mel = np.random.default_rng(0).standard_normal((128, 50)).astype(np.float32)
     spoilt = quantization_error.errors(
-        graph, [mel], "float", lambda name, weight: weight * 1.1 if name == "first" else weight
+        graph,
+        [mel],
+        Activations.FLOAT,
+        lambda name, weight: weight * 1.1 if name == "first" else weight,
     )
     assert spoilt["second"] == 0
     assert 0.08 < spoilt["first"] < 0.11  # the bias is as it was
-    for activations in ("dynamic", "static"):
+    for activations in (Activations.DYNAMIC, Activations.STATIC):
         found = quantization_error.errors(graph, [mel], activations)  # type: ignore[arg-type]
         assert all(0.002 < error < 0.03 for error in found.values())
     mel[0, 0] = 100  # one outlier spoils a fixed range and only its own row of a dynamic one
     assert (
-        quantization_error.errors(graph, [mel], "static")["first"]
-        > 1.5 * quantization_error.errors(graph, [mel], "dynamic")["first"]
+        quantization_error.errors(graph, [mel], Activations.STATIC)["first"]
+        > 1.5 * quantization_error.errors(graph, [mel], Activations.DYNAMIC)["first"]
     )
 
 

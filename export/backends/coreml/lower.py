@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from esrt.arrays import Float32Array
 from esrt.config import ModelConfig
 from esrt.errors import ArtifactError
-from esrt.manifest import SplitPoint
+from esrt.manifest import Precision
 from esrt.model import EdgeModel, additive
+from esrt.wire import Split
 from export.progress import report_progress
 from export.quantization_error import linear_layers
-from export.recipe import Precision, Settings
+from export.recipe import Settings
 from export.tracing import INPUT, OUTPUT, DeviceGraph
 
 # Added to the scores of what must not be read. esrt.model's -1e9 is infinite in fp16.
@@ -46,7 +47,7 @@ class CoreMLGraph(nn.Module):
     queries: Tensor
     mask: Tensor | None
 
-    def __init__(self, model: EdgeModel, split: SplitPoint) -> None:
+    def __init__(self, model: EdgeModel, split: Split) -> None:
         super().__init__()
         self.model = DeviceGraph(model, split).model
         self.split = split

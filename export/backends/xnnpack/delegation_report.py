@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
 from esrt.errors import CheckFailed
-from export.recipe import Precision
+from esrt.manifest import Precision
 
 # What carries nearly all of the arithmetic.
 PRODUCTS = frozenset({"linear", "addmm", "mm", "bmm", "matmul", "baddbmm", "convolution"})

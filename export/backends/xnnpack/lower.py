@@ -25,9 +25,9 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from esrt.arrays import Float32Array
 from esrt.errors import CheckFailed
+from esrt.manifest import Activations
 from export import parity
 from export.backends.xnnpack import fp16_convert_ops
-from export.recipe import Activations
 
 # The quantizer's own least scale, 2**-12, is coarse for weights below 0.03, which wide layers have.
 _LEAST_SCALE = 1e-9

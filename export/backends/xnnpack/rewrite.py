@@ -12,8 +12,8 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerAttention, Bl
 from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoderLayer
 
 from esrt.config import ModelConfig
-from esrt.manifest import SplitPoint
 from esrt.model import EdgeModel, Projector, QFormerAdapter, SpeechEncoder, additive
+from esrt.wire import Split
 from export.backends.xnnpack import fp16_convert_ops
 
 
@@ -26,9 +26,7 @@ class XnnpackEncoder(nn.Module):
         half_attention: multiply queries, keys and values in float16; all else is as the weights.
     """
 
-    def __init__(
-        self, model: EdgeModel, split: SplitPoint, *, half_attention: bool = False
-    ) -> None:
+    def __init__(self, model: EdgeModel, split: Split, *, half_attention: bool = False) -> None:
         super().__init__()
         self.config: ModelConfig = model.config
         self.encoder = _Encoder(model.encoder)

@@ -15,13 +15,13 @@ from coremltools.proto import FeatureTypes_pb2, Model_pb2
 from esrt.bundled import CHECKPOINT, REPOSITORY
 from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.errors import ArtifactError, CheckFailed
-from esrt.manifest import read_manifest, sha256
+from esrt.manifest import Activations, Precision, read_manifest, sha256
 from esrt.model import EdgeModel
 from export import doctor, parity, quantization_error
 from export.backends.coreml import lower
 from export.backends.coreml.inspect import inspect
 from export.backends.coreml.mil_interpreter import Program
-from export.recipe import Activations, Precision, Settings, export
+from export.recipe import Settings, export
 from export.to_coreml import RECIPE, export_coreml, runner
 from tests.export.helpers import cosines, expected, mel
 

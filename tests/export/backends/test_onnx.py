@@ -9,6 +9,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -20,12 +21,13 @@ from esrt.arrays import Float32Array
 from esrt.bundled import CHECKPOINT, REPOSITORY, SAMPLES
 from esrt.checkpoint import Checkpoint, open_checkpoint, random_checkpoint, save_checkpoint
 from esrt.errors import ArtifactError, CheckFailed
-from esrt.manifest import Manifest, SplitPoint, read_manifest
+from esrt.manifest import Activations, Manifest, Precision, read_manifest
 from esrt.model import EdgeModel
+from esrt.wire import Split
 from export import parity, quantization_error, to_onnx
 from export.artifact import artifact_folder
-from export.recipe import Activations, export
-from export.to_onnx import RECIPE, Precision, export_onnx
+from export.recipe import export
+from export.to_onnx import RECIPE, export_onnx
 from export.tracing import DeviceGraph
 from tests.export.helpers import MANIFEST, cosines, expected, mel
 from tests.tiny_checkpoint import TINY
@@ -195,7 +197,7 @@ def test_the_manifest_is_true(
     assert (manifest.kind, manifest.precision, manifest.split) == ("onnx", precision, "qformer")
     assert (manifest.feature_width, manifest.max_tokens) == (24, 50)
     assert manifest.languages == ("eng", "deu")
-    assert dataclasses.asdict(manifest.front_end) == {
+    assert msgspec.to_builtins(manifest.front_end) == {
         "sample_rate": 16_000,
         "n_fft": 400,
         "hop": 160,
@@ -420,7 +422,7 @@ def test_fixed_ranges_come_from_speech(
 
 @pytest.mark.parametrize("split", ["qformer", "adapter"])
 def test_the_codecs_statistics_go_with_the_features_they_describe(
-    lively: Checkpoint, tmp_path: Path, split: SplitPoint
+    lively: Checkpoint, tmp_path: Path, split: Split
 ) -> None:
     shutil.copytree(lively.folder, tmp_path / "checkpoint")
     checkpoint = open_checkpoint(tmp_path / "checkpoint")

@@ -19,13 +19,13 @@ from esrt.checkpoint import Checkpoint
 from esrt.config import EncoderConfig, ModelConfig, QFormerConfig
 from esrt.errors import CheckFailed
 from esrt.hf_checkpoint import open_hf_checkpoint
-from esrt.manifest import read_manifest
+from esrt.manifest import Activations, Precision, read_manifest
 from esrt.model import EdgeModel
 from export import parity, quantization_error
 from export.backends.xnnpack import delegation_report, inspect, lower
 from export.backends.xnnpack.delegation_report import Summary
 from export.backends.xnnpack.rewrite import XnnpackEncoder
-from export.recipe import Activations, Exported, Precision, export
+from export.recipe import Exported, export
 from export.to_executorch import RECIPE, export_executorch
 from tests.export.helpers import MANIFEST, all_but_linear, cosines, expected, mel
 from tests.tiny_checkpoint import TINY

@@ -1,0 +1,103 @@
+"""A gateway in a process of its own, on loopback: for the demo, the benchmarks and the tests."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from esrt.bundled import REPOSITORY
+from esrt.errors import ServerError
+
+# An engine that loads on a busy machine of two cores takes up to two minutes.
+_READY_S = 300.0
+_STOP_S = 60.0
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class GatewayProcess:
+    """A gateway that has been started.
+
+    Attributes:
+        process: the gateway's process.
+        log: the file that holds its standard output and standard error.
+        address: the address that it listens on, such as ``http://127.0.0.1:40123``.
+    """
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    address: str
+
+    def is_ready(self) -> bool:
+        """Whether ``/readyz`` answers with success."""
+        try:
+            # A proxy from the environment must not come between this machine and itself.
+            return httpx.get(f"{self.address}/readyz", timeout=10, trust_env=False).is_success
+        except httpx.TransportError:
+            return False
+
+    def wait_until_ready(self, seconds: float = _READY_S) -> None:
+        """Poll ``/readyz`` until the engine has loaded.
+
+        Raises:
+            ServerError: the gateway ended, or was not ready in time.
+        """
+        end = time.monotonic() + seconds
+        while not self.is_ready():
+            _check_alive(self.process, self.log, end)
+
+
+@contextmanager
+def start_gateway(
+    *arguments: str, log: Path, env: Mapping[str, str] | None = None
+) -> Iterator[GatewayProcess]:
+    """Start ``python -m cloud_vllm`` on a free port of loopback; stop it at the end of the block.
+
+    Yields once the gateway listens. Its engine may still be loading then: see
+    `GatewayProcess.wait_until_ready`.
+
+    Args:
+        arguments: more arguments of the command.
+        log: the file for its output; its folder is created.
+        env: the whole environment of the process; by default this process's.
+
+    Raises:
+        ServerError: the gateway ended before it listened, or did not listen in time.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cloud_vllm", "--port", "0", *arguments],
+            cwd=REPOSITORY,
+            env=os.environ if env is None else env,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        end = time.monotonic() + _READY_S
+        while not (found := re.search(rb"https?://[^\s,]+:\d+", log.read_bytes())):
+            _check_alive(process, log, end)
+        yield GatewayProcess(process, log, found[0].decode())
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _check_alive(process: subprocess.Popen[bytes], log: Path, end: float) -> None:
+    """Sleep for one polling interval while the process lives and there is time left."""
+    if process.poll() is not None:
+        raise ServerError("The gateway ended early.", f"See {log}.")
+    if time.monotonic() > end:
+        raise ServerError("The gateway was not ready in time.", f"See {log}.")
+    time.sleep(_POLL_S)

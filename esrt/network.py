@@ -1,0 +1,11 @@
+"""Facts about network addresses."""
+
+import ipaddress
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host names this machine: 127.0.0.0/8, ::1 or localhost."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
