@@ -1,8 +1,9 @@
-# make demo   speech in, translation out, on the bundled model
-# make test   all checks and tests
-# make runner the C++ runner of .pte files, for this machine and for ARM
+# make demo    speech in, translation out, on the bundled model
+# make test    every check and every test, in less than 20 minutes on two cores
+# make check   lint, types, import rules and the unit tests, in less than 3 minutes
+# make runner  the C++ runner of .pte files, for this machine and for ARM
 #
-# All set up .venv first: Python 3.11, torch, and the pinned packages of lock.txt.
+# Each target sets up .venv first: Python 3.11, torch, and the pinned packages of lock.txt.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -13,20 +14,25 @@ CLIP ?= models/esrt-nano/samples/eng-2.flac
 FROM ?= eng
 TO ?= deu
 INITIAL := build/initial/models/esrt-nano
+UNIT_TESTS := tests/test_code_quality.py tests/docs tests/esrt tests/edge_runtime tests/cloud_vllm
 CROSS := cmake g++ g++-aarch64-linux-gnu qemu-user-static
 
-.PHONY: demo test setup espeak cross corpus train codec evaluate ablation export runner clean
+.PHONY: demo test check setup espeak nginx cross corpus train codec evaluate ablation export runner clean
 
 demo: setup
 	$(RUN) demo.py "$(CLIP)" --from $(FROM) --to $(TO)
 
-test: setup espeak cross
+test: setup espeak nginx cross
 	$(RUN) -m pytest
+
+# Engines, exports and training are left out.
+check: setup
+	$(RUN) -m pytest -m "not vllm" $(UNIT_TESTS)
 
 setup: $(VENV)/ready
 
-# torch first and with its own dependencies; the rest exactly as locked, because vllm's metadata
-# asks for torchvision and its like, which nothing here needs and whose builds break beside it.
+# torch comes first, with its own dependencies. The rest is installed exactly as locked: vllm's
+# metadata asks for torchvision and torchaudio, which nothing here needs and which break beside torch.
 $(VENV)/ready: lock.txt
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "error: $(PYTHON) was not found. Install Python 3.11, or name it: make PYTHON=..." >&2; \
@@ -37,14 +43,22 @@ $(VENV)/ready: lock.txt
 	$(PIP) install --no-deps --no-build-isolation -r lock.txt
 	touch $@
 
-# Only the tests of the corpus need espeak-ng; without it they are skipped and counted.
+# Without espeak-ng the tests of the corpus are skipped and counted.
 espeak:
 	@command -v espeak-ng >/dev/null || { [ "$$(id -u)" = 0 ] && \
 	  apt-get -qq update && apt-get -qq install --yes espeak-ng >/dev/null; } || \
-	  echo "espeak-ng is not installed: the tests that speak are skipped." \
+	  echo "espeak-ng is not installed: tests that synthesize speech are skipped." \
 	    "On Debian: sudo apt-get install espeak-ng"
 
-# Only the runner needs these; without them its tests are skipped and counted.
+# Without nginx the tests of deploy/nginx.conf are skipped and counted.
+nginx:
+	@test -x /usr/sbin/nginx || { [ "$$(id -u)" = 0 ] && \
+	  apt-get -qq update && apt-get -qq install --yes --no-install-recommends nginx-light \
+	  >/dev/null; } || \
+	  echo "nginx is not installed: tests of the proxy are skipped." \
+	    "On Debian: sudo apt-get install nginx-light"
+
+# Without a cross compiler and an emulator the tests of the runner are skipped and counted.
 cross: setup
 	@(for tool in cmake c++ aarch64-linux-gnu-g++ qemu-aarch64-static; do \
 	  command -v $$tool >/dev/null || exit 1; done) || { [ "$$(id -u)" = 0 ] && \
@@ -58,19 +72,19 @@ cross: setup
 corpus: setup espeak
 	$(RUN) -m training.corpus build
 
-# Two processes of one thread: small models gain more from this than from more threads.
+# Small models train faster on two processes of one thread than on one process of two threads.
 TRAIN := OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --nproc-per-node 2 \
   --master-addr 127.0.0.1 -m training.train --threads 1
 train: setup espeak $(INITIAL)
 	$(TRAIN) training/recipes/nano.yaml --out build/nano
 	$(TRAIN) training/recipes/one-voice.yaml --out build/one-voice
 
-# The four-language nano of an earlier commit, whose edge the recipe starts from.
+# The recipe starts from the edge weights of an earlier commit, a nano of four languages.
 $(INITIAL):
 	mkdir -p build/initial
 	git archive 75a97fe models/esrt-nano | tar -x -C build/initial
 
-# What the learned codecs know of the bundled model's features.
+# Tables of the transform codecs, for the features of the bundled model.
 codec: setup espeak
 	$(RUN) -m training.codec
 
