@@ -1,4 +1,4 @@
-"""What these tests share: headers, an engine that does as it is told, events, a bare client."""
+"""Shared by these tests: headers, scripted engines, events, an ASGI client."""
 
 import asyncio
 import json
@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import uvicorn
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from cloud_vllm import listener
 from cloud_vllm.api.app import create_app
 from cloud_vllm.engines import EngineState, GenerationChunk
+from cloud_vllm.server import configure
 from cloud_vllm.settings import Settings
 from esrt.arrays import Float32Array
 from esrt.errors import EngineFailed
@@ -34,7 +36,7 @@ Scored = Callable[[bytes, str, str], Expected]
 
 
 class ScriptedEngine:
-    """Yields the pieces that it is given, raises the errors among them, and hangs at a None."""
+    """Yields the chunks of a script, raises the errors among them, and hangs at a None."""
 
     def __init__(self, *script: GenerationChunk | Exception | None) -> None:
         self.script = script
@@ -74,7 +76,7 @@ class ScriptedEngine:
 
 
 class Polyglot(ScriptedEngine):
-    """Answers in the language that is asked for, unless that is told to fail or to hang."""
+    """Answers in the target language, or fails or hangs for one language."""
 
     def __init__(self, *, failing: str = "", hanging: str = "") -> None:
         super().__init__()
@@ -101,7 +103,7 @@ class Polyglot(ScriptedEngine):
 
 
 class Clock:
-    """Seconds that a test moves on."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -207,11 +209,11 @@ async def call(
 
 
 @contextmanager
-def served(settings: Settings, engine: ScriptedEngine) -> Iterator[tuple[int, listener.Server]]:
+def served(settings: Settings, engine: ScriptedEngine) -> Iterator[tuple[int, uvicorn.Server]]:
     """The gateway on a port of its own, over real sockets, its engine ready."""
     engine.state = EngineState.READY
     engine.started.set()
-    server = listener.Server(listener.configure(create_app(settings, engine), settings))
+    server = uvicorn.Server(configure(create_app(settings, engine), settings))
     with listener.listen(settings.model_copy(update={"port": 0})) as bound:
         thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
         thread.start()

@@ -4,19 +4,19 @@ import asyncio
 import json
 import random
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from starlette.testclient import TestClient
 
 from cloud_vllm.api.app import create_app
 from cloud_vllm.engines import EngineState, GenerationChunk
 from cloud_vllm.service.preprocessing import PacketPreprocessor, ProjectedPacket
-from cloud_vllm.service.projector import NumpyProjector
 from cloud_vllm.settings import Settings
 from esrt import wire
 from esrt.checkpoint import Checkpoint
@@ -217,79 +217,50 @@ def test_models_with_a_fixed_number_of_tokens_take_no_other(
     settings: Settings, checkpoint: Checkpoint, packet: Packets
 ) -> None:
     config = replace(TINY, q_former=replace(TINY.q_former, stride=None, queries=8))
-    admission = PacketPreprocessor(replace(checkpoint, config=config), settings)
-    assert asyncio.run(admission.admit(packet(0, 8))).embeddings.shape == (8, 64)
+    preprocessor = PacketPreprocessor(replace(checkpoint, config=config), settings)
+    assert asyncio.run(preprocessor.preprocess(packet(0, 8))).embeddings.shape == (8, 64)
     for tokens in (7, 9):
         with pytest.raises(PacketContentError, match="expected exactly 8"):
-            asyncio.run(admission.admit(packet(0, tokens)))
+            asyncio.run(preprocessor.preprocess(packet(0, tokens)))
 
 
-@pytest.mark.parametrize("threaded", [False, True])
-def test_packets_that_arrive_together_are_projected_together(
-    settings: Settings,
-    checkpoint: Checkpoint,
-    packet: Packets,
-    monkeypatch: pytest.MonkeyPatch,
-    threaded: bool,
+def test_small_packets_are_projected_on_the_event_loop_and_large_ones_in_a_thread(
+    settings: Settings, checkpoint: Checkpoint, packet: Packets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if threaded:
-        monkeypatch.setattr("cloud_vllm.service.preprocessing._LITTLE", 0)
-    admission = PacketPreprocessor(checkpoint, settings)
-    bodies = [packet(seed, tokens) for seed, tokens in enumerate((3, 8, 5, 12))]
-    alone = [asyncio.run(admission.admit(body)).embeddings for body in bodies]
+    preprocessor = PacketPreprocessor(checkpoint, settings)
+    threads: list[int] = []
 
-    async def merge_streams() -> list[ProjectedPacket | BaseException]:
-        everything = [*bodies[:2], b"no packet", *bodies[2:]]
-        answers = (admission.admit(body) for body in everything)
+    class Projector(torch.nn.Module):
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            threads.append(threading.get_ident())
+            return features
+
+    async def project(*bodies: bytes) -> list[ProjectedPacket | BaseException]:
+        threads.clear()
+        answers = (preprocessor.preprocess(body) for body in bodies)
         return await asyncio.gather(*answers, return_exceptions=True)
 
-    found = asyncio.run(merge_streams())
-    assert isinstance(found.pop(2), PacketError)
-    projected_packet = [one for one in found if isinstance(one, ProjectedPacket)]
-    for one, expected in zip(projected_packet, alone, strict=True):
-        np.testing.assert_allclose(one.embeddings, expected, rtol=1e-5, atol=1e-6)
-    assert len({one.project_ms for one in projected_packet}) == 1
+    bodies = packet(0, 3), b"no packet", packet(1, 8)
+    alone = [preprocessor.project(body).embeddings for body in (bodies[0], bodies[2])]
+    for limit, on_loop in ((10**9, True), (-1, False)):
+        monkeypatch.setattr("cloud_vllm.service.preprocessing._INLINE_MULTIPLICATIONS", limit)
+        first, refused, second = asyncio.run(project(*bodies))
+        assert isinstance(refused, PacketError)
+        for result, expected in zip((first, second), alone, strict=True):
+            assert isinstance(result, ProjectedPacket)
+            np.testing.assert_array_equal(result.embeddings, expected)
+        with monkeypatch.context() as patch:
+            patch.setattr(preprocessor, "_projector", Projector())
+            asyncio.run(project(bodies[0]))
+        assert [ident == threading.get_ident() for ident in threads] == [on_loop]
 
 
-def test_packets_that_are_little_work_stay_on_the_event_loop_however_many_arrive(
-    settings: Settings,
-    checkpoint: Checkpoint,
-    packet: Packets,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("tokens", [1, 2, 50])
+def test_qformer_features_are_projected_as_by_the_model(
+    settings: Settings, checkpoint: Checkpoint, packet: Packets, tokens: int
 ) -> None:
-    admission = PacketPreprocessor(checkpoint, settings)
-    for_a_token = NumpyProjector(checkpoint.projector()).multiplications
-    monkeypatch.setattr("cloud_vllm.service.preprocessing._LITTLE", 9 * for_a_token)
-    in_thread: list[int] = []
-
-    async def run_in_threadpool(project_batch: Any, bodies: list[bytes]) -> Any:
-        in_thread.append(len(bodies))
-        return project_batch(bodies)
-
-    monkeypatch.setattr("cloud_vllm.service.preprocessing.run_in_threadpool", run_in_threadpool)
-
-    async def admit(*tokens: int) -> list[int]:
-        projected_packet = await asyncio.gather(
-            *(admission.admit(packet(0, some)) for some in tokens)
-        )
-        return [len(one.embeddings) for one in projected_packet]
-
-    assert asyncio.run(admit(4, 4, 4, 9, 1)) == [4, 4, 4, 9, 1]
-    assert not in_thread
-    assert asyncio.run(admit(4, 10, 4)) == [4, 10, 4]
-    assert in_thread == [2]
-
-
-def test_a_client_that_leaves_takes_no_other_with_it(
-    settings: Settings, checkpoint: Checkpoint, packet: Packets
-) -> None:
-    admission = PacketPreprocessor(checkpoint, settings)
-
-    async def run() -> ProjectedPacket:
-        first, second, third = (asyncio.create_task(admission.admit(packet(0, 4))) for _ in "123")
-        await asyncio.sleep(0)
-        second.cancel()
-        await first
-        return await third
-
-    assert asyncio.run(run()).embeddings.shape == (4, 64)
+    body = packet(0, tokens)
+    with torch.inference_mode():
+        expected = checkpoint.projector()(torch.from_numpy(wire.decode(body).features)).numpy()
+    found = PacketPreprocessor(checkpoint, settings).project(body).embeddings
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""A talk's segments over a websocket."""
+"""Streams of segments over a websocket."""
 
 import asyncio
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 from websockets.exceptions import ConnectionClosed
@@ -73,7 +74,7 @@ class Held(ScriptedEngine):
 
 
 @contextmanager
-def served(settings: Settings, engine: ScriptedEngine) -> Iterator[tuple[str, listener.Server]]:
+def served(settings: Settings, engine: ScriptedEngine) -> Iterator[tuple[str, uvicorn.Server]]:
     """The gateway, by the address that streams are opened at."""
     with helpers.served(settings, engine) as (port, server):
         yield f"ws://127.0.0.1:{port}", server
@@ -109,10 +110,7 @@ def test_segments_are_answered_in_order(client: TestClient, packet: Packets) -> 
         assert closed.value.code == 1000
 
 
-def test_over_a_socket_for_longer_than_a_head_may_take(
-    settings: Settings, packet: Packets, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listener, "HEADER_S", 0.2)
+def test_segments_one_after_the_other_over_a_socket(settings: Settings, packet: Packets) -> None:
     with (
         served(settings, ScriptedEngine(HELLO, END)) as (url, _),
         connect(url + PATH) as connection,
@@ -121,7 +119,6 @@ def test_over_a_socket_for_longer_than_a_head_may_take(
             connection.send(packet())
             ((*_, (name, done)),) = receive_next(connection)
             assert (name, done["translation"]) == ("done", "hallo")
-            threading.Event().wait(0.2)
         connection.send("end")
         with pytest.raises(ConnectionClosed):
             connection.recv(timeout=5)

@@ -108,7 +108,7 @@ def test_an_answer_of_which_nothing_was_sent_is_decoded_anew(
 def test_a_death_that_a_request_meets_is_not_waited_for(
     checkpoint: Checkpoint, settings: Settings, packet: Packets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cloud_vllm.engines.supervisor._LOOK_S", 60.0)
+    monkeypatch.setattr("cloud_vllm.engines.supervisor._POLL_S", 60.0)
 
     async def scenario() -> None:
         died_unseen, dies = Mortal(HELLO, END), Mortal(DIED)

@@ -236,7 +236,7 @@ def test_expired_features_are_erased_without_being_asked_for(
 def test_erasing_overwrites(clock: Clock) -> None:
     store = PacketStore(Settings(packet_ttl_s=10), clock)
     first, second = store.put(b"first", "a"), store.put(b"second", "a")
-    memory = [kept.packet for kept in store._kept.values()]
+    memory = [stored.packet for stored in store._packets.values()]
     copy = store.get(first, "a")
     store.delete(first, "a")
     clock.now += 10
@@ -247,7 +247,7 @@ def test_erasing_overwrites(clock: Clock) -> None:
     with pytest.raises(UnknownFeatures):
         store.get(second, "a")
     store.put(b"third", "a")
-    memory = [kept.packet for kept in store._kept.values()]
+    memory = [stored.packet for stored in store._packets.values()]
     store.clear()
     assert bytes(memory[0]) == bytes(5)
 
