@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
 
-from cloud_vllm.request_context import request_context_of
+from cloud_vllm.request_context import RequestContext, request_context_of
 from cloud_vllm.schemas import Problem
 from esrt.errors import EngineFailed, EsrtError, NotReady, RequestError, Unauthorized
 
@@ -64,6 +64,15 @@ def answer(request: HTTPConnection, error: EsrtError) -> Response:
     if retry_after:
         headers["Retry-After"] = str(retry_after)
     return respond(request, from_error(error), headers)
+
+
+def of_stream(error: Exception, context: RequestContext) -> Problem:
+    """The problem document of an exception that ends a stream; an unexpected one is logged."""
+    if not isinstance(error, EsrtError) or error.__cause__ is not None:
+        _log.error("A stream ended with an error.", exc_info=error)
+    problem = from_error(error)
+    context.problem = name(problem)
+    return problem
 
 
 def responses(*errors: type[EsrtError]) -> dict[int | str, dict[str, Any]]:

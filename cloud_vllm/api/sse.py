@@ -1,7 +1,6 @@
 """Server-sent events: the streamed form of an answer."""
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -14,15 +13,12 @@ from starlette.types import Send
 from cloud_vllm import problems
 from cloud_vllm.request_context import RequestContext
 from cloud_vllm.service.translation import Event
-from esrt.errors import EsrtError
 
 MEDIA_TYPE = "text/event-stream"
 
 # Line breaks of `str.splitlines` that JSON does not escape. `format_sse_event` would break the
 # data at U+2028 and the like, and a client would join the parts with another character.
 _LINE_BREAKS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
-
-_log = logging.getLogger(__name__)
 
 
 def accepts_events(request: Request) -> bool:
@@ -58,11 +54,7 @@ async def encode_sse(
             async for name, data in stream:
                 yield _encode(name, data)
     except Exception as error:
-        if not isinstance(error, EsrtError) or error.__cause__ is not None:
-            _log.exception("A stream ended with an error.")
-        problem = problems.from_error(error)
-        context.problem = problems.name(problem)
-        yield _encode("error", problem)
+        yield _encode("error", problems.of_stream(error, context))
     except (asyncio.CancelledError, GeneratorExit):
         context.problem = problems.CLIENT_GONE
         raise

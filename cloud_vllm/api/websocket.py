@@ -9,7 +9,6 @@ closes the connection.
 
 import asyncio
 import json
-import logging
 import time
 from collections import Counter
 from contextlib import ExitStack, aclosing, suppress
@@ -44,8 +43,6 @@ _NORMAL, _UNSUPPORTED = 1000, 1003
 # Time limit for a client that does not read its answers.
 _SEND_S = 30.0
 _RETRY_S = 5
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -215,10 +212,8 @@ class _StreamSession:
                     async for event in stream:
                         segment.events.put_nowait(event)
         except Exception as error:
-            if not isinstance(error, EsrtError) or error.__cause__ is not None:
-                _log.exception("A segment ended with an error.")
-            problem = problems.from_error(error)
-            context.problem, status = problems.name(problem), problem.status
+            problem = problems.of_stream(error, context)
+            status = problem.status
             segment.events.put_nowait(("error", problem))
         except asyncio.CancelledError:
             context.problem = problems.CLIENT_GONE

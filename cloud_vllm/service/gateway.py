@@ -35,7 +35,7 @@ class GatewayService:
         self.preprocessor = PacketPreprocessor(checkpoint, settings)
         self.limits = Limits(settings, clock)
         self.packets = PacketStore(settings, clock)
-        self.metrics = Metrics(lambda: self.limits.inside)
+        self.metrics = Metrics(lambda: self.limits.admitted)
         self._deadline_s = settings.deadline_s
         self._engine = engine
         self._failed = False

@@ -61,7 +61,7 @@ class Limits:
         self._key_places = settings.key_max_concurrency
         self._places = settings.max_concurrent + settings.queue_size
         self._key_answers: Counter[str] = Counter()
-        self.inside = 0
+        self.admitted = 0
 
     @contextmanager
     def admit(self, key: str | None, answers: int = 1) -> Iterator[None]:
@@ -86,7 +86,7 @@ class Limits:
                 "Wait for an answer before the next request.",
                 _KEY_RETRY_S,
             )
-        if self.inside and self.inside + answers > self._places:
+        if self.admitted and self.admitted + answers > self._places:
             raise Overloaded(
                 "The gateway is at its limit of accepted requests.",
                 "Send the request again after the time in Retry-After.",
@@ -98,13 +98,13 @@ class Limits:
                 "Send the request again after the time in Retry-After.",
                 math.ceil(wait),
             )
-        self.inside += answers
+        self.admitted += answers
         if key is not None:
             self._key_answers[key] += answers
         try:
             yield
         finally:
-            self.inside -= answers
+            self.admitted -= answers
             if key is not None:
                 self._key_answers[key] -= answers
                 if not self._key_answers[key]:

@@ -31,7 +31,7 @@ _SECONDS = (
 class Metrics:
     """Counters and histograms of one gateway; each has its own, so that tests do not add up."""
 
-    def __init__(self, answers_inside: Callable[[], int]) -> None:
+    def __init__(self, admitted_answers: Callable[[], int]) -> None:
         registry = self._registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         requests = Counter(
@@ -71,7 +71,7 @@ class Metrics:
         self.gauge(
             "esrt_answers_waiting",
             "Answers taken on that have no token yet: uploading, queued or in prefill.",
-        ).set_function(lambda: answers_inside() - self._running)
+        ).set_function(lambda: admitted_answers() - self._running)
 
     @contextmanager
     def running(self) -> Iterator[None]:

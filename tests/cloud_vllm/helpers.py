@@ -135,7 +135,7 @@ def parse_events(text: str) -> list[tuple[str, Any]]:
 
 
 def assert_stream_adds_up(events: list[tuple[str, Any]]) -> dict[str, Any]:
-    """All transcript events, then all translation events, then the answer that they join to."""
+    """Check the order of events, and that the text events join to the answer."""
     names = [name for name, _ in events]
     assert names == sorted(names, key=["transcript", "translation", "done"].index)
     assert names.count("done") == 1
@@ -210,7 +210,7 @@ async def call(
 
 @contextmanager
 def served(settings: Settings, engine: ScriptedEngine) -> Iterator[tuple[int, uvicorn.Server]]:
-    """The gateway on a port of its own, over real sockets, its engine ready."""
+    """A gateway on a free port, with real sockets and a ready engine."""
     engine.state = EngineState.READY
     engine.started.set()
     server = uvicorn.Server(configure(create_app(settings, engine), settings))

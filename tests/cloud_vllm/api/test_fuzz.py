@@ -87,7 +87,7 @@ def target(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @st.composite
 def mutated(draw: st.DrawFn, whole: bytes) -> bytes:
-    """A few places changed, something cut out, doubled or put in."""
+    """Bytes with random changes, deletions, duplications and insertions."""
     data = bytearray(whole)
     for _ in range(draw(st.integers(1, 4))):
         if not data:
@@ -110,7 +110,7 @@ def mutated(draw: st.DrawFn, whole: bytes) -> bytes:
 
 @st.composite
 def packets(draw: st.DrawFn, whole: bytes) -> bytes:
-    """A damaged packet; often its checksum is right, so that the damage gets further."""
+    """A damaged packet, often with a correct checksum, so that later checks see the damage."""
     data = draw(mutated(whole))
     if len(data) >= wire.HEADER_BYTES and draw(st.booleans()):
         header, payload = data[: wire.HEADER_BYTES - 4], data[wire.HEADER_BYTES :]
@@ -120,7 +120,7 @@ def packets(draw: st.DrawFn, whole: bytes) -> bytes:
 
 
 def flood(target: Target, packet: Packets, requests: int) -> None:
-    """As many malformed requests of all kinds."""
+    """Send malformed requests of all kinds."""
     whole = packet(0, 7)
     head = (
         f"POST {URL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {PACKET['Content-Type']}\r\n"

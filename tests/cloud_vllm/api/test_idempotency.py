@@ -1,4 +1,4 @@
-"""Retries that cost nothing: Idempotency-Key."""
+"""Retries with an Idempotency-Key."""
 
 import asyncio
 import json
@@ -51,7 +51,7 @@ def client(settings: Settings, engine: ScriptedEngine, clock: Clock) -> Iterator
         yield client
 
 
-def test_a_retry_is_answered_by_the_same_answer(
+def test_a_retry_gets_the_same_answer(
     client: TestClient, engine: ScriptedEngine, packet: Packets
 ) -> None:
     first = client.post(URL, content=packet(), headers={**PACKET, **KEY})
@@ -65,7 +65,7 @@ def test_a_retry_is_answered_by_the_same_answer(
     assert (other.status_code, len(engine.seen)) == (200, 2)
 
 
-def test_a_stream_can_be_asked_for_again(
+def test_a_stream_can_be_replayed(
     client: TestClient, engine: ScriptedEngine, packet: Packets
 ) -> None:
     first = client.post(URL, content=packet(), headers={**EVENTS, **KEY})
@@ -74,7 +74,7 @@ def test_a_stream_can_be_asked_for_again(
     assert len(engine.seen) == 1
 
 
-def test_the_key_of_another_request_is_refused(client: TestClient, packet: Packets) -> None:
+def test_a_reused_key_is_rejected(client: TestClient, packet: Packets) -> None:
     assert client.post(URL, content=packet(), headers={**PACKET, **KEY}).status_code == 200
     for url, body in ((URL, packet(1)), ("/v1/translate?src=deu&tgt=eng", packet())):
         response = client.post(url, content=body, headers={**PACKET, **KEY})
@@ -82,7 +82,7 @@ def test_the_key_of_another_request_is_refused(client: TestClient, packet: Packe
 
 
 @pytest.mark.parametrize("key", ["", "a b", "x" * 256])
-def test_a_key_of_another_form_is_refused(client: TestClient, packet: Packets, key: str) -> None:
+def test_a_malformed_key_is_rejected(client: TestClient, packet: Packets, key: str) -> None:
     headers = {**PACKET, "Idempotency-Key": key}
     assert_problem(client.post(URL, content=packet(), headers=headers), 422, "request")
 
@@ -105,7 +105,7 @@ def test_answers_expire(
         assert len(engine.seen) == decoded
 
 
-def test_the_oldest_answers_go_when_there_are_too_many(
+def test_the_oldest_answers_are_dropped_at_the_capacity(
     settings: Settings, engine: ScriptedEngine, packet: Packets
 ) -> None:
     with TestClient(create_app(settings, engine)) as client:
@@ -122,7 +122,7 @@ def test_the_oldest_answers_go_when_there_are_too_many(
             assert len(engine.seen) == decoded
 
 
-def test_keys_are_a_clients_own(
+def test_keys_of_different_clients_are_separate(
     settings: Settings, engine: ScriptedEngine, packet: Packets, tmp_path: Path
 ) -> None:
     file = tmp_path / "keys.json"

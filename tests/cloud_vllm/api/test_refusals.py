@@ -1,4 +1,4 @@
-"""Every request that the gateway refuses: the status, the type, and that it goes on serving."""
+"""Rejected requests: the status, the type, and that the gateway keeps serving."""
 
 import asyncio
 import json
@@ -52,7 +52,7 @@ def test_other_media_types(
     assert_problem(response, 415, "media-type", kind or "not given")
 
 
-def test_media_type_parameters_and_case_do_not_matter(client: TestClient, packet: Packets) -> None:
+def test_media_type_parameters_and_case_are_ignored(client: TestClient, packet: Packets) -> None:
     headers = {"Content-Type": "Application/vnd.ESRT.features; version=1"}
     assert client.post(URL, content=packet(), headers=headers).status_code == 200
 
@@ -74,7 +74,7 @@ def test_languages(client: TestClient, packet: Packets, query: str, kind: str, w
     assert_problem(response, 422, kind, word)
 
 
-def test_another_fingerprint_names_both(
+def test_a_wrong_fingerprint_is_reported_with_both_values(
     client: TestClient, packet: Packets, checkpoint: Checkpoint
 ) -> None:
     body = packet(fingerprint="0123456789abcdef")
@@ -92,7 +92,7 @@ def test_another_fingerprint_names_both(
         ((TINY.max_tokens + 1, 64), "adapter", ["51", "at most 50"]),
     ],
 )
-def test_shapes_that_the_model_does_not_have(
+def test_wrong_shapes(
     client: TestClient, checkpoint: Checkpoint, shape: tuple[int, int], split: str, words: list[str]
 ) -> None:
     values = np.ones(shape, np.float32)
@@ -142,7 +142,7 @@ def test_not_a_number(client: TestClient, packet: Packets) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"RIFF\0\0\0\0WAVE", b"ESRT", bytes(1 << 20)])
-def test_bytes_that_are_no_packet(client: TestClient, body: bytes) -> None:
+def test_bytes_that_are_not_a_packet(client: TestClient, body: bytes) -> None:
     assert_problem(client.post(URL, content=body, headers=PACKET), 400, "packet-malformed")
 
 
@@ -157,7 +157,7 @@ def test_damaged_packets_never_pass_or_crash(client: TestClient, packet: Packets
         assert bytes(body) == good or response.status_code in (400, 413, 422), response.text
 
 
-def test_a_declared_length_beyond_the_limit_is_refused_unread(
+def test_a_declared_length_beyond_the_limit_is_rejected_unread(
     settings: Settings,
 ) -> None:
     status, text, read = _call(settings, [b"x"], {"Content-Length": "1048577"})
@@ -166,7 +166,7 @@ def test_a_declared_length_beyond_the_limit_is_refused_unread(
 
 
 @pytest.mark.parametrize("declared", [{}, {"Content-Length": "10"}, {"Content-Length": "-1"}])
-def test_a_longer_body_is_refused_while_it_arrives(
+def test_a_longer_body_is_rejected_while_it_arrives(
     settings: Settings, declared: dict[str, str]
 ) -> None:
     status, text, read = _call(settings, [bytes(100_000)] * 100, declared)
@@ -213,7 +213,7 @@ def _call(settings: Settings, body: list[bytes], headers: dict[str, str]) -> tup
     return asyncio.run(call(app, body, headers={**PACKET, **headers}))
 
 
-def test_models_with_a_fixed_number_of_tokens_take_no_other(
+def test_models_with_a_fixed_number_of_tokens_reject_other_numbers(
     settings: Settings, checkpoint: Checkpoint, packet: Packets
 ) -> None:
     config = replace(TINY, q_former=replace(TINY.q_former, stride=None, queries=8))

@@ -45,7 +45,7 @@ HELLO = GenerationChunk("hello", 1)
 END = GenerationChunk("<|eng|><|deu|>hallo", 3, "stop")
 
 
-class Held(ScriptedEngine):
+class GatedEngine(ScriptedEngine):
     """Answers a packet of n tokens once the n-th gate is open."""
 
     def __init__(self) -> None:
@@ -75,13 +75,13 @@ class Held(ScriptedEngine):
 
 @contextmanager
 def served(settings: Settings, engine: ScriptedEngine) -> Iterator[tuple[str, uvicorn.Server]]:
-    """The gateway, by the address that streams are opened at."""
+    """A served gateway: its websocket address and its server."""
     with helpers.served(settings, engine) as (port, server):
         yield f"ws://127.0.0.1:{port}", server
 
 
 def receive(connection: ClientConnection, segments: int) -> list[list[tuple[str, Any]]]:
-    """The events of so many segments, which must come one after the other."""
+    """Receive the events of a number of segments, which must arrive in order."""
     found: list[list[tuple[str, Any]]] = [[] for _ in range(segments)]
     for number in range(segments):
         while not found[number] or found[number][-1][0] not in ("done", "error"):
@@ -133,9 +133,7 @@ def receive_next(connection: ClientConnection) -> list[list[tuple[str, Any]]]:
     return [events]
 
 
-def test_a_segment_that_is_refused_does_not_end_the_talk(
-    settings: Settings, packet: Packets
-) -> None:
+def test_a_rejected_segment_does_not_end_the_stream(settings: Settings, packet: Packets) -> None:
     with (
         served(settings, ScriptedEngine(HELLO, END)) as (url, _),
         connect(url + PATH) as connection,
@@ -149,7 +147,7 @@ def test_a_segment_that_is_refused_does_not_end_the_talk(
 
 
 @pytest.mark.parametrize(("message", "code"), [("hello", 1003), (bytes((1 << 20) + 1), 1009)])
-def test_messages_that_end_the_talk(settings: Settings, message: str | bytes, code: int) -> None:
+def test_messages_that_end_the_stream(settings: Settings, message: str | bytes, code: int) -> None:
     with (
         served(settings, ScriptedEngine(HELLO, END)) as (url, _),
         connect(url + PATH) as connection,
@@ -161,8 +159,8 @@ def test_messages_that_end_the_talk(settings: Settings, message: str | bytes, co
         assert connection.close_code == code
 
 
-def test_shutdown_answers_what_is_under_way(settings: Settings, packet: Packets) -> None:
-    engine = Held()
+def test_shutdown_answers_segments_under_way(settings: Settings, packet: Packets) -> None:
+    engine = GatedEngine()
     with served(settings, engine) as (url, server), connect(url + PATH) as connection:
         connection.send(packet(0, 1))
         while not engine.open:
@@ -182,7 +180,7 @@ def send_without_end(connection: ClientConnection) -> None:
         connection.send(b"no packet")
 
 
-def test_a_client_that_does_not_read_is_left(
+def test_a_client_that_does_not_read_is_disconnected(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(websocket, "_SEND_S", 0.3)
@@ -233,7 +231,7 @@ def test_the_log_does_not_hold_the_query(
         (PATH, {"Origin": "https://else.example"}, 403, "forbidden"),
     ],
 )
-def test_handshakes_that_are_refused(
+def test_rejected_handshakes(
     client: TestClient, path: str, headers: dict[str, str], status: int, kind: str
 ) -> None:
     with (
@@ -245,13 +243,13 @@ def test_handshakes_that_are_refused(
     assert refused.value.headers["x-request-id"]
 
 
-def test_several_languages_take_several_streams(
+def test_a_stream_with_several_languages_is_rejected(
     settings: Settings, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(TINY, languages=("eng", "deu", "fra"))
     monkeypatch.setattr(app, "open_checkpoint", lambda _: replace(checkpoint, config=config))
     with (
-        TestClient(create_app(settings, Held())) as client,
+        TestClient(create_app(settings, GatedEngine())) as client,
         pytest.raises(WebSocketDenialResponse) as refused,
         client.websocket_connect("/v1/stream?src=eng&tgt=deu,fra"),
     ):
@@ -259,7 +257,7 @@ def test_several_languages_take_several_streams(
     assert_problem(refused.value, 422, "language", "one target")
 
 
-def test_an_origin_that_is_named(settings: Settings) -> None:
+def test_an_allowed_origin(settings: Settings) -> None:
     engine = ScriptedEngine(HELLO, END)
     engine.started.set()
     engine.state = EngineState.READY
@@ -308,8 +306,8 @@ def test_keys(settings: Settings, packet: Packets, tmp_path: Path) -> None:
             assert types == ["done", "done", "too-many-requests", "unauthorized"]
 
 
-class Line:
-    """A client at the level of ASGI, which counts what is taken from it."""
+class AsgiClient:
+    """An ASGI client that counts the messages taken from it."""
 
     def __init__(self, *messages: bytes | str) -> None:
         self.messages = list(messages)
@@ -349,39 +347,37 @@ class Line:
 
 def test_back_pressure_and_order(settings: Settings, packet: Packets) -> None:
     async def scenario() -> None:
-        engine = Held()
+        engine = GatedEngine()
         app = create_app(settings.model_copy(update={"stream_segments": 3}), engine)
-        line = Line(*(packet(0, n) for n in (1, 2, 3, 4, 5)), "end")
-        running = asyncio.create_task(line.run(app))
+        client = AsgiClient(*(packet(0, n) for n in (1, 2, 3, 4, 5)), "end")
+        running = asyncio.create_task(client.run(app))
         await asyncio.sleep(0.2)
-        assert (line.taken, engine.open) == (1 + 3, 3)
+        assert (client.taken, engine.open) == (1 + 3, 3)
         # The second and third are done before the first, and wait for their turn.
         engine.gates[2].set()
         engine.gates[3].set()
         await asyncio.sleep(0.1)
-        assert (line.taken, engine.open, line.numbers()) == (1 + 3, 1, [])
+        assert (client.taken, engine.open, client.numbers()) == (1 + 3, 1, [])
         for gate in engine.gates:
             gate.set()
         await asyncio.wait_for(running, 5)
-        numbers = line.numbers()
+        numbers = client.numbers()
         assert numbers == sorted(numbers)
         assert set(numbers) == {0, 1, 2, 3, 4}
-        assert line.sent[-1] == {"type": "websocket.close", "code": 1000, "reason": ""}
+        assert client.sent[-1] == {"type": "websocket.close", "code": 1000, "reason": ""}
 
     asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("ended", [False, True])
-def test_a_client_that_goes_ends_the_decoding(
-    settings: Settings, packet: Packets, ended: bool
-) -> None:
+def test_a_disconnect_ends_the_decoding(settings: Settings, packet: Packets, ended: bool) -> None:
     async def scenario() -> None:
-        engine = Held()
-        line = Line(packet(0, 1), packet(0, 2), *(["end"] if ended else []))
-        running = asyncio.create_task(line.run(create_app(settings, engine)))
+        engine = GatedEngine()
+        client = AsgiClient(packet(0, 1), packet(0, 2), *(["end"] if ended else []))
+        running = asyncio.create_task(client.run(create_app(settings, engine)))
         await asyncio.sleep(0.2)
         assert engine.open == 2
-        line.gone.set()
+        client.gone.set()
         await asyncio.wait_for(running, 5)
         assert engine.open == 0
 
@@ -390,19 +386,19 @@ def test_a_client_that_goes_ends_the_decoding(
 
 def test_a_silent_stream_is_closed(settings: Settings, packet: Packets) -> None:
     async def scenario() -> None:
-        engine = Held()
+        engine = GatedEngine()
         app = create_app(settings.model_copy(update={"stream_idle_s": 0.1}), engine)
-        line = Line(packet(0, 1))
-        running = asyncio.create_task(line.run(app))
+        client = AsgiClient(packet(0, 1))
+        running = asyncio.create_task(client.run(app))
         await asyncio.sleep(0.3)
         assert not running.done(), "an answer is under way"
         engine.gates[1].set()
         await asyncio.wait_for(running, 5)
-        assert set(line.numbers()) == {0}
-        assert line.sent[-1]["type"] == "websocket.close"
+        assert set(client.numbers()) == {0}
+        assert client.sent[-1]["type"] == "websocket.close"
 
     asyncio.run(scenario())
 
 
-def test_a_plain_request_is_no_stream(client: TestClient) -> None:
+def test_a_plain_request_is_not_a_stream(client: TestClient) -> None:
     assert_problem(client.get(PATH, headers=PACKET), 404, "not-found")

@@ -85,7 +85,7 @@ def test_equals_transformers(
         assert reference(body, source, target) == text
 
 
-def test_equals_transformers_on_features_never_seen(
+def test_equals_transformers_on_unseen_features(
     service: Service, packet: Packets, scored: Scored
 ) -> None:
     # So many that every end occurs, whatever processor the tiny model was trained on.
@@ -105,7 +105,7 @@ def test_equals_transformers_on_features_never_seen(
     assert {answer["finish"] for answer in answers} == {"stop", "length", "repetition"}
 
 
-def test_many_at_once_do_not_mix(service: Service, packet: Packets) -> None:
+def test_concurrent_answers_do_not_mix(service: Service, packet: Packets) -> None:
     numbers = list(range(len(SENTENCES))) * 3
     bodies = [packet(number, 1 + place * 2) for place, number in enumerate(numbers)]
     with ThreadPoolExecutor(len(bodies)) as pool:
@@ -129,7 +129,7 @@ def test_streams_the_same_answer(service: Service, packet: Packets) -> None:
         assert len(set(times)) > 2, "the answer came at once"
 
 
-def test_goes_on_after_clients_that_hang_up(service: Service, packet: Packets) -> None:
+def test_continues_after_disconnects(service: Service, packet: Packets) -> None:
     for headers in (PACKET, EVENTS):
         for _ in range(5):
             with pytest.raises(httpx.TimeoutException):
@@ -168,7 +168,7 @@ def test_an_engine_process_that_dies_or_hangs_under_load(
     assert _living(family) == []
 
 
-def test_sigterm_finishes_what_runs_and_leaves_nothing_behind(
+def test_sigterm_finishes_running_requests_and_leaves_no_process(
     service: Service, packet: Packets
 ) -> None:
     family = psutil.Process(service.gateway.process.pid).children(recursive=True)

@@ -38,7 +38,7 @@ def engine() -> ScriptedEngine:
 
 @contextmanager
 def served(settings: Settings) -> Iterator[int]:
-    """The gateway, by its port."""
+    """A served gateway: its port."""
     with helpers.served(settings, engine()) as (port, _):
         yield port
 
@@ -59,7 +59,7 @@ def test_every_answer_has_the_security_headers(settings: Settings, packet: Packe
         assert "access-control-allow-origin" not in answer.headers
 
 
-def test_other_origins_only_when_they_are_named(settings: Settings) -> None:
+def test_only_allowed_origins_get_cors_headers(settings: Settings) -> None:
     preflight = {
         "Origin": ORIGIN,
         "Access-Control-Request-Method": "POST",
@@ -78,19 +78,19 @@ def test_other_origins_only_when_they_are_named(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
-def test_an_open_gateway_on_loopback(host: str) -> None:
+def test_no_keys_are_needed_on_loopback(host: str) -> None:
     listener.check_exposure(Settings(host=host))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.2", "localhost.example"])
-def test_an_open_gateway_elsewhere_must_be_meant(host: str, tmp_path: Path) -> None:
+def test_no_keys_beyond_loopback_must_be_allowed_explicitly(host: str, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="--allow-anonymous"):
         listener.check_exposure(Settings(host=host))
     listener.check_exposure(Settings(host=host, allow_anonymous=True))
     listener.check_exposure(Settings(host=host, key_file=tmp_path / "keys"))
 
 
-def test_an_answer_that_nobody_reads_ends(
+def test_a_request_beyond_all_limits_ends(
     settings: Settings, packet: Packets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(request_guard, "_SEND_S", 0.0)
@@ -143,7 +143,7 @@ def test_tls_files_that_cannot_be_used(settings: Settings, certificate: tuple[Pa
         Settings(tls_certificate=chain)
 
 
-def test_a_refusal_survives_the_body_that_it_did_not_wait_for(settings: Settings) -> None:
+def test_a_rejection_is_sent_before_the_body_has_arrived(settings: Settings) -> None:
     head = f"POST {URL} HTTP/1.1\r\nHost: a\r\nContent-Type: text/plain\r\nContent-Length: "
     with served(settings) as port, socket.create_connection(("127.0.0.1", port)) as client:
         client.settimeout(5)
@@ -156,7 +156,7 @@ def test_a_refusal_survives_the_body_that_it_did_not_wait_for(settings: Settings
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
 
 
-def test_a_packet_that_trickles_in(settings: Settings) -> None:
+def test_a_slow_upload_times_out(settings: Settings) -> None:
     head = f"POST {URL} HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n"
     head += f"Content-Type: {PACKET['Content-Type']}\r\n\r\n"
     changed = settings.model_copy(update={"upload_s": 0.3})
@@ -166,6 +166,6 @@ def test_a_packet_that_trickles_in(settings: Settings) -> None:
         assert client.recv(65536).startswith(b"HTTP/1.1 408")
 
 
-def test_the_old_pages_are_gone(settings: Settings) -> None:
+def test_there_are_no_interactive_pages(settings: Settings) -> None:
     with TestClient(create_app(settings, engine())) as client:
         assert_problem(client.get("/docs"), 404, "not-found")
