@@ -75,6 +75,14 @@ class ScriptedEngine:
         self.state = EngineState.CLOSED
 
 
+def ready_engine(*script: GenerationChunk | Exception | None) -> ScriptedEngine:
+    """A scripted engine that is loaded already."""
+    engine = ScriptedEngine(*script)
+    engine.state = EngineState.READY
+    engine.started.set()
+    return engine
+
+
 class Polyglot(ScriptedEngine):
     """Answers in the target language, or fails or hangs for one language."""
 

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from cloud_vllm.api.app import create_app
 from cloud_vllm.auth import keys
-from cloud_vllm.engines import EngineState, GenerationChunk
+from cloud_vllm.engines import GenerationChunk
 from cloud_vllm.settings import Settings
 from esrt.errors import EngineFailed
 from tests.cloud_vllm.helpers import (
@@ -24,6 +24,7 @@ from tests.cloud_vllm.helpers import (
     assert_stream_adds_up,
     call,
     parse_events,
+    ready_engine,
     wait_until_ready,
 )
 
@@ -139,8 +140,7 @@ def test_keys_of_different_clients_are_separate(
 
 def test_duplicates_wait_for_the_first(settings: Settings, packet: Packets) -> None:
     async def scenario() -> None:
-        engine, gone = ScriptedEngine(HELLO, None), asyncio.Event()
-        engine.state = EngineState.READY
+        engine, gone = ready_engine(HELLO, None), asyncio.Event()
         app = create_app(settings, engine)
 
         def ask(hang_up: asyncio.Event | None = None) -> asyncio.Task[tuple[int, bytes, int]]:

@@ -37,6 +37,7 @@ from tests.cloud_vllm.helpers import (
     ScriptedEngine,
     assert_problem,
     assert_stream_adds_up,
+    ready_engine,
 )
 from tests.tiny_checkpoint import SENTENCES, TINY
 
@@ -258,9 +259,7 @@ def test_a_stream_with_several_languages_is_rejected(
 
 
 def test_an_allowed_origin(settings: Settings) -> None:
-    engine = ScriptedEngine(HELLO, END)
-    engine.started.set()
-    engine.state = EngineState.READY
+    engine = ready_engine(HELLO, END)
     named = settings.model_copy(update={"cors_origins": ("https://talk.example",)})
     with (
         TestClient(create_app(named, engine)) as client,
@@ -273,9 +272,7 @@ def test_keys(settings: Settings, packet: Packets, tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     key = keys.create(file, "a", keys.Scope.TRANSLATE)
     other = keys.create(file, "b", keys.Scope.METRICS)
-    engine = ScriptedEngine(HELLO, END)
-    engine.started.set()
-    engine.state = EngineState.READY
+    engine = ready_engine(HELLO, END)
     limited = settings.model_copy(
         update={"key_file": file, "key_max_concurrency": 1, "key_burst": 2}
     )

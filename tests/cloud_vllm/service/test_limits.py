@@ -8,11 +8,18 @@ import pytest
 
 from cloud_vllm.api.app import create_app
 from cloud_vllm.auth import keys
-from cloud_vllm.engines import EngineState, GenerationChunk
+from cloud_vllm.engines import GenerationChunk
 from cloud_vllm.service.limits import Limits, RateLimit
 from cloud_vllm.settings import Settings
 from esrt.errors import Overloaded, TooManyRequests
-from tests.cloud_vllm.helpers import EVENTS, PACKET, Clock, Packets, ScriptedEngine, call
+from tests.cloud_vllm.helpers import (
+    EVENTS,
+    PACKET,
+    Clock,
+    Packets,
+    call,
+    ready_engine,
+)
 
 HELLO = GenerationChunk("hello", 1)
 
@@ -102,8 +109,7 @@ def test_a_place_is_occupied_until_the_answer_is_sent(
     key = keys.create(file, "a", keys.Scope.TRANSLATE)
 
     async def scenario() -> None:
-        engine, gone = ScriptedEngine(HELLO, None), asyncio.Event()
-        engine.state = EngineState.READY
+        engine, gone = ready_engine(HELLO, None), asyncio.Event()
         app = create_app(settings.model_copy(update={**changes, "key_file": file}), engine)
         sent = {**headers, "Authorization": f"Bearer {key}"}
         first = asyncio.create_task(call(app, [packet()], headers=sent, hang_up=gone))
