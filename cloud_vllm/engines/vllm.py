@@ -94,14 +94,14 @@ class VllmEngine:
         """
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        from cloud_vllm.engines.vllm_params import embeds_prompt, sampling_params
+        from cloud_vllm.engines import vllm_params
 
         request, llm = uuid.uuid4().hex, self._llm
         if llm is None:
             raise _died()
         grammar = self._grammars.of(source, target)
-        prompt = embeds_prompt(embeddings, grammar, self._dtype)
-        params = sampling_params(grammar, self._settings, streamed=streamed)
+        prompt = vllm_params.prompt(embeddings, grammar, self._dtype)
+        params = vllm_params.sampling(grammar, self._settings, streamed=streamed)
         text, score, finish = Detokenizer(self._tokenizer), Score(grammar), None
         self._requests.add(request)
         try:
@@ -109,15 +109,15 @@ class VllmEngine:
                 async for output in outputs:
                     completion = output.outputs[0]
                     ids, finish = list(completion.token_ids), completion.finish_reason
+                    if finish not in (None, "stop", "length", "repetition"):
+                        raise self._aborted()
                     for token, logprobs in zip(ids, completion.logprobs, strict=True):
                         score.add(token, logprobs[token].logprob)
                     text.feed(token for token in ids if token != grammar.end)
                     if finish is None:
                         yield GenerationChunk(text.flush_stable() if streamed else "", len(ids))
-                    elif finish in ("stop", "length", "repetition"):
-                        yield GenerationChunk(text.finish(), len(ids), finish, score.confidence())
                     else:
-                        raise self._aborted()
+                        yield GenerationChunk(text.finish(), len(ids), finish, score.confidence())
         except EngineDeadError as error:
             if self._state is EngineState.READY:
                 self._state = EngineState.FAILED

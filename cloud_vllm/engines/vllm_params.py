@@ -14,9 +14,7 @@ from cloud_vllm.settings import Settings
 from esrt.arrays import Float32Array
 
 
-def sampling_params(
-    grammar: OutputGrammar, settings: Settings, *, streamed: bool
-) -> SamplingParams:
+def sampling(grammar: OutputGrammar, settings: Settings, *, streamed: bool) -> SamplingParams:
     """Greedy decoding within the grammar, with the log-probability of each chosen token."""
     repetitions = settings.max_repetitions
     return SamplingParams(
@@ -34,9 +32,7 @@ def sampling_params(
     )
 
 
-def embeds_prompt(
-    embeddings: Float32Array, grammar: OutputGrammar, dtype: torch.dtype
-) -> EmbedsInput:
+def prompt(embeddings: Float32Array, grammar: OutputGrammar, dtype: torch.dtype) -> EmbedsInput:
     """A mixed prompt: feature embeddings, then two tags that the decoder embeds and scales."""
     tags = list(grammar.prompt)
     tokens, width = embeddings.shape
