@@ -1,11 +1,11 @@
 """From the bytes of a packet to embeddings; the engine itself checks nothing."""
 
+import asyncio
 import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from anyio import CapacityLimiter, to_thread
 
 from cloud_vllm.settings import Settings
 from esrt.arrays import Float32Array
@@ -44,7 +44,8 @@ class PacketPreprocessor:
         self._codec_tables = checkpoint.codec_tables()
         # Larger values would become infinite in the decoder's precision.
         self._max_value = torch.finfo(getattr(torch, settings.dtype)).max
-        self._one_thread = CapacityLimiter(1)
+        # Torch uses several cores for one packet, so a second thread would gain nothing.
+        self._one_thread = asyncio.Lock()
 
     @property
     def codecs(self) -> list[Codec]:
@@ -56,7 +57,8 @@ class PacketPreprocessor:
         """As `project`, in a worker thread where the work would block the event loop."""
         if claimed_tokens(body) * self._multiplications_per_token <= _INLINE_MULTIPLICATIONS:
             return self.project(body)
-        return await to_thread.run_sync(self.project, body, limiter=self._one_thread)
+        async with self._one_thread:
+            return await asyncio.to_thread(self.project, body)
 
     @torch.inference_mode()
     def project(self, body: bytes) -> ProjectedPacket:

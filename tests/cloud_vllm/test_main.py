@@ -70,3 +70,16 @@ def test_help_lists_the_options_without_importing_torch() -> None:
     text = _run("--help").stdout
     for option in ("--checkpoint", "--engine", "--host", "--port", "--key-file", "keys"):
         assert option in text
+
+
+def test_wrong_settings_are_reported_without_importing_torch() -> None:
+    code = """
+import sys
+from cloud_vllm.__main__ import app
+try:
+    app(["--host", "0.0.0.0"])
+except SystemExit as end:
+    assert end.code == 2
+sys.exit("torch" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
