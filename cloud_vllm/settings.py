@@ -19,7 +19,7 @@ class Settings(BaseSettings):
         "vllm", description="Library that runs the decoder; transformers is the slow reference."
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free port.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="The decoder's precision."
     )
@@ -82,7 +82,9 @@ class Settings(BaseSettings):
         300.0, gt=0, description="Seconds for which /v1/features keeps a packet in memory."
     )
     packet_store_bytes: int = Field(
-        64 << 20, ge=0, description="Memory for kept packets; one API key may fill a quarter of it."
+        64 << 20,
+        ge=0,
+        description="Memory for kept packets in bytes; one API key may fill a quarter.",
     )
     idempotency_s: float = Field(
         300.0,

@@ -58,7 +58,7 @@ class _ClientDisconnected(Exception):
 
 
 class Streams:
-    """All open streams of a gateway.
+    """The open streams of a gateway.
 
     Args:
         service: decodes the segments.

@@ -130,7 +130,7 @@ class TransformersEngine:
         # The embedding layer scales by sqrt(width); features are used as they are.
         text = self._decoder.get_input_embeddings()(torch.tensor([grammar.prompt]))
         sequence = torch.cat([torch.from_numpy(embeddings)[None].to(text), text], dim=1)
-        masked = _Masked(grammar, self._decoder.config.vocab_size)
+        mask = _GrammarMask(grammar, self._decoder.config.vocab_size)
         self._decoder.generate(
             inputs_embeds=sequence,
             attention_mask=torch.ones(sequence.shape[:2], dtype=torch.long),
@@ -138,8 +138,8 @@ class TransformersEngine:
             do_sample=False,
             eos_token_id=grammar.end,
             pad_token_id=grammar.end,
-            streamer=_Streamer(emit, masked),
-            logits_processor=[masked],
+            streamer=_Streamer(emit, mask),
+            logits_processor=[mask],
             stopping_criteria=[
                 _Stop(cancelled, self._closed),
                 _Repetition(self._settings.max_repetitions),
@@ -147,7 +147,7 @@ class TransformersEngine:
         )
 
 
-class _Masked(LogitsProcessor):  # type: ignore[misc]
+class _GrammarMask(LogitsProcessor):  # type: ignore[misc]
     """Masks tokens that the grammar excludes, and keeps the best token's log-probability."""
 
     def __init__(self, grammar: OutputGrammar, vocabulary: int) -> None:
@@ -177,15 +177,15 @@ class _Masked(LogitsProcessor):  # type: ignore[misc]
 class _Streamer(BaseStreamer):  # type: ignore[misc]
     """Emits each token with its log-probability; transformers puts the prompt first."""
 
-    def __init__(self, emit: Callable[[tuple[int, float]], None], masked: _Masked) -> None:
+    def __init__(self, emit: Callable[[tuple[int, float]], None], mask: _GrammarMask) -> None:
         self._emit = emit
-        self._masked = masked
+        self._mask = mask
         self._prompt_seen = False
 
     def put(self, value: Tensor) -> None:
         if self._prompt_seen:
             for token in value.flatten().tolist():
-                self._emit((token, self._masked.logprob))
+                self._emit((token, self._mask.logprob))
         self._prompt_seen = True
 
     def end(self) -> None:

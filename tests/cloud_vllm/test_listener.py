@@ -1,4 +1,4 @@
-"""Who can reach a gateway without API keys."""
+"""The check of exposure: a gateway without API keys stays on loopback."""
 
 from pathlib import Path
 
