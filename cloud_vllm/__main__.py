@@ -53,9 +53,10 @@ def serve(
         for name, value in context.params.items()
         if name != "context" and value is not None
     }
-    # uvicorn raises the signal again after its shutdown. This handler then ends the process with
+    # uvicorn raises the signal again after its shutdown. These handlers then end the process with
     # success, and with the interpreter's clean-up.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))
     env_defaults.prepare()
     with exit_on_error():
         _serve(_read_settings(options))
