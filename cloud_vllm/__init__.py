@@ -1,1 +1,1 @@
-"""The cloud half: a gateway that turns feature packets into text, and the engines behind it."""
+"""The cloud side: an HTTP gateway that turns feature packets into text, and its engines."""

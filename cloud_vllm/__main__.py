@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from cloud_vllm import env_defaults
-from cloud_vllm.auth import keys_cli
+from cloud_vllm import env_defaults, listener
+from cloud_vllm.auth import keys, keys_cli
 from cloud_vllm.settings import Settings
 from cloud_vllm.telemetry import logs
 from esrt.cli import exit_on_error
@@ -25,36 +25,46 @@ def serve(
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder.")] = None,
     engine: Annotated[str | None, typer.Option(help="vllm or transformers.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free port.")] = None,
     key_file: Annotated[
-        Path | None, typer.Option(help="API keys' hashes; without it, everyone is let in.")
+        Path | None,
+        typer.Option(help="File with the hashes of API keys; without it, no key is needed."),
     ] = None,
-    tls_certificate: Annotated[Path | None, typer.Option(help="PEM file, for HTTPS.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file, for HTTPS.")] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="Certificate chain for HTTPS, PEM.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="Private key of the certificate, PEM.")
+    ] = None,
     allow_anonymous: Annotated[
         bool | None,
-        typer.Option("--allow-anonymous", help="Listen beyond this machine without keys."),
+        typer.Option("--allow-anonymous", help="Listen beyond this machine without API keys."),
     ] = None,
 ) -> None:
-    """Serve a checkpoint's decoder over HTTP.
+    """Serve the decoder of a checkpoint over HTTP.
 
-    What is not given comes from the environment (ESRT_CHECKPOINT, ESRT_PORT, and so on) or the
-    defaults in cloud_vllm/settings.py.
+    Options that are not given come from the environment (ESRT_CHECKPOINT, ESRT_PORT, and so on)
+    or from the defaults in cloud_vllm/settings.py.
     """
     if context.invoked_subcommand is not None:
         return
-    given = {name: context.params[name] for name in context.params if name != "context"}
-    # uvicorn raises the signal again once it has shut down: that is success, so it ends as such,
-    # and with the interpreter's own clean-up.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    options = {
+        name: value
+        for name, value in context.params.items()
+        if name != "context" and value is not None
+    }
+    # uvicorn raises the signal again after its shutdown. These handlers then end the process with
+    # success, and with the interpreter's clean-up.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))
     env_defaults.prepare()
     with exit_on_error():
-        _serve(_settings({name: value for name, value in given.items() if value is not None}))
+        _serve(_read_settings(options))
 
 
-def _settings(given: dict[str, object]) -> Settings:
+def _read_settings(options: dict[str, object]) -> Settings:
     try:
-        return Settings(**given)  # type: ignore[arg-type]
+        return Settings(**options)  # type: ignore[arg-type]
     except ValidationError as error:
         causes = "; ".join(
             ": ".join([*map(str, item["loc"][:1]), item["msg"]]) for item in error.errors()
@@ -63,18 +73,22 @@ def _settings(given: dict[str, object]) -> Settings:
 
 
 def _serve(settings: Settings) -> None:
-    # Imported after the environment is set, and so that --help does not wait for torch.
-    from cloud_vllm import listener
-    from cloud_vllm.api.app import create_app
-
-    listener.check_exposure(settings)
     logs.configure(settings.log_format)
-    config = listener.configure(create_app(settings), settings)
+    listener.check_exposure(settings)
+    if settings.key_file:
+        keys.read(settings.key_file)
     with listener.listen(settings) as socket:
+        # Imported after the environment is set and the settings are checked: torch takes seconds.
+        import uvicorn
+
+        from cloud_vllm.api.app import create_app
+        from cloud_vllm.server import configure
+
+        server = uvicorn.Server(configure(create_app(settings), settings))
         host, port = socket.getsockname()[:2]
         scheme = "https" if settings.tls_certificate else "http"
         typer.echo(f"Listening on {scheme}://{host}:{port}, engine {settings.engine}.")
-        listener.Server(config).run(sockets=[socket])
+        server.run(sockets=[socket])
 
 
 if __name__ == "__main__":

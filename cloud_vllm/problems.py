@@ -1,4 +1,4 @@
-"""Errors as problem documents (RFC 9457): a stable type, a cause, a remedy and no traceback."""
+"""Errors as problem documents (RFC 9457): a stable type, a cause and a remedy."""
 
 import logging
 from http import HTTPStatus
@@ -9,24 +9,24 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
 
-from cloud_vllm.request_context import request_context_of
+from cloud_vllm.request_context import RequestContext, request_context_of
 from cloud_vllm.schemas import Problem
 from esrt.errors import EngineFailed, EsrtError, NotReady, RequestError, Unauthorized
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:esrt:problem:"
 
-# nginx's number for a client that closed the connection; it only shows in logs.
+# nginx's status for a client that closed the connection; only logs and metrics show it.
 _CLIENT_CLOSED = 499
 CLIENT_GONE = "client-gone"
-# When to ask again whether an engine that loads, or is rebuilt, is ready.
+# Retry-After while the engine loads or is rebuilt.
 _LOADING_S = 5
 
 _log = logging.getLogger(__name__)
 
 
 def from_error(error: Exception) -> Problem:
-    """The problem document of an error; one that was not raised on purpose tells nothing."""
+    """The problem document of an error; an unexpected error reveals no details."""
     if isinstance(error, EsrtError):
         return Problem(
             type=TYPE_PREFIX + error.type,
@@ -39,21 +39,21 @@ def from_error(error: Exception) -> Problem:
         type=TYPE_PREFIX + EsrtError.type,
         title="Internal",
         status=EsrtError.status,
-        detail="The gateway failed at a point where it should not.",
-        remedy="Tell the operator the answer's X-Request-Id; the log has the rest.",
+        detail="The gateway failed unexpectedly.",
+        remedy="Send the X-Request-Id of this answer to the operator, who finds it in the log.",
     )
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of the app a problem document."""
-    app.add_exception_handler(EsrtError, _deliberate)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(ClientDisconnect, _gone)
+    """Install handlers that turn every error of the app into a problem document."""
+    app.add_exception_handler(EsrtError, _esrt_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _disconnected)
 
 
 def answer(request: HTTPConnection, error: EsrtError) -> Response:
-    """The response to a deliberate error; what was behind it is logged, not told."""
+    """The response to an `EsrtError`; the exception behind the error is only logged."""
     if error.__cause__ is not None:
         _log.warning("%s", error, exc_info=error.__cause__)
     headers = {}
@@ -66,8 +66,17 @@ def answer(request: HTTPConnection, error: EsrtError) -> Response:
     return respond(request, from_error(error), headers)
 
 
+def of_stream(error: Exception, context: RequestContext) -> Problem:
+    """The problem document of an exception that ends a stream; an unexpected one is logged."""
+    if not isinstance(error, EsrtError) or error.__cause__ is not None:
+        _log.error("A stream ended with an error.", exc_info=error)
+    problem = from_error(error)
+    context.problem = name(problem)
+    return problem
+
+
 def responses(*errors: type[EsrtError]) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI description of the errors that an operation can end with."""
+    """The OpenAPI description of an operation's errors."""
     grouped: dict[int | str, list[str]] = {}
     for error in errors:
         grouped.setdefault(error.status, []).append(f"`{TYPE_PREFIX}{error.type}`")
@@ -79,36 +88,36 @@ def responses(*errors: type[EsrtError]) -> dict[int | str, dict[str, Any]]:
 
 
 def name(problem: Problem) -> str:
-    """The problem's type without its prefix."""
+    """The type of a problem without its prefix."""
     return problem.type.removeprefix(TYPE_PREFIX)
 
 
 def respond(
     request: HTTPConnection, problem: Problem, headers: dict[str, str] | None = None
 ) -> Response:
-    """The response that carries a problem document."""
+    """The response with a problem document."""
     request_context_of(request).problem = name(problem)
     return Response(
         problem.model_dump_json(), problem.status, media_type=MEDIA_TYPE, headers=headers
     )
 
 
-async def _deliberate(request: Request, error: Exception) -> Response:
+async def _esrt_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EsrtError)
     return answer(request, error)
 
 
-async def _invalid(request: Request, error: Exception) -> Response:
+async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     causes = "; ".join(
         f"{'.'.join(str(part) for part in item['loc'][1:])}: {item['msg']}"
         for item in error.errors()
     )
-    remedy = "Name the languages as ?src=eng&tgt=deu; /openapi.json describes every parameter."
+    remedy = "Name the languages as ?src=eng&tgt=deu; see /openapi.json for every parameter."
     return answer(request, RequestError(f"The request is not complete: {causes}.", remedy))
 
 
-async def _http(request: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     title = HTTPStatus(error.status_code).phrase
     problem = Problem(
@@ -116,11 +125,11 @@ async def _http(request: Request, error: Exception) -> Response:
         title=title.capitalize(),
         status=error.status_code,
         detail=f"{request.method} {request.url.path[:64]}: {error.detail}.",
-        remedy="See /openapi.json for the paths and methods that there are.",
+        remedy="See /openapi.json for the existing paths and methods.",
     )
     return respond(request, problem, dict(error.headers or {}))
 
 
-async def _gone(request: Request, error: Exception) -> Response:
+async def _disconnected(request: Request, error: Exception) -> Response:
     request_context_of(request).problem = CLIENT_GONE
     return Response(status_code=_CLIENT_CLOSED)

@@ -1,4 +1,4 @@
-"""A gateway in a process of its own, on loopback: for the demo, the benchmarks and the tests."""
+"""Starts a gateway process on loopback, for the demo, the benchmarks and the tests."""
 
 import os
 import re
@@ -15,7 +15,7 @@ import httpx
 from esrt.bundled import REPOSITORY
 from esrt.errors import ServerError
 
-# An engine that loads on a busy machine of two cores takes up to two minutes.
+# Loading an engine takes up to two minutes on a busy machine with two cores.
 _READY_S = 300.0
 _STOP_S = 60.0
 _POLL_S = 0.1
@@ -23,7 +23,7 @@ _POLL_S = 0.1
 
 @dataclass(frozen=True)
 class GatewayProcess:
-    """A gateway that has been started.
+    """A running gateway process.
 
     Attributes:
         process: the gateway's process.
@@ -38,7 +38,7 @@ class GatewayProcess:
     def is_ready(self) -> bool:
         """Whether ``/readyz`` answers with success."""
         try:
-            # A proxy from the environment must not come between this machine and itself.
+            # Not through a proxy from the environment: the gateway is on this machine.
             return httpx.get(f"{self.address}/readyz", timeout=10, trust_env=False).is_success
         except httpx.TransportError:
             return False
@@ -47,7 +47,7 @@ class GatewayProcess:
         """Poll ``/readyz`` until the engine has loaded.
 
         Raises:
-            ServerError: the gateway ended, or was not ready in time.
+            ServerError: the gateway exited, or was not ready in time.
         """
         end = time.monotonic() + seconds
         while not self.is_ready():
@@ -58,18 +58,18 @@ class GatewayProcess:
 def start_gateway(
     *arguments: str, log: Path, env: Mapping[str, str] | None = None
 ) -> Iterator[GatewayProcess]:
-    """Start ``python -m cloud_vllm`` on a free port of loopback; stop it at the end of the block.
+    """Start ``python -m cloud_vllm`` on a free port; stop the process at the end of the block.
 
-    Yields once the gateway listens. Its engine may still be loading then: see
+    Yields once the gateway listens. The engine may still be loading then: see
     `GatewayProcess.wait_until_ready`.
 
     Args:
-        arguments: more arguments of the command.
-        log: the file for its output; its folder is created.
-        env: the whole environment of the process; by default this process's.
+        arguments: additional command-line arguments.
+        log: file for the output; its folder is created.
+        env: complete environment of the process; by default the environment of this process.
 
     Raises:
-        ServerError: the gateway ended before it listened, or did not listen in time.
+        ServerError: the gateway exited before it listened, or did not listen in time.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
@@ -82,9 +82,9 @@ def start_gateway(
         )
     try:
         end = time.monotonic() + _READY_S
-        while not (found := re.search(rb"https?://[^\s,]+:\d+", log.read_bytes())):
+        while not (match := re.search(rb"https?://[^\s,]+:\d+", log.read_bytes())):
             _check_alive(process, log, end)
-        yield GatewayProcess(process, log, found[0].decode())
+        yield GatewayProcess(process, log, match[0].decode())
     finally:
         process.terminate()
         try:
@@ -97,7 +97,7 @@ def start_gateway(
 def _check_alive(process: subprocess.Popen[bytes], log: Path, end: float) -> None:
     """Sleep for one polling interval while the process lives and there is time left."""
     if process.poll() is not None:
-        raise ServerError("The gateway ended early.", f"See {log}.")
+        raise ServerError("The gateway exited early.", f"See {log}.")
     if time.monotonic() > end:
         raise ServerError("The gateway was not ready in time.", f"See {log}.")
     time.sleep(_POLL_S)

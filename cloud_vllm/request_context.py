@@ -1,4 +1,4 @@
-"""One request as the gateway sees it: who asks, what it took, and what is held meanwhile."""
+"""The state of one request: its API key, its figures, and the resources to release at its end."""
 
 import re
 import uuid
@@ -9,8 +9,8 @@ from starlette.types import Scope
 
 from cloud_vllm.auth.keys import KeyEntry
 
-_STATE = "exchange"
-# What a client's own request id may look like: nothing that could forge a line of a log.
+_STATE = "request_context"
+# Accepted form of a client's request id; no character can forge a log line.
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -19,13 +19,14 @@ class RequestContext:
 
     Attributes:
         id: the client's X-Request-Id if it is well-formed, else a new one.
-        key: whose request it is; ``None`` where no keys are in use, or before it is known.
-        held: what is given back when the answer has been sent, or the client has gone.
-        problem: the type of the problem that it ended with, without its prefix.
-        bytes_in: of the packet.
-        feature_tokens: in the packet.
-        generated_tokens: that the engine wrote, in all answers.
-        stages_ms: stages and the milliseconds that each took.
+        key: the API key; ``None`` without authentication, or before it.
+        cleanup: callbacks that release resources after the answer, or after a disconnect.
+        problem: type of the problem that the request ended with, without its prefix; empty
+            without a problem.
+        bytes_in: size of the packet.
+        feature_tokens: feature tokens in the packet.
+        generated_tokens: tokens that the engine wrote, in all answers.
+        stages_ms: stages of the request, with the milliseconds of each.
     """
 
     def __init__(self, request_id: str = "") -> None:
@@ -38,16 +39,16 @@ class RequestContext:
 
     @property
     def owner(self) -> str | None:
-        """The id of the key."""
+        """The id of the API key."""
         return self.key.id if self.key else None
 
 
 def attach(scope: Scope, context: RequestContext) -> None:
-    """Make the exchange known to what handles the request."""
+    """Store the context in the scope of its request."""
     scope.setdefault("state", {})[_STATE] = context
 
 
 def request_context_of(request: HTTPConnection) -> RequestContext:
-    """The exchange that a request belongs to."""
+    """The context of a request."""
     context: RequestContext = request.scope["state"][_STATE]
     return context

@@ -1,4 +1,4 @@
-"""The bodies of the gateway's answers."""
+"""Parameters of `/v1/translate`, and the bodies of the gateway's answers."""
 
 from typing import Literal
 
@@ -9,15 +9,28 @@ class _Body(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+class TranslateParams(_Body):
+    """Query parameters of `/v1/translate`."""
+
+    src: str = Field(description="Language spoken, ISO 639-3.", examples=["eng"])
+    tgt: list[str] = Field(
+        description="Languages to write; several by commas or by repeating the parameter.",
+        examples=[["deu"], ["deu,fra"]],
+    )
+    features: str | None = Field(
+        None, description="A handle from /v1/features, in place of the body."
+    )
+
+
 class TokenCounts(_Body):
-    """How much the decoder read and wrote."""
+    """Tokens that the decoder read and wrote."""
 
     features: int = Field(description="Feature tokens in the packet.")
     generated: int = Field(description="Tokens written, the end of sequence included.")
 
 
 class Timings(_Body):
-    """Milliseconds in the gateway, after the packet has arrived."""
+    """Milliseconds in the gateway, from the arrival of the packet."""
 
     decode: float = Field(description="Packet to features.")
     project: float = Field(description="Features to embeddings; 0 for adapter packets.")
@@ -26,9 +39,9 @@ class Timings(_Body):
 
 
 class ConfidenceInfo(_Body):
-    """How sure the model was: the mean natural log-probability of a part's tokens.
+    """The model's confidence: the mean natural log-probability of a part's tokens.
 
-    At most 0; about -0.1 means nine tenths at each token. Null where nothing was written.
+    At most 0; -0.1 is a probability of about 0.9 for each token. Null for an empty part.
     """
 
     transcript: float | None
@@ -45,8 +58,8 @@ class Translation(_Body):
     model: str
     fingerprint: str
     finish: Literal["stop", "length", "repetition"] = Field(
-        description="stop: the model ended by itself; length: it was cut at the longest answer;"
-        " repetition: it was cut because it only repeated itself."
+        description="stop: the model ended the answer; length: the answer was cut at its maximum"
+        " length; repetition: the answer was cut in a repetition."
     )
     confidence: ConfidenceInfo
     tokens: TokenCounts
@@ -54,15 +67,17 @@ class Translation(_Body):
 
 
 class Translations(_Body):
-    """The JSON body where several languages were asked for."""
+    """The JSON body of a request for several languages."""
 
-    answers: list[Translation] = Field(description="In the order in which `tgt` names them.")
+    answers: list[Translation] = Field(description="In the order of the languages in `tgt`.")
 
 
 class KeptFeatures(_Body):
-    """A packet that is kept for a while."""
+    """A packet kept in memory for a few minutes."""
 
-    features: str = Field(description="The handle, for `?features=`; only the same key can use it.")
+    features: str = Field(
+        description="The handle, for `?features=`; valid for the same API key only."
+    )
     expires_in_s: float
     tokens: int = Field(description="Feature tokens in the packet.")
 
@@ -74,13 +89,13 @@ class Delta(_Body):
 
 
 class LanguageDelta(Delta):
-    """The same, where several languages were asked for."""
+    """The data of a text event in a request for several languages."""
 
     tgt: str
 
 
 class LanguageInfo(_Body):
-    """A language that may be the source or the target."""
+    """A language that can be the source or the target."""
 
     code: str
     name: str
@@ -88,20 +103,20 @@ class LanguageInfo(_Body):
 
 
 class ModelInfo(_Body):
-    """What an edge device must agree with, and what it may send."""
+    """The model's identity, and the limits of a packet."""
 
     id: str
     fingerprint: str
-    splits: dict[str, int] = Field(description="Split points and the width of their features.")
-    max_tokens: int = Field(description="The most feature tokens that a packet may hold.")
-    max_seconds: float = Field(description="The longest speech that a packet may hold.")
+    splits: dict[str, int] = Field(description="Split points, with the width of their features.")
+    max_tokens: int = Field(description="Maximum number of feature tokens in a packet.")
+    max_seconds: float = Field(description="Maximum length of the speech in a packet, in seconds.")
     max_packet_bytes: int
     codecs: list[str]
     languages: list[LanguageInfo]
 
 
 class Models(_Body):
-    """The models served; one, today."""
+    """The models served; currently one."""
 
     models: list[ModelInfo]
 
@@ -113,7 +128,7 @@ class Status(_Body):
 
 
 class Problem(_Body):
-    """An error (RFC 9457), with what the reader can do about it."""
+    """An error (RFC 9457) with its remedy."""
 
     type: str = Field(examples=["urn:esrt:problem:fingerprint-mismatch"])
     title: str

@@ -1,4 +1,4 @@
-"""What an operator can set, by environment variables that begin with ``ESRT_``."""
+"""The gateway's settings, read from environment variables with the prefix ``ESRT_``."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -16,101 +16,112 @@ class Settings(BaseSettings):
 
     checkpoint: Path = Field(bundled.CHECKPOINT, description="Checkpoint folder.")
     engine: Literal["vllm", "transformers"] = Field(
-        "vllm", description="What runs the decoder; transformers is the slow reference."
+        "vllm", description="Library that runs the decoder; transformers is the slow reference."
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free port.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="The decoder's precision."
     )
     max_new_tokens: int = Field(
-        256, ge=1, description="Where an answer is cut, transcript and translation together."
+        256, ge=1, description="Maximum tokens of an answer, transcript and translation together."
     )
     max_repetitions: int = Field(
-        10, ge=0, description="Where a text that only repeats itself is cut; 0 lets it go on."
+        10, ge=0, description="Repetitions of a pattern after which an answer is cut; 0 never cuts."
     )
     max_concurrent: int = Field(
-        64, ge=1, description="Requests that vLLM decodes at once; others wait."
+        64, ge=1, description="Requests that vLLM decodes at the same time; others wait."
     )
     kv_cache_bytes: int = Field(
-        256 << 20, ge=0, description="Size of vLLM's key-value cache; 0 leaves it to vLLM."
+        256 << 20, ge=0, description="Size of vLLM's key-value cache in bytes; 0 lets vLLM choose."
     )
     compile: bool = Field(
-        False, description="Let vLLM compile and capture graphs: a slower start, faster decoding."
+        False,
+        description="Compile the decoder and capture CUDA graphs: slower start, faster decoding.",
     )
     stream_interval: int = Field(
-        4, ge=1, description="Tokens between two pieces of a stream, after the first token."
+        4, ge=1, description="Tokens per chunk of a stream, after the first token."
     )
-    tensor_parallel: int = Field(1, ge=1, description="GPUs over which vLLM spreads the decoder.")
+    tensor_parallel: int = Field(
+        1, ge=1, description="Number of GPUs that share the decoder (tensor parallelism)."
+    )
     quantization: Literal["fp8"] | None = Field(
-        None, description="fp8: vLLM halves the weights as it loads them; needs a GPU."
+        None, description="fp8: vLLM converts the weights to 8 bits at load time; needs a GPU."
     )
     canary_s: float = Field(
-        10.0, ge=0, description="After how long without a token the engine is probed; 0: never."
+        10.0,
+        ge=0,
+        description="Seconds without a token after which the engine is probed; 0 disables probes.",
     )
     canary_timeout_s: float = Field(
-        20.0, gt=0, description="How long a probe may take before the engine is rebuilt."
+        20.0, gt=0, description="Time limit of a probe in seconds; after it the engine is rebuilt."
     )
-    deadline_s: float = Field(60.0, gt=0, description="Longest time that one answer may take.")
-    upload_s: float = Field(15.0, gt=0, description="Longest time that one packet may arrive in.")
+    deadline_s: float = Field(60.0, gt=0, description="Time limit of one answer in seconds.")
+    upload_s: float = Field(15.0, gt=0, description="Time limit of one upload in seconds.")
     shutdown_s: int = Field(
-        10, ge=0, description="How long running requests may go on after SIGTERM."
+        10, ge=0, description="Seconds that running requests have to finish after SIGTERM."
     )
 
     key_file: Path | None = Field(
-        None, description="File with the hashes of API keys; without it, everyone is let in."
+        None, description="File with the hashes of API keys; without it, no key is needed."
     )
     allow_anonymous: bool = Field(
-        False, description="Listen beyond this machine although there is no key file."
+        False, description="Listen beyond this machine without a key file."
     )
     key_rate: float = Field(
-        20.0, gt=0, description="Answers per second that one key may ask for in the long run."
+        20.0, gt=0, description="Answers per second for one API key, on average."
     )
-    key_burst: int = Field(100, ge=1, description="Answers that one key may ask for at a stroke.")
+    key_burst: int = Field(100, ge=1, description="Answers for one API key in a burst.")
     key_max_concurrency: int = Field(
-        32, ge=1, description="Answers that one key may have under way."
+        32, ge=1, description="Answers for one API key at the same time."
     )
     queue_size: int = Field(
-        256, ge=0, description="Answers taken on beyond max_concurrent; more are refused."
+        256, ge=0, description="Answers accepted beyond max_concurrent; more are rejected."
     )
     packet_ttl_s: float = Field(
-        300.0, gt=0, description="How long /v1/features keeps a packet, in memory."
+        300.0, gt=0, description="Seconds for which /v1/features keeps a packet in memory."
     )
     packet_store_bytes: int = Field(
-        64 << 20, ge=0, description="Memory for kept packets; a key may fill a quarter of it."
+        64 << 20,
+        ge=0,
+        description="Memory for kept packets in bytes; one API key may fill a quarter.",
     )
     idempotency_s: float = Field(
-        300.0, ge=0, description="How long the answer to a request with an Idempotency-Key is kept."
+        300.0,
+        ge=0,
+        description="Seconds for which the answer to a request with an Idempotency-Key is kept.",
     )
     idempotency_bytes: int = Field(
-        16 << 20, ge=0, description="Memory for these answers; the oldest go first."
+        16 << 20,
+        ge=0,
+        description="Memory for these answers in bytes; the oldest are dropped first.",
     )
     stream_segments: int = Field(
         4,
         ge=1,
-        description="Segments of one stream under way; while there are as many, no more are read.",
+        description="Segments of one stream in progress; at the limit no more are read.",
     )
     stream_idle_s: float = Field(
-        60.0, gt=0, description="How long a stream may be silent before it is closed."
+        60.0, gt=0, description="Seconds of silence after which a stream is closed."
     )
-    tls_certificate: Path | None = Field(None, description="Certificate chain, PEM.")
-    tls_key: Path | None = Field(None, description="The certificate's key, PEM.")
+    tls_certificate: Path | None = Field(None, description="Certificate chain for HTTPS, PEM.")
+    tls_key: Path | None = Field(None, description="Private key of the certificate, PEM.")
     cors_origins: tuple[str, ...] = Field(
-        (), description="Origins whose web pages may call; none by default."
+        (), description="Origins whose web pages may use the gateway; none by default."
     )
 
-    log_format: Literal["json", "text"] = Field("json", description="How lines of logs look.")
+    log_format: Literal["json", "text"] = Field("json", description="Format of log lines.")
     otlp_endpoint: AnyHttpUrl | None = Field(
-        None, description="Where traces go, http://HOST:4318/v1/traces; nowhere by default."
+        None, description="Receiver of traces, http://HOST:4318/v1/traces; none by default."
     )
 
     @property
     def allows_anonymous_by_default(self) -> bool:
-        """Whether everyone would be let in, though nobody has said so."""
+        """Whether no API key is needed, although anonymous use is not allowed explicitly."""
         return self.key_file is None and not self.allow_anonymous
 
     @model_validator(mode="after")
-    def _tls_is_whole(self) -> Self:
+    def _tls_is_complete(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key belong together")
         return self

@@ -2,24 +2,23 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse
 
 from cloud_vllm import problems
-from cloud_vllm.api import websocket
-from cloud_vllm.api.handlers import EVENTS, GatewayService
-from cloud_vllm.api.translate_params import TranslateParams
+from cloud_vllm.api import sse, websocket
+from cloud_vllm.api.handlers import Handlers
 from cloud_vllm.auth.keys import KeyRing
 from cloud_vllm.engines import Engine, Supervisor, create_engine
-from cloud_vllm.middleware.request_guard import Authentication, RequestGuard
+from cloud_vllm.middleware.authentication import Authentication
+from cloud_vllm.middleware.request_guard import RequestGuard
 from cloud_vllm.schemas import KeptFeatures, Problem, Translation, Translations
+from cloud_vllm.service.gateway import GatewayService
 from cloud_vllm.settings import Settings
 from cloud_vllm.telemetry.request_recorder import RequestRecorder
 from esrt.checkpoint import open_checkpoint
@@ -58,32 +57,19 @@ _TRANSLATION_ERRORS: tuple[type[EsrtError], ...] = (
 )  # fmt: skip
 
 
-class _Direct(APIRoute):
-    """A route to what reads its request itself and answers with a response.
-
-    FastAPI documents it, but does not look for parameters, a body and dependencies each time, which
-    is close to a tenth of what this process does for a lone request.
-    """
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The operation itself."""
-        operation: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
-        return operation
-
-
 def create_app(
     settings: Settings,
     engine: Engine | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> FastAPI:
-    """The gateway for one checkpoint.
+    """Create the gateway for one checkpoint.
 
-    The engine loads in the background once the app runs, so that ``/healthz`` answers meanwhile.
+    The engine loads in the background once the app runs; ``/healthz`` answers in the meantime.
 
     Args:
-        settings: what to serve and how.
-        engine: what decodes; by default what the settings name, rebuilt when it dies.
-        clock: seconds, for limits and for what expires.
+        settings: the gateway's settings.
+        engine: the decoder; by default the engine that the settings name, under supervision.
+        clock: monotonic clock in seconds, for rate limits and expiry.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
@@ -93,12 +79,13 @@ def create_app(
     checkpoint = open_checkpoint(settings.checkpoint)
     if engine is None:
         engine = Supervisor(lambda: create_engine(checkpoint, settings), checkpoint, settings)
-    gateway = GatewayService(checkpoint, settings, engine, clock)
+    service = GatewayService(checkpoint, settings, engine, clock)
+    handlers = Handlers(service, settings, clock)
     traces = _traces(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with gateway.lifespan(app):
+        async with service.lifespan(), handlers.lifespan():
             yield
         if traces:
             await asyncio.to_thread(traces.close)
@@ -108,13 +95,13 @@ def create_app(
         version="1",
         summary="Speech features in, transcript and translation out.",
         lifespan=lifespan,
-        # The interactive pages would load scripts of a third party into this origin.
+        # The interactive pages would load third-party scripts into this origin.
         docs_url=None,
         redoc_url=None,
     )
     app.add_middleware(Authentication, keys=keys)
     if settings.cors_origins:
-        # Outside of the authentication, because a browser's preflight request carries no key.
+        # Outside the authentication, because a browser's preflight request carries no key.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
@@ -122,46 +109,39 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"],
             expose_headers=["Retry-After", "X-Request-Id"],
         )
-    recorder = RequestRecorder(gateway.observed, traces)
+    recorder = RequestRecorder(service.metrics, traces)
     app.add_middleware(RequestGuard, settings=settings, recorder=recorder)
     problems.install(app)
-    # First what is asked most: routes are tried in turn.
-    app.router.add_api_route(
+    app.post(
         "/v1/translate",
-        gateway.translate,
-        methods=["POST"],
-        route_class_override=_Direct,
         tags=["translation"],
         response_model=Translation | Translations,
         responses={
-            200: {"content": {EVENTS: {"schema": {"type": "string"}}}},
+            200: {"content": {sse.MEDIA_TYPE: {"schema": {"type": "string"}}}},
             **problems.responses(*_ERRORS, *_TRANSLATION_ERRORS),
         },
-        openapi_extra={"parameters": TranslateParams.parameters(), **_packet_body(required=False)},
-    )
-    app.router.add_api_route(
+        openapi_extra=_packet_body(required=False),
+    )(handlers.translate)
+    app.post(
         "/v1/features",
-        gateway.keep_features,
-        methods=["POST"],
-        route_class_override=_Direct,
         tags=["translation"],
         status_code=201,
         response_model=KeptFeatures,
         responses=problems.responses(*_ERRORS),
         openapi_extra=_packet_body(required=True),
-    )
+    )(handlers.keep_features)
     app.delete(
         "/v1/features/{features}",
         tags=["translation"],
         status_code=204,
         responses=problems.responses(Unauthorized, Forbidden, UnknownFeatures, NotReady),
-    )(gateway.delete_features)
-    app.get("/v1/models", tags=["translation"])(gateway.models)
-    app.get("/healthz", tags=["state"])(gateway.healthz)
-    app.get("/readyz", tags=["state"], responses=problems.responses(NotReady))(gateway.readyz)
-    app.get("/metrics", tags=["state"], response_class=PlainTextResponse)(gateway.metrics)
+    )(handlers.delete_features)
+    app.get("/v1/models", tags=["translation"])(handlers.models)
+    app.get("/healthz", tags=["state"])(handlers.healthz)
+    app.get("/readyz", tags=["state"], responses=problems.responses(NotReady))(handlers.readyz)
+    app.get("/metrics", tags=["state"], response_class=PlainTextResponse)(handlers.metrics)
     app.add_api_websocket_route(
-        websocket.PATH, websocket.Streams(gateway, settings, keys, recorder).serve
+        websocket.PATH, websocket.Streams(service, settings, keys, recorder).serve
     )
     _describe_problems(app)
     return app
@@ -170,7 +150,7 @@ def create_app(
 def _traces(settings: Settings) -> "Traces | None":
     if settings.otlp_endpoint is None:
         return None
-    # Imported only where traces are wanted: it takes a third of a second.
+    # Imported on demand: the import takes a third of a second.
     from cloud_vllm.telemetry.tracing import Traces
 
     return Traces(str(settings.otlp_endpoint))
@@ -180,12 +160,12 @@ def _packet_body(*, required: bool) -> dict[str, Any]:
     packet = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
     description = "One feature packet, docs/wire-format.md."
     if not required:
-        description += " None where `features` names one."
+        description += " No body if the parameter `features` names a stored packet."
     return {"requestBody": {"required": required, "description": description, "content": packet}}
 
 
 def _describe_problems(app: FastAPI) -> None:
-    """Add the problem schema to the OpenAPI document, and take out FastAPI's own 422 answers."""
+    """Add the problem schema to the OpenAPI document, and remove FastAPI's validation errors."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Answers kept for a few minutes under keys that clients choose, so that a retry costs nothing.
+"""Answers kept for a few minutes under an Idempotency-Key, so that a retry costs no decoding.
 
-They are in this process's memory and nowhere else. A request that repeats one under way waits for
-its answer; where that fails, the next of those that wait is decoded in its place.
+Answers exist in the memory of this process only. A repetition of a request under way waits for the
+answer. If that request fails, the next waiting request is decoded instead.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from cloud_vllm.service.translation import Event, final_text_events
 from cloud_vllm.settings import Settings
 from esrt.errors import DeadlineExceeded, IdempotencyKeyReused
 
+# The owner and the Idempotency-Key.
 _Name = tuple[str | None, str]
 
 
@@ -31,11 +32,11 @@ class _Entry:
 
 
 class AnswerStore:
-    """The answers to requests that carry an idempotency key.
+    """The answers to requests with an Idempotency-Key.
 
     Args:
-        settings: for how long they are kept, and in how many bytes.
-        clock: seconds, monotonic.
+        settings: time to live, and capacity in bytes.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
@@ -44,37 +45,37 @@ class AnswerStore:
         self._deadline = settings.deadline_s
         self._clock = clock
         self._under_way: dict[_Name, _Entry] = {}
-        # In the order of their expiry.
-        self._kept: OrderedDict[_Name, _Entry] = OrderedDict()
+        # In the order of expiry.
+        self._answers: OrderedDict[_Name, _Entry] = OrderedDict()
         self.size = 0
 
     def __len__(self) -> int:
-        return len(self._under_way) + len(self._kept)
+        return len(self._under_way) + len(self._answers)
 
     async def claim(
         self, owner: str | None, key: str, request: Sequence[bytes], cleanup: ExitStack
     ) -> "Claim":
-        """Find the answer to a request, waiting for one that is under way, or take it on.
+        """Find the answer to a request, or claim the request; wait for a claim under way.
 
         Args:
-            owner: whose key it is; another owner's same key is another key.
-            key: what the client calls the request.
-            request: what makes it the same request.
-            cleanup: where the claim is given up, if it has not been fulfilled by then.
+            owner: id of the API key; each owner has separate idempotency keys.
+            key: the client's Idempotency-Key.
+            request: the content that two equal requests share.
+            cleanup: gives up the claim at its exit, if there is no answer by then.
 
         Raises:
-            IdempotencyKeyReused: the key belongs to another request.
-            DeadlineExceeded: the request under way takes too long.
+            IdempotencyKeyReused: the key belongs to a different request.
+            DeadlineExceeded: the claim under way takes too long.
         """
         name, digest = (owner, key), _digest(request)
         self.sweep()
         try:
             async with asyncio.timeout(self._deadline):
-                while entry := self._kept.get(name) or self._under_way.get(name):
+                while entry := self._answers.get(name) or self._under_way.get(name):
                     if entry.digest != digest:
                         raise IdempotencyKeyReused(
                             "This Idempotency-Key was used for another request.",
-                            "Take a new key for each request, and the same one for its retries.",
+                            "Use a new key for each request, and the same key for its retries.",
                         )
                     if entry.answers is not None:
                         return Claim(self, entry)
@@ -88,30 +89,30 @@ class AnswerStore:
         return Claim(self, entry)
 
     def keep(self, entry: _Entry, answers: Sequence[Translation]) -> None:
-        """Keep an answer, and hand it to those that wait for it."""
+        """Keep an answer, and wake the requests that wait for it."""
         entry.answers = answers
-        entry.size = sum(len(one.model_dump_json()) for one in answers)
+        entry.size = sum(len(answer.model_dump_json()) for answer in answers)
         entry.expires = self._clock() + self._seconds
         self.size += entry.size
         self._under_way.pop(entry.name, None)
-        self._kept[entry.name] = entry
+        self._answers[entry.name] = entry
         entry.settled.set()
         self.sweep()
 
     def sweep(self) -> None:
-        """Drop what has expired, and the oldest answers where there are too many."""
+        """Drop expired answers, and the oldest answers beyond the capacity."""
         now = self._clock()
-        while self._kept:
-            name, entry = next(iter(self._kept.items()))
+        while self._answers:
+            name, entry = next(iter(self._answers.items()))
             if entry.expires > now and self.size <= self._capacity:
                 break
             self.size -= entry.size
-            del self._kept[name]
+            del self._answers[name]
 
     def clear(self) -> None:
-        """Drop everything."""
+        """Drop all answers."""
         self._under_way.clear()
-        self._kept.clear()
+        self._answers.clear()
         self.size = 0
 
     def _give_up(self, entry: _Entry) -> None:
@@ -122,33 +123,33 @@ class AnswerStore:
 
 
 class Claim:
-    """A request's place in the store: an answer that is there, or the duty to give one."""
+    """The result of a claim: an existing answer, or the task to decode one."""
 
     def __init__(self, store: AnswerStore, entry: _Entry) -> None:
         self._store, self._entry = store, entry
 
     @property
     def answers(self) -> Sequence[Translation] | None:
-        """The answer, where there is one."""
+        """The existing answer; ``None`` if the claim must be fulfilled."""
         return self._entry.answers
 
     async def fulfil(
         self, stream: AsyncGenerator[Event, None], expected: int
     ) -> AsyncGenerator[Event, None]:
-        """The same events; the answers among them are kept once as many have come."""
-        found = list[Translation]()
+        """Pass events on, and keep the answers among them once all have arrived."""
+        answers = list[Translation]()
         async with aclosing(stream):
             async for event in stream:
                 if isinstance(event[1], Translation):
-                    found.append(event[1])
-                if len(found) == expected and self._entry.answers is None:
-                    # Before it is sent: a client that has lost the connection will ask again.
-                    self._store.keep(self._entry, found)
+                    answers.append(event[1])
+                if len(answers) == expected and self._entry.answers is None:
+                    # Before the answer is sent: a client that loses the connection will retry.
+                    self._store.keep(self._entry, answers)
                 yield event
 
 
 async def replay(answers: Sequence[Translation], *, several: bool) -> AsyncGenerator[Event, None]:
-    """The events of answers that are there."""
+    """The events of existing answers."""
     for answer in answers:
         for event in final_text_events(answer, several=several):
             yield event
@@ -156,8 +157,8 @@ async def replay(answers: Sequence[Translation], *, several: bool) -> AsyncGener
 
 
 def _digest(request: Sequence[bytes]) -> bytes:
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for part in request:
-        whole.update(len(part).to_bytes(8, "little"))
-        whole.update(part)
-    return whole.digest()
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.digest()

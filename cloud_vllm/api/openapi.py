@@ -1,4 +1,4 @@
-"""Writes the HTTP interface's description: ``python -m cloud_vllm.api.openapi``."""
+"""Writes the OpenAPI document to docs/: ``python -m cloud_vllm.api.openapi``."""
 
 import json
 from pathlib import Path

@@ -1,15 +1,14 @@
-"""Several segments of one talk over a websocket: packets in, events out, in order.
+"""A stream: several packets over one websocket, answered in order.
 
-Each binary message of the client is a packet. Each message of the server is a JSON object with the
-number of the segment that it belongs to, the name of an event as in an event stream, and its data.
-So many segments are decoded at once; while as many are under way, nothing more is read, which the
-client notices as a connection that takes no more. The text message ``end`` says that no more
-segments will come: what is under way is answered, then the connection is closed.
+Each binary message of the client is a packet, called a segment. Each message of the server is a
+JSON object: the number of the segment, the name of an event as in server-sent events, and its data.
+A limited number of segments is decoded at the same time; at the limit the server reads no more
+messages. The text message ``end`` announces the last segment: the server answers all segments, then
+closes the connection.
 """
 
 import asyncio
 import json
-import logging
 import time
 from collections import Counter
 from contextlib import ExitStack, aclosing, suppress
@@ -20,9 +19,9 @@ from pydantic import BaseModel
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from cloud_vllm import problems
-from cloud_vllm.api.handlers import GatewayService
 from cloud_vllm.auth.keys import KeyRing
 from cloud_vllm.request_context import RequestContext, request_context_of
+from cloud_vllm.service.gateway import GatewayService
 from cloud_vllm.service.translation import Event
 from cloud_vllm.settings import Settings
 from cloud_vllm.telemetry.request_recorder import RequestRecorder
@@ -41,33 +40,31 @@ END = "end"
 
 # Codes of RFC 6455, 7.4.1.
 _NORMAL, _UNSUPPORTED = 1000, 1003
-# For a client that does not read its answers.
+# Time limit for a client that does not read its answers.
 _SEND_S = 30.0
 _RETRY_S = 5
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class _Segment:
     number: int
     context: RequestContext
-    # As long as an answer at most, so it needs no bound; None is the end.
+    # Bounded by the length of an answer; None marks the end.
     events: asyncio.Queue[Event | None] = field(default_factory=asyncio.Queue)
 
 
 class _ClientDisconnected(Exception):
-    """The client has closed the connection, or is to be left."""
+    """The connection is closed, or was silent for too long."""
 
 
 class Streams:
-    """All open streams.
+    """The open streams of a gateway.
 
     Args:
-        operations: what decodes a segment.
-        settings: limits.
-        keys: the valid keys; ``None`` where everyone is let in.
-        accounts: where each segment is written down.
+        service: decodes the segments.
+        settings: limits, and the accepted origins.
+        keys: the valid keys; ``None`` accepts every client.
+        recorder: records each segment as a request.
     """
 
     def __init__(
@@ -77,14 +74,14 @@ class Streams:
         keys: KeyRing | None,
         recorder: RequestRecorder,
     ) -> None:
-        self._operations = service
+        self._service = service
         self._settings = settings
         self._keys = keys
         self._recorder = recorder
         self._open: Counter[str | None] = Counter()
 
     async def serve(self, websocket: WebSocket) -> None:
-        """Answer one connection, from its handshake to its end."""
+        """Serve one connection, from its handshake to its end."""
         context = request_context_of(websocket)
         with ExitStack() as cleanup:
             try:
@@ -95,11 +92,11 @@ class Streams:
                 await websocket.send_denial_response(problems.answer(websocket, error))
                 return
             await websocket.accept()
-            talk = _StreamSession(
-                websocket, self._operations, self._settings, self._keys, self._recorder, pair
+            session = _StreamSession(
+                websocket, self._service, self._settings, self._keys, self._recorder, pair
             )
             try:
-                await talk.run()
+                await session.run()
             except* (_ClientDisconnected, WebSocketDisconnect, TimeoutError):
                 context.problem = problems.CLIENT_GONE
             states = {websocket.application_state, websocket.client_state}
@@ -108,26 +105,28 @@ class Streams:
                     await _close(websocket, _NORMAL)
 
     def _check(self, websocket: WebSocket, owner: str | None) -> tuple[Language, Language]:
-        # A browser sends pages' websockets anywhere, without asking as it does for requests.
+        # Browsers open websockets to any host, without the preflight request of CORS.
         origin = websocket.headers.get("origin")
         if origin is not None and origin not in self._settings.cors_origins:
             raise Forbidden(
                 "Web pages of this origin may not open a stream.",
-                "The operator can name the origin in ESRT_CORS_ORIGINS.",
+                "The operator can add the origin to ESRT_CORS_ORIGINS.",
             )
         query = websocket.query_params
-        pairs = self._operations.directions(query.get("src", ""), query.getlist("tgt"))
-        if len(pairs) > 1:
-            raise LanguageError("A stream has one target language.", "Open one for each.")
-        self._operations.check_ready()
+        directions = self._service.directions(query.get("src", ""), query.getlist("tgt"))
+        if len(directions) > 1:
+            raise LanguageError(
+                "A stream has one target language.", "Open one stream for each language."
+            )
+        self._service.check_accepting()
         places = self._settings.max_concurrent + self._settings.queue_size
         if owner is not None and self._open[owner] >= self._settings.key_max_concurrency:
             raise TooManyRequests(
-                f"This key has {self._open[owner]} streams open.", "Close one.", _RETRY_S
+                f"This key has {self._open[owner]} streams open.", "Close a stream.", _RETRY_S
             )
         if self._open.total() >= places:
             raise Overloaded("Too many streams are open.", "Try again later.", _RETRY_S)
-        return pairs[0]
+        return directions[0]
 
     def _leave(self, owner: str | None) -> None:
         self._open[owner] -= 1
@@ -136,7 +135,7 @@ class Streams:
 
 
 class _StreamSession:
-    """One connection."""
+    """The segments of one connection."""
 
     def __init__(
         self,
@@ -148,14 +147,13 @@ class _StreamSession:
         pair: tuple[Language, Language],
     ) -> None:
         self._websocket = websocket
-        self._operations = service
+        self._service = service
         self._keys = keys
         self._recorder = recorder
         self._pair = pair
         self._idle_s = settings.stream_idle_s
-        self._exchange = request_context_of(websocket)
-        self._most = settings.stream_segments
-        self._places = asyncio.Semaphore(self._most)
+        self._context = request_context_of(websocket)
+        self._places = asyncio.Semaphore(settings.stream_segments)
         self._under_way = 0
         self._order: asyncio.Queue[_Segment | None] = asyncio.Queue()
 
@@ -163,7 +161,7 @@ class _StreamSession:
         async with asyncio.TaskGroup() as group:
             reader = group.create_task(self._read(group))
             await self._write()
-            # It waits for what the client may still say, so that one that goes is noticed.
+            # After `end` the reader still waits, to notice a disconnect.
             reader.cancel()
 
     async def _read(self, group: asyncio.TaskGroup) -> None:
@@ -182,8 +180,8 @@ class _StreamSession:
                 raise _ClientDisconnected
             else:
                 segment = _Segment(number, RequestContext())
-                segment.context.id = f"{self._exchange.id}-{number}"
-                segment.context.key = self._exchange.key
+                segment.context.id = f"{self._context.id}-{number}"
+                segment.context.key = self._context.key
                 self._under_way += 1
                 self._order.put_nowait(segment)
                 group.create_task(self._answer(segment, body))
@@ -203,21 +201,19 @@ class _StreamSession:
                 return dict(message)
 
     async def _answer(self, segment: _Segment, body: object) -> None:
-        """Decode a segment; where that fails, its error is its answer."""
+        """Decode a segment; an exception becomes the event ``error``."""
         assert isinstance(body, bytes)
         context, begin, status = segment.context, time.perf_counter(), 200
         try:
             with context.cleanup:
                 self._check_key()
-                stream = await self._operations.segment(body, self._pair, context)
+                stream = await self._service.translate_segment(body, self._pair, context)
                 async with aclosing(stream):
                     async for event in stream:
                         segment.events.put_nowait(event)
         except Exception as error:
-            if not isinstance(error, EsrtError) or error.__cause__ is not None:
-                _log.exception("A segment ended with an error.")
-            problem = problems.from_error(error)
-            context.problem, status = problems.name(problem), problem.status
+            problem = problems.of_stream(error, context)
+            status = problem.status
             segment.events.put_nowait(("error", problem))
         except asyncio.CancelledError:
             context.problem = problems.CLIENT_GONE
@@ -228,7 +224,7 @@ class _StreamSession:
             self._recorder.record(self._websocket.scope, context, status, seconds)
 
     def _check_key(self) -> None:
-        entry = self._exchange.key
+        entry = self._context.key
         if self._keys is not None and (entry is None or not self._keys.holds(entry)):
             raise Unauthorized("The API key has been revoked.", "Use another key.")
 

@@ -1,25 +1,28 @@
-"""Engines: from embeddings to text."""
+"""Engines: embeddings in, text out."""
+
+from typing import TYPE_CHECKING
 
 from cloud_vllm.engines.base import Confidence, Engine, EngineState, GenerationChunk
 from cloud_vllm.engines.supervisor import Supervisor
 from cloud_vllm.settings import Settings
-from esrt.arrays import Float32Array
-from esrt.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    # Not imported at run time: it imports torch, which takes seconds.
+    from esrt.checkpoint import Checkpoint
 
 __all__ = [
     "Confidence",
     "Engine",
     "EngineState",
-    "Float32Array",
     "GenerationChunk",
     "Supervisor",
     "create_engine",
 ]
 
 
-def create_engine(checkpoint: Checkpoint, settings: Settings) -> Engine:
-    """The engine that the settings name, not yet started."""
-    # Imported here so that a machine needs the libraries of the engine that it runs, no others.
+def create_engine(checkpoint: "Checkpoint", settings: Settings) -> Engine:
+    """Create the engine that the settings name, without starting it."""
+    # Imported here, so that only the selected engine's libraries must be installed.
     if settings.engine == "vllm":
         from cloud_vllm.engines.vllm import VllmEngine
 

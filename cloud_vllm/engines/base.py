@@ -1,4 +1,4 @@
-"""What the gateway asks of an engine: from embeddings and a direction to text, piece by piece."""
+"""The interface of an engine: embeddings and a direction in, chunks of text out."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ PROMPT_TOKENS = 2
 
 
 class EngineState(StrEnum):
-    """An engine's life: loading, then ready, then closed; failed from either of the first two.
+    """The state of an engine: loading, then ready, then closed; failed from the first two.
 
-    A supervised engine that has died or hung is rebuilding, and then ready again.
+    A supervised engine whose process died or hung is rebuilding, then ready again.
     """
 
     LOADING = "loading"
@@ -33,12 +33,12 @@ class EngineState(StrEnum):
 class Confidence:
     """Mean natural log-probabilities of the tokens of an answer's two parts.
 
-    Each includes the token that ends the part. The grammar
-    (`engines.output_grammar`) rules tokens out, which then have no share of the probability.
+    Each mean includes the token that ends the part. Tokens excluded by the grammar
+    (`engines.output_grammar`) have no share of the probability.
 
     Attributes:
-        transcript: of the transcript; ``None`` where nothing was written of it.
-        translation: of the translation, likewise.
+        transcript: mean of the transcript; ``None`` without any token of the transcript.
+        translation: mean of the translation; ``None`` without any token of the translation.
     """
 
     transcript: float | None = None
@@ -51,10 +51,10 @@ class GenerationChunk:
 
     Attributes:
         text: decoded text, special tokens included; may be empty.
-        tokens: how many tokens it took, the end of sequence included.
-        finish: in the last piece, why decoding ended: the model's own end, the longest length, or
-            that the text only repeated itself.
-        confidence: in the last piece, how sure the model was.
+        tokens: number of tokens in the chunk, the end of sequence included.
+        finish: reason why decoding ended, in the last chunk only: the end of sequence, the
+            maximum length, or a repetition.
+        confidence: confidence of the whole answer, in the last chunk only.
     """
 
     text: str
@@ -64,42 +64,42 @@ class GenerationChunk:
 
 
 class Engine(Protocol):
-    """A decoder behind one interface, so that the gateway knows none of them."""
+    """A decoder behind one interface, the same for all libraries."""
 
     @property
     def state(self) -> EngineState:
-        """Where the engine is in its life; notices by itself when the engine has died."""
+        """The current state; shows the death of the engine without a request."""
 
     async def start(self) -> None:
-        """Load the decoder; returns when it is ready, which may take a minute.
+        """Load the decoder; returns once the engine is ready, which may take a minute.
 
         Raises:
             CheckpointError: the decoder does not fit the checkpoint.
-            EngineFailed: it could not be loaded.
+            EngineFailed: the decoder could not be loaded.
         """
 
     def generate(
         self, embeddings: Float32Array, source: Language, target: Language, *, streamed: bool = True
     ) -> AsyncGenerator[GenerationChunk, None]:
-        """Decode greedily within the form; closing the generator aborts.
+        """Decode greedily within the output grammar; closing the generator aborts the request.
 
         Args:
-            embeddings: (tokens, decoder width), all finite: engines do not check.
+            embeddings: (tokens, decoder width), all finite; engines do not check the values.
             source: the language spoken.
             target: the language to write.
-            streamed: pieces are wanted as soon as they are there; otherwise the first, which may
-                then lack its text, and the rest at once will do, which is less work.
+            streamed: yield text as soon as it is decoded. Otherwise the engine may yield the
+                first token without its text, and all text in the last chunk, which costs less.
 
         Raises:
-            EngineDied: the engine is gone; the same request to another one may succeed.
-            EngineFailed: the engine broke off.
+            EngineDied: the engine died; the same request to another engine may succeed.
+            EngineFailed: the engine aborted the request.
         """
 
     async def close(self, *, hung: bool = False) -> None:
-        """Release everything; leaves no process or thread, also while still loading.
+        """Release all resources, also while loading; leaves no process or thread behind.
 
         Args:
-            hung: the engine does not react, so that there is no point in waiting for it.
+            hung: the engine does not react, so close must not wait for a clean end.
         """
 
 
@@ -107,7 +107,7 @@ def prompt_ids(tokenizer: object, source: Language, target: Language) -> list[in
     """The token ids of the prompt that follows the features.
 
     Raises:
-        CheckpointError: the tokenizer lacks a tag, which it then splits into letters.
+        CheckpointError: the tokenizer lacks a tag and splits it into several tokens.
     """
     prompt = separator(source, target)
     ids: list[int] = tokenizer(prompt, add_special_tokens=False).input_ids  # type: ignore[operator]
@@ -119,14 +119,14 @@ def prompt_ids(tokenizer: object, source: Language, target: Language) -> list[in
     return ids
 
 
-def check_width(found: int, expected: int) -> None:
+def check_width(width: int, expected: int) -> None:
     """Compare the decoder's width with the edge model's.
 
     Raises:
-        CheckpointError: they differ; vLLM's process would die of the first request.
+        CheckpointError: the widths differ, which would crash vLLM's process at the first request.
     """
-    if found != expected:
+    if width != expected:
         raise CheckpointError(
-            f"The decoder's width is {found}, expected {expected} as in config.json.",
+            f"The decoder's width is {width}, expected {expected} as in config.json.",
             "Use a decoder and a config.json of one checkpoint.",
         )

@@ -1,19 +1,19 @@
-"""From token ids to text while they arrive, the same for every engine."""
+"""Incremental detokenization, the same for every engine."""
 
 from collections.abc import Iterable
 from typing import Any
 
-# What an incomplete UTF-8 sequence decodes to.
+# The decoded form of an incomplete UTF-8 sequence.
 _REPLACEMENT = "\ufffd"
 
 
 class Detokenizer:
-    """Decodes token ids in pieces that join to exactly what decoding them at once gives.
+    """Decodes token ids into chunks whose concatenation equals decoding all ids at once.
 
-    A character may be spread over tokens, and a token's text may depend on the one before it. So
-    each new token is decoded together with the last piece, and text that ends inside a character
-    is held back (the two offsets of text-generation-inference and vLLM). vLLM's own detokenizer
-    is not used because it drops what is held back at the end.
+    A character may span several tokens, and the text of a token may depend on the token before.
+    So each new token is decoded together with the last chunk, and text that ends inside a
+    character is held back (the two offsets of text-generation-inference and vLLM). vLLM's own
+    detokenizer drops the text held back at the end, so it is not used.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -22,11 +22,11 @@ class Detokenizer:
         self._context = self._decoded = 0
 
     def feed(self, ids: Iterable[int]) -> None:
-        """Take the next ids."""
+        """Append ids."""
         self._ids += ids
 
     def flush_stable(self) -> str:
-        """The text that no id to come can change, beyond what was given before."""
+        """Return new text that no later id can change."""
         text = self._new_text()
         if text.endswith(_REPLACEMENT):
             return ""
@@ -34,7 +34,7 @@ class Detokenizer:
         return text
 
     def finish(self) -> str:
-        """All text that was not given before, once there are no more ids."""
+        """Return all remaining text, after the last id."""
         text = self._new_text()
         self._context = self._decoded = len(self._ids)
         return text

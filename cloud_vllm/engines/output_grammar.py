@@ -1,39 +1,41 @@
-"""The form of an answer, ``transcript<|src|><|tgt|>translation``, which every engine enforces.
+"""The grammar of an answer, ``transcript<|src|><|tgt|>translation``, enforced by every engine.
 
-The transcript and the translation hold no special tokens, the separator comes exactly once, and
-the end of sequence only after it. An answer can still be cut: at its longest length, or where it
-only repeats itself.
+The transcript and the translation hold no special tokens. The separator occurs exactly once. The
+end of sequence is allowed only after the separator. An answer can still be cut, at its maximum
+length or in a repetition.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from cloud_vllm.engines.base import Confidence, prompt_ids
 from esrt.languages import LANGUAGES, Language
 
-# The longest piece of text, in tokens, whose repetition is noticed.
+# Longest pattern, in tokens, whose repetition is detected.
 LONGEST_PATTERN = 16
 
 
 @dataclass(frozen=True)
 class OutputGrammar:
-    """One direction's form, in token ids.
+    """The grammar of one direction, in token ids.
 
     Attributes:
-        prompt: the two tags, which are both the prompt's end and the separator.
+        prompt: the two tags, which are both the end of the prompt and the separator.
         end: the end of sequence.
-        special: what neither text may hold: the tags of all languages and the tokenizer's special
-            tokens, but not the end of sequence.
+        special: tokens excluded from both texts: the tags of all languages and the tokenizer's
+            special tokens, without the end of sequence.
     """
 
     prompt: tuple[int, int]
     end: int
     special: tuple[int, ...]
 
+    @cached_property
     def structural_tag(self) -> str:
-        """The form as xgrammar's structural tag, JSON.
+        """The grammar as an xgrammar structural tag, in JSON.
 
         Tokens are given as ids: xgrammar does not match special tokens by their text.
         """
@@ -46,10 +48,10 @@ class OutputGrammar:
 
 
 class Score:
-    """Sums up log-probabilities while the tokens of an answer arrive.
+    """Running sums of the log-probabilities of an answer's two parts.
 
     Args:
-        form: tells the transcript's tokens from the translation's.
+        grammar: the separator between transcript and translation.
     """
 
     def __init__(self, grammar: OutputGrammar) -> None:
@@ -57,8 +59,8 @@ class Score:
         self._sums, self._counts, self._part = [0.0, 0.0], [0, 0], 0
 
     def add(self, token: int, logprob: float) -> None:
-        """Take the next token and its natural log-probability."""
-        # The second tag is forced by the first: its probability of 1 says nothing.
+        """Add the next token and its natural log-probability."""
+        # The first tag forces the second, whose probability of 1 carries no information.
         if token != self._target or self._part == 0:
             self._sums[self._part] += logprob
             self._counts[self._part] += 1
@@ -66,7 +68,7 @@ class Score:
             self._part = 1
 
     def confidence(self) -> Confidence:
-        """The means over what has arrived."""
+        """The means over the tokens added so far."""
         means = [
             total / count if count else None
             for total, count in zip(self._sums, self._counts, strict=True)
@@ -75,34 +77,38 @@ class Score:
 
 
 class GrammarCache:
-    """The forms of a tokenizer's directions, each made once."""
+    """The grammars of a tokenizer's directions, each built once."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._made: dict[tuple[str, str], OutputGrammar] = {}
+        self._grammars: dict[tuple[str, str], OutputGrammar] = {}
         self._end: int = tokenizer.eos_token_id
         vocabulary = tokenizer.get_vocab()
-        tags = {vocabulary[tag] for one in LANGUAGES.values() if (tag := one.tag) in vocabulary}
+        tags = {
+            vocabulary[language.tag]
+            for language in LANGUAGES.values()
+            if language.tag in vocabulary
+        }
         self._special = tuple(sorted({*tags, *tokenizer.all_special_ids} - {self._end}))
 
     def of(self, source: Language, target: Language) -> OutputGrammar:
-        """A direction's form.
+        """The grammar of a direction.
 
         Raises:
             CheckpointError: the tokenizer lacks a tag.
         """
         key = source.code, target.code
-        if key not in self._made:
+        if key not in self._grammars:
             first, second = prompt_ids(self._tokenizer, source, target)
-            self._made[key] = OutputGrammar((first, second), self._end, self._special)
-        return self._made[key]
+            self._grammars[key] = OutputGrammar((first, second), self._end, self._special)
+        return self._grammars[key]
 
 
 def repeats(ids: Sequence[int], times: int) -> bool:
-    """Whether the tokens end in a pattern that has come so many times in a row.
+    """Whether the tokens end in a pattern that occurs at least ``times`` times in a row.
 
     The same rule as vLLM's ``RepetitionDetectionParams``: patterns of up to `LONGEST_PATTERN`
-    tokens; 0 times looks for none.
+    tokens. With fewer than 2 times, nothing is detected.
     """
     if times < 2:
         return False

@@ -1,69 +1,74 @@
-"""An engine that outlives its process: one that has died or hangs is replaced by a new one.
+"""Supervision of an engine: one whose process died or hangs is replaced by a new one.
 
-A death shows in the engine's state. That an engine hangs is found by a canary: when no token has
-come for a while, whether it is idle or busy, a tiny generation must yield one in time.
+The engine's state shows its death. A liveness probe detects a hang: when no token has arrived for
+a while, a tiny generation must yield one in time.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cloud_vllm.engines.base import Engine, EngineState, GenerationChunk
 from cloud_vllm.settings import Settings
 from esrt.arrays import Float32Array
-from esrt.checkpoint import Checkpoint
 from esrt.errors import EngineDied, EngineFailed, EsrtError
 from esrt.languages import Language, language
 
-# How soon a death is noticed that no request has met.
-_LOOK_S = 1.0
-# Between attempts to load an engine that does not load.
+if TYPE_CHECKING:
+    # Not imported at run time: it imports torch, which takes seconds.
+    from esrt.checkpoint import Checkpoint
+
+# Interval at which the engine's state is checked when no request has failed.
+_POLL_S = 1.0
+# Pauses between attempts to rebuild an engine.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 
 _log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """The engine that it builds, and builds again.
+    """An engine that is rebuilt after its death.
 
     Args:
-        build: makes an engine, not yet started.
-        checkpoint: for what the canary is fed with.
-        settings: how often the canary sings.
+        build: creates an engine, not yet started.
+        checkpoint: the decoder's width and languages, for the liveness probe.
+        settings: interval and timeout of the liveness probe.
     """
 
     def __init__(
-        self, build: Callable[[], Engine], checkpoint: Checkpoint, settings: Settings
+        self, build: Callable[[], Engine], checkpoint: "Checkpoint", settings: Settings
     ) -> None:
         config = checkpoint.config
         self._build = build
         self._engine = build()
-        self._canary_s, self._timeout_s = settings.canary_s, settings.canary_timeout_s
-        self._nothing = np.zeros((1, config.decoder_width), np.float32)
-        self._direction = [language(code) for code in config.languages[:2]]
+        self._probe_interval_s = settings.canary_s
+        self._probe_timeout_s = settings.canary_timeout_s
+        self._probe_embeddings = np.zeros((1, config.decoder_width), np.float32)
+        self._probe_direction = [language(code) for code in config.languages[:2]]
         self._state = EngineState.LOADING
-        self._changed = asyncio.Event()
+        self._state_changed = asyncio.Event()
         self._suspected = asyncio.Event()
-        self._watch: asyncio.Task[None] | None = None
-        self._pieces = 0
+        self._watcher: asyncio.Task[None] | None = None
+        self._chunks = 0
         self.rebuilds = 0
 
     @property
     def state(self) -> EngineState:
-        """Where the engine is; one that has died is already counted as rebuilding."""
+        """The current state; `REBUILDING` as soon as the engine is dead."""
         if self._state is EngineState.READY and self._engine.state is not EngineState.READY:
             return EngineState.REBUILDING
         return self._state
 
     async def start(self) -> None:
-        """Load the first engine, and watch over it.
+        """Load the first engine and begin to supervise it.
 
         Raises:
             CheckpointError: the decoder does not fit the checkpoint.
-            EngineFailed: it could not be loaded; it is not tried again.
+            EngineFailed: the decoder could not be loaded; there is no second attempt.
         """
         try:
             await self._engine.start()
@@ -72,47 +77,47 @@ class Supervisor:
             raise
         self._set_state(EngineState.READY)
         if self._state is not EngineState.CLOSED:
-            self._watch = asyncio.create_task(self._supervise())
+            self._watcher = asyncio.create_task(self._supervise())
 
     async def generate(
         self, embeddings: Float32Array, source: Language, target: Language, *, streamed: bool = True
     ) -> AsyncGenerator[GenerationChunk, None]:
-        """Decode, once there is an engine: while one is rebuilt, this waits.
+        """Decode as `Engine.generate`; while the engine is rebuilt, wait for the new one.
 
         Raises:
-            EngineDied: the engine died or hung after it had taken the request.
-            EngineFailed: the engine broke off, or could not be rebuilt.
+            EngineDied: the engine died or hung after it had accepted the request.
+            EngineFailed: the engine aborted the request, or could not be rebuilt.
         """
         while (state := self.state) is EngineState.REBUILDING:
             self._suspected.set()
-            await self._changed.wait()
+            await self._state_changed.wait()
         if state is not EngineState.READY:
             raise EngineFailed("There is no engine at the moment.", "Send the packet again later.")
         generator = self._engine.generate(embeddings, source, target, streamed=streamed)
         try:
-            async with aclosing(generator) as pieces:
-                async for piece in pieces:
-                    self._pieces += 1
-                    yield piece
+            async with aclosing(generator) as chunks:
+                async for chunk in chunks:
+                    self._chunks += 1
+                    yield chunk
         except EngineDied:
             self._suspected.set()
             raise
 
     async def close(self, *, hung: bool = False) -> None:
-        """End the engine and the watch over it."""
+        """Close the engine and end its supervision."""
         self._set_state(EngineState.CLOSED)
-        # Before the watch ends: an engine that loads must be told to stop, not be left alone.
+        # Before the watcher ends: it may be waiting for an engine that loads.
         await self._engine.close(hung=hung)
-        if self._watch is not None:
-            self._watch.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
             with suppress(asyncio.CancelledError):
-                await self._watch
+                await self._watcher
 
     def _set_state(self, state: EngineState) -> None:
         if self._state is not EngineState.CLOSED:
             self._state = state
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._state_changed.set()
+        self._state_changed = asyncio.Event()
 
     def _is_closed(self) -> bool:
         return self._state is EngineState.CLOSED
@@ -132,43 +137,44 @@ class Supervisor:
             _log.warning("The engine has been rebuilt.")
 
     async def _wait_for_failure(self) -> bool:
-        """Return when the engine is no longer of use; whether it hangs."""
+        """Return once the engine is unusable: true if it hangs, false if it has died."""
         clock = asyncio.get_running_loop().time
-        seen, since = self._pieces, clock()
-        look_s = min(_LOOK_S, self._canary_s or _LOOK_S)
+        chunks, since = self._chunks, clock()
+        poll_s = min(_POLL_S, self._probe_interval_s or _POLL_S)
         while self._engine.state is EngineState.READY:
             with suppress(TimeoutError):
-                async with asyncio.timeout(look_s):
+                async with asyncio.timeout(poll_s):
                     await self._suspected.wait()
             self._suspected.clear()
-            if self._pieces != seen:
-                seen, since = self._pieces, clock()
-            elif self._canary_s and clock() - since >= self._canary_s:
-                # Other answers' tokens are as good a sign of life as the canary's.
-                if not await self._probe() and self._pieces == seen:
+            if self._chunks != chunks:
+                chunks, since = self._chunks, clock()
+            elif self._probe_interval_s and clock() - since >= self._probe_interval_s:
+                # A chunk of any request proves that the engine works, as the probe does.
+                if not await self._probe() and self._chunks == chunks:
                     return self._engine.state is EngineState.READY
                 since = clock()
         return False
 
     async def _probe(self) -> bool:
+        """Whether the engine yields a token within the probe's timeout."""
         try:
-            async with asyncio.timeout(self._timeout_s):
-                generator = self._engine.generate(self._nothing, *self._direction)
-                async with aclosing(generator) as pieces:
-                    await anext(pieces)
+            async with asyncio.timeout(self._probe_timeout_s):
+                generator = self._engine.generate(self._probe_embeddings, *self._probe_direction)
+                async with aclosing(generator) as chunks:
+                    await anext(chunks)
         except (TimeoutError, EsrtError) as error:
-            _log.warning("The canary got no token: %s", error or "time is up")
+            _log.warning("The liveness probe got no token: %s", error or "timed out")
             return False
         return True
 
     async def _rebuild(self, *, hung: bool) -> None:
-        """Replace the engine, however many attempts that takes."""
+        """Replace the engine; failed attempts are repeated without limit."""
         pause = _FIRST_PAUSE_S
         while True:
             try:
                 await self._engine.close(hung=hung)
             except Exception:
-                _log.exception("What was left of the engine could not be ended.")
+                _log.exception("The dead engine could not be closed.")
             if self._is_closed():
                 return
             self._engine = self._build()

@@ -1,4 +1,4 @@
-"""The reference engine: transformers' greedy decoding in one worker thread, one at a time."""
+"""The reference engine: transformers' greedy decoding in one thread, one request at a time."""
 
 import asyncio
 import threading
@@ -22,19 +22,19 @@ from esrt.languages import Language
 
 
 class TransformersEngine:
-    """Decodes as `esrt.model.generate_greedy` does, but piece by piece and within the form."""
+    """Decodes as `esrt.model.generate_greedy`, but in chunks and within the output grammar."""
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings) -> None:
         self._checkpoint = checkpoint
         self._settings = settings
         self._state = EngineState.LOADING
         self._worker = ThreadPoolExecutor(1, "decoder")
-        # Set while nothing may be decoded any more; a running answer looks at it after each token.
+        # Set when the engine is closed; checked after each token.
         self._closed = threading.Event()
 
     @property
     def state(self) -> EngineState:
-        """Where the engine is in its life."""
+        """The current state."""
         return self._state
 
     async def start(self) -> None:
@@ -42,7 +42,7 @@ class TransformersEngine:
 
         Raises:
             CheckpointError: the decoder does not fit the checkpoint.
-            EngineFailed: it could not be loaded.
+            EngineFailed: the decoder could not be loaded.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -61,7 +61,7 @@ class TransformersEngine:
     async def generate(
         self, embeddings: Float32Array, source: Language, target: Language, *, streamed: bool = True
     ) -> AsyncGenerator[GenerationChunk, None]:
-        """Decode greedily within the form; closing the generator aborts.
+        """Decode greedily within the output grammar; closing the generator aborts the request.
 
         Raises:
             EngineDied: the engine was closed.
@@ -78,7 +78,7 @@ class TransformersEngine:
         work = loop.run_in_executor(
             self._worker, self._decode, embeddings, grammar, emit, cancelled
         )
-        # Also where the engine is closed before the worker has come to this answer.
+        # Called as well when the engine is closed before the worker begins this request.
         work.add_done_callback(lambda _: queue.put_nowait(None))
         text, score, ids = Detokenizer(self._tokenizer), Score(grammar), list[int]()
         try:
@@ -93,14 +93,16 @@ class TransformersEngine:
             try:
                 await work
             except Exception as error:
-                raise _broken_off() from error
+                raise EngineFailed(
+                    "transformers failed while decoding.", "Send the packet again."
+                ) from error
             yield GenerationChunk(text.finish(), 0, self._finish(ids, grammar), score.confidence())
         finally:
             cancelled.set()
             work.cancel()
 
     async def close(self, *, hung: bool = False) -> None:
-        """Wait for the worker thread to end, after the token that it is at, unless it hangs."""
+        """Stop the worker thread after its current token; wait for its end unless it hangs."""
         self._state = EngineState.CLOSED
         self._closed.set()
         await asyncio.to_thread(self._worker.shutdown, wait=not hung, cancel_futures=True)
@@ -128,7 +130,7 @@ class TransformersEngine:
         # The embedding layer scales by sqrt(width); features are used as they are.
         text = self._decoder.get_input_embeddings()(torch.tensor([grammar.prompt]))
         sequence = torch.cat([torch.from_numpy(embeddings)[None].to(text), text], dim=1)
-        masked = _Masked(grammar, self._decoder.config.vocab_size)
+        mask = _GrammarMask(grammar, self._decoder.config.vocab_size)
         self._decoder.generate(
             inputs_embeds=sequence,
             attention_mask=torch.ones(sequence.shape[:2], dtype=torch.long),
@@ -136,8 +138,8 @@ class TransformersEngine:
             do_sample=False,
             eos_token_id=grammar.end,
             pad_token_id=grammar.end,
-            streamer=_Streamer(emit, masked),
-            logits_processor=[masked],
+            streamer=_Streamer(emit, mask),
+            logits_processor=[mask],
             stopping_criteria=[
                 _Stop(cancelled, self._closed),
                 _Repetition(self._settings.max_repetitions),
@@ -145,11 +147,11 @@ class TransformersEngine:
         )
 
 
-class _Masked(LogitsProcessor):  # type: ignore[misc]
-    """Rules out what the form does not have at this place, and keeps the best token's score."""
+class _GrammarMask(LogitsProcessor):  # type: ignore[misc]
+    """Masks tokens that the grammar excludes, and keeps the best token's log-probability."""
 
     def __init__(self, grammar: OutputGrammar, vocabulary: int) -> None:
-        self._form = grammar
+        self._grammar = grammar
         special = torch.zeros(vocabulary, dtype=torch.bool)
         special[list(grammar.special)] = True
         source, target = grammar.prompt
@@ -161,9 +163,9 @@ class _Masked(LogitsProcessor):  # type: ignore[misc]
         self.logprob = 0.0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        # Without the prompt, which was given as embeddings.
+        # `input_ids` lacks the prompt, which was passed as embeddings.
         ids = input_ids[0].tolist()
-        source, _ = self._form.prompt
+        source, _ = self._grammar.prompt
         mask = self._translation if source in ids else self._transcript
         if ids and ids[-1] == source:
             mask = self._separator
@@ -173,17 +175,17 @@ class _Masked(LogitsProcessor):  # type: ignore[misc]
 
 
 class _Streamer(BaseStreamer):  # type: ignore[misc]
-    """Hands on each token and its log-probability; transformers puts the prompt first."""
+    """Emits each token with its log-probability; transformers puts the prompt first."""
 
-    def __init__(self, emit: Callable[[tuple[int, float]], None], masked: _Masked) -> None:
+    def __init__(self, emit: Callable[[tuple[int, float]], None], mask: _GrammarMask) -> None:
         self._emit = emit
-        self._masked = masked
+        self._mask = mask
         self._prompt_seen = False
 
     def put(self, value: Tensor) -> None:
         if self._prompt_seen:
             for token in value.flatten().tolist():
-                self._emit((token, self._masked.logprob))
+                self._emit((token, self._mask.logprob))
         self._prompt_seen = True
 
     def end(self) -> None:
@@ -191,7 +193,7 @@ class _Streamer(BaseStreamer):  # type: ignore[misc]
 
 
 class _Stop(StoppingCriteria):  # type: ignore[misc]
-    """Ends decoding when one of the events is set."""
+    """Stops decoding when one of the events is set."""
 
     def __init__(self, *events: threading.Event) -> None:
         self._events = events
@@ -202,7 +204,7 @@ class _Stop(StoppingCriteria):  # type: ignore[misc]
 
 
 class _Repetition(StoppingCriteria):  # type: ignore[misc]
-    """Ends decoding where the text only repeats itself."""
+    """Stops decoding in a repetition."""
 
     def __init__(self, times: int) -> None:
         self._times = times
@@ -210,7 +212,3 @@ class _Repetition(StoppingCriteria):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         stop = repeats(input_ids[0].tolist(), self._times)
         return torch.full((input_ids.shape[0],), stop, device=input_ids.device)
-
-
-def _broken_off() -> EngineFailed:
-    return EngineFailed("The engine broke off while it decoded.", "Send the packet again.")

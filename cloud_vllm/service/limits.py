@@ -1,4 +1,4 @@
-"""How much a key may ask for, and how much the service takes on at all."""
+"""Rate and concurrency limits of an API key and of the whole gateway."""
 
 import math
 import time
@@ -9,18 +9,18 @@ from contextlib import contextmanager
 from cloud_vllm.settings import Settings
 from esrt.errors import Overloaded, TooManyRequests
 
-# How soon a place may be free again; an answer takes about this long.
-_PLACE_FREE_S = 1
-_QUEUE_SHORTER_S = 2
+# Retry-After of rejected requests; an answer takes about a second.
+_KEY_RETRY_S = 1
+_QUEUE_RETRY_S = 2
 
 
 class RateLimit:
-    """A token bucket for each key.
+    """A token bucket for each API key.
 
     Args:
-        per_second: how fast a bucket fills.
-        burst: how much it holds.
-        clock: seconds, monotonic.
+        per_second: tokens added to a bucket per second.
+        burst: capacity of a bucket.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(
@@ -32,15 +32,15 @@ class RateLimit:
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def take(self, key: str, amount: int) -> float:
-        """Take so much from the key's bucket; returns the seconds to wait, 0 if it was there.
+        """Take an amount from a key's bucket; returns the seconds to wait, 0 on success.
 
-        A larger amount than a bucket holds is taken from a full one, which then owes the rest.
+        An amount beyond the capacity is taken from a full bucket, whose level becomes negative.
         """
         now = self._clock()
         level, since = self._buckets.get(key, (float(self._burst), now))
         level = min(float(self._burst), level + (now - since) * self._per_second)
         missing = min(amount, self._burst) - level
-        # A sum of many small steps may fall short of a whole number by its rounding.
+        # The sum of many small steps may miss a whole number by rounding errors.
         if missing > 1e-9:
             self._buckets[key] = level, now
             return missing / self._per_second
@@ -49,58 +49,63 @@ class RateLimit:
 
 
 class Limits:
-    """Admits answers, each of which takes a place until it has been sent.
+    """Admission control: each admitted answer occupies a place until it has been sent.
 
     Args:
-        settings: the limits.
-        clock: seconds, monotonic.
+        settings: the limits of a key and of the gateway.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = RateLimit(settings.key_rate, settings.key_burst, clock)
-        self._at_once = settings.key_max_concurrency
+        self._key_places = settings.key_max_concurrency
         self._places = settings.max_concurrent + settings.queue_size
-        self._taken: Counter[str] = Counter()
-        self.inside = 0
+        self._key_answers: Counter[str] = Counter()
+        self.admitted = 0
 
     @contextmanager
     def admit(self, key: str | None, answers: int = 1) -> Iterator[None]:
-        """Hold a place for each answer to one request.
+        """Occupy a place for each answer of one request.
 
         Args:
-            key: who asks; ``None`` where no keys are in use, which leaves the common limit.
-            answers: how many the request asks for.
+            key: id of the API key; with ``None`` only the limit of the gateway applies.
+            answers: number of answers that the request needs.
 
         Raises:
-            TooManyRequests: the key asks too fast, or for too many answers at once.
-            Overloaded: all places are taken.
+            TooManyRequests: the key exceeds its rate or its concurrency.
+            Overloaded: all places are occupied.
         """
-        if key is not None and self._taken[key] and self._taken[key] + answers > self._at_once:
+        if (
+            key is not None
+            and self._key_answers[key]
+            and self._key_answers[key] + answers > self._key_places
+        ):
             raise TooManyRequests(
-                f"This key has {self._taken[key]} answers under way and may have {self._at_once}.",
-                "Wait for an answer before asking for the next.",
-                _PLACE_FREE_S,
+                f"This key has {self._key_answers[key]} answers under way; its limit is"
+                f" {self._key_places}.",
+                "Wait for an answer before the next request.",
+                _KEY_RETRY_S,
             )
-        if self.inside and self.inside + answers > self._places:
+        if self.admitted and self.admitted + answers > self._places:
             raise Overloaded(
-                "The service has as much to do as it takes on.",
+                "The gateway is at its limit of accepted requests.",
                 "Send the request again after the time in Retry-After.",
-                _QUEUE_SHORTER_S,
+                _QUEUE_RETRY_S,
             )
         if key is not None and (wait := self._rate.take(key, answers)):
             raise TooManyRequests(
-                "This key asks faster than it may.",
+                "This key exceeds its rate limit.",
                 "Send the request again after the time in Retry-After.",
                 math.ceil(wait),
             )
-        self.inside += answers
+        self.admitted += answers
         if key is not None:
-            self._taken[key] += answers
+            self._key_answers[key] += answers
         try:
             yield
         finally:
-            self.inside -= answers
+            self.admitted -= answers
             if key is not None:
-                self._taken[key] -= answers
-                if not self._taken[key]:
-                    del self._taken[key]
+                self._key_answers[key] -= answers
+                if not self._key_answers[key]:
+                    del self._key_answers[key]

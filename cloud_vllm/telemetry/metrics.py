@@ -1,6 +1,6 @@
 """The figures that ``/metrics`` shows, in Prometheus' format."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
@@ -18,7 +18,6 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from cloud_vllm.request_context import RequestContext
-from cloud_vllm.service.limits import Limits
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -32,7 +31,7 @@ _SECONDS = (
 class Metrics:
     """Counters and histograms of one gateway; each has its own, so that tests do not add up."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, admitted_answers: Callable[[], int]) -> None:
         registry = self._registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         requests = Counter(
@@ -72,7 +71,7 @@ class Metrics:
         self.gauge(
             "esrt_answers_waiting",
             "Answers taken on that have no token yet: uploading, queued or in prefill.",
-        ).set_function(lambda: limits.inside - self._running)
+        ).set_function(lambda: admitted_answers() - self._running)
 
     @contextmanager
     def running(self) -> Iterator[None]:

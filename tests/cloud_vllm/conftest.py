@@ -1,4 +1,4 @@
-"""What the gateway's tests share: the tiny checkpoint, its reference answers, and packets."""
+"""Fixtures of the gateway's tests: the tiny checkpoint, its reference answers, and packets."""
 
 from collections.abc import Iterator
 
@@ -37,13 +37,13 @@ def settings(checkpoint: Checkpoint) -> Settings:
 
 
 def loops(ids: list[int]) -> bool:
-    """Whether they end in ten times the same up to 16 tokens."""
+    """Whether the ids end in ten repetitions of a pattern of up to 16 tokens."""
     return any(ids[-10 * n :] == 10 * ids[-n:] for n in range(1, 17) if len(ids) >= 10 * n)
 
 
 @pytest.fixture(scope="session")
 def scored(checkpoint: Checkpoint) -> Scored:
-    """What a packet decodes to within the form, written out: no cache, no library's generation."""
+    """Reference decoding within the grammar, without a cache or a library's generation loop."""
     decoder = Gemma3ForCausalLM.from_pretrained(checkpoint.decoder).eval()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.decoder)
     projector = checkpoint.projector()

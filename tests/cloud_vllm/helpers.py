@@ -1,4 +1,4 @@
-"""What these tests share: headers, an engine that does as it is told, events, a bare client."""
+"""Shared by these tests: headers, scripted engines, events, an ASGI client."""
 
 import asyncio
 import json
@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import uvicorn
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from cloud_vllm import listener
 from cloud_vllm.api.app import create_app
 from cloud_vllm.engines import EngineState, GenerationChunk
+from cloud_vllm.server import configure
 from cloud_vllm.settings import Settings
 from esrt.arrays import Float32Array
 from esrt.errors import EngineFailed
@@ -34,7 +36,7 @@ Scored = Callable[[bytes, str, str], Expected]
 
 
 class ScriptedEngine:
-    """Yields the pieces that it is given, raises the errors among them, and hangs at a None."""
+    """Yields the chunks of a script, raises the errors among them, and hangs at a None."""
 
     def __init__(self, *script: GenerationChunk | Exception | None) -> None:
         self.script = script
@@ -73,8 +75,16 @@ class ScriptedEngine:
         self.state = EngineState.CLOSED
 
 
+def ready_engine(*script: GenerationChunk | Exception | None) -> ScriptedEngine:
+    """A scripted engine that is loaded already."""
+    engine = ScriptedEngine(*script)
+    engine.state = EngineState.READY
+    engine.started.set()
+    return engine
+
+
 class Polyglot(ScriptedEngine):
-    """Answers in the language that is asked for, unless that is told to fail or to hang."""
+    """Answers in the target language, or fails or hangs for one language."""
 
     def __init__(self, *, failing: str = "", hanging: str = "") -> None:
         super().__init__()
@@ -101,7 +111,7 @@ class Polyglot(ScriptedEngine):
 
 
 class Clock:
-    """Seconds that a test moves on."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -133,7 +143,7 @@ def parse_events(text: str) -> list[tuple[str, Any]]:
 
 
 def assert_stream_adds_up(events: list[tuple[str, Any]]) -> dict[str, Any]:
-    """All transcript events, then all translation events, then the answer that they join to."""
+    """Check the order of events, and that the text events join to the answer."""
     names = [name for name, _ in events]
     assert names == sorted(names, key=["transcript", "translation", "done"].index)
     assert names.count("done") == 1
@@ -207,11 +217,11 @@ async def call(
 
 
 @contextmanager
-def served(settings: Settings, engine: ScriptedEngine) -> Iterator[tuple[int, listener.Server]]:
-    """The gateway on a port of its own, over real sockets, its engine ready."""
+def served(settings: Settings, engine: ScriptedEngine) -> Iterator[tuple[int, uvicorn.Server]]:
+    """A gateway on a free port, with real sockets and a ready engine."""
     engine.state = EngineState.READY
     engine.started.set()
-    server = listener.Server(listener.configure(create_app(settings, engine), settings))
+    server = uvicorn.Server(configure(create_app(settings, engine), settings))
     with listener.listen(settings.model_copy(update={"port": 0})) as bound:
         thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
         thread.start()

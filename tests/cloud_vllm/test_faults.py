@@ -1,4 +1,4 @@
-"""What clients see when the engine loads, fails, hangs or dies; and that it stops when they go."""
+"""Answers while the engine loads, fails, hangs or dies; disconnects abort the decoding."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ def _ready(settings: Settings, engine: ScriptedEngine, **changes: float) -> Fast
     return create_app(settings.model_copy(update=changes), engine)
 
 
-def test_while_loading_it_lives_but_is_not_ready(settings: Settings, packet: Packets) -> None:
+def test_alive_but_not_ready_while_loading(settings: Settings, packet: Packets) -> None:
     engine = ScriptedEngine(END)
     with TestClient(create_app(settings, engine)) as client:
         assert client.get("/healthz").status_code == 200
@@ -88,7 +88,7 @@ def test_an_engine_that_has_died(settings: Settings, packet: Packets) -> None:
         ((None,), 504, "deadline-exceeded"),
     ],
 )
-def test_an_engine_that_breaks_off(
+def test_an_engine_that_fails_while_decoding(
     settings: Settings,
     packet: Packets,
     script: tuple[GenerationChunk | Exception | None, ...],
@@ -112,7 +112,7 @@ def test_an_engine_that_breaks_off(
 
 @pytest.mark.parametrize("headers", [PACKET, EVENTS])
 @pytest.mark.parametrize("script", [(HELLO, None), (None,)])
-def test_a_client_that_hangs_up_ends_the_decoding(
+def test_a_disconnect_ends_the_decoding(
     settings: Settings,
     packet: Packets,
     headers: dict[str, str],
@@ -145,9 +145,7 @@ def test_streams_text_before_the_answer_is_complete(settings: Settings, packet: 
     assert "".join(data["text"] for _, data in events) == "hello "
 
 
-def test_characters_that_some_readers_take_for_line_ends(
-    settings: Settings, packet: Packets
-) -> None:
+def test_unusual_line_breaks_in_a_text(settings: Settings, packet: Packets) -> None:
     text = "a\u2028b\u2029c\x85d\r\ne\x1cf\x0bg"
     engine = ScriptedEngine(GenerationChunk(text, 1), END)
     with TestClient(_ready(settings, engine)) as client:

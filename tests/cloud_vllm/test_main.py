@@ -1,4 +1,4 @@
-"""The command's errors: one line, and an exit code."""
+"""Errors of the command line: one line and an exit code."""
 
 import socket
 import subprocess
@@ -38,18 +38,18 @@ def test_a_missing_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value"), [("--engine", "llama"), ("--port", "-1"), ("--port", "65536")]
 )
-def test_a_setting_that_is_not_valid(option: str, value: str) -> None:
+def test_an_invalid_setting(option: str, value: str) -> None:
     _assert_refused(_run(option, value), option.removeprefix("--"), "See --help")
 
 
-def test_a_port_that_is_taken(checkpoint: Checkpoint) -> None:
+def test_a_port_in_use(checkpoint: Checkpoint) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         arguments = "--checkpoint", str(checkpoint.folder), "--engine", "transformers"
         _assert_refused(_run(*arguments, "--port", port), port, "Choose another --port")
 
 
-def test_an_open_gateway_stays_on_this_machine(checkpoint: Checkpoint) -> None:
+def test_no_keys_beyond_loopback(checkpoint: Checkpoint) -> None:
     arguments = "--checkpoint", str(checkpoint.folder), "--host", "0.0.0.0", "--port", "0"
     _assert_refused(_run(*arguments), "0.0.0.0", "--key-file", "--allow-anonymous")
 
@@ -64,9 +64,22 @@ def test_a_certificate_without_its_key(tmp_path: Path) -> None:
     _assert_refused(_run("--tls-certificate", str(tmp_path / "chain.pem")), "belong together")
 
 
-def test_help_names_the_options_without_loading_anything() -> None:
+def test_help_lists_the_options_without_importing_torch() -> None:
     code = "import cloud_vllm.__main__, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
     text = _run("--help").stdout
     for option in ("--checkpoint", "--engine", "--host", "--port", "--key-file", "keys"):
         assert option in text
+
+
+def test_wrong_settings_are_reported_without_importing_torch() -> None:
+    code = """
+import sys
+from cloud_vllm.__main__ import app
+try:
+    app(["--host", "0.0.0.0"])
+except SystemExit as end:
+    assert end.code == 2
+sys.exit("torch" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0

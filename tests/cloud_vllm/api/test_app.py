@@ -50,13 +50,13 @@ def test_translates(
     assert (times["project"] > 0) == (split == "qformer")
 
 
-def test_direction_reaches_the_decoder(client: TestClient, packet: Packets) -> None:
+def test_translates_in_the_other_direction(client: TestClient, packet: Packets) -> None:
     answer = client.post("/v1/translate?src=deu&tgt=eng", content=packet(1), headers=PACKET).json()
     assert (answer["transcript"], answer["translation"]) == SENTENCES[1][::-1]
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_equals_the_reference_on_features_never_seen(
+def test_equals_the_reference_on_unseen_features(
     client: TestClient, packet: Packets, scored: Scored, seed: int
 ) -> None:
     body = packet(100 + seed, 3 + 9 * seed)
@@ -79,7 +79,9 @@ def test_stream_equals_json(client: TestClient, packet: Packets, sentence: int) 
     assert set(done) == set(answer)
 
 
-def test_a_cut_answer_says_so(settings: Settings, packet: Packets, reference: Reference) -> None:
+def test_an_answer_cut_at_its_maximum_length(
+    settings: Settings, packet: Packets, reference: Reference
+) -> None:
     body = packet(6)
     with TestClient(create_app(settings.model_copy(update={"max_new_tokens": 3}))) as client:
         wait_until_ready(client)
@@ -89,7 +91,7 @@ def test_a_cut_answer_says_so(settings: Settings, packet: Packets, reference: Re
     assert answer["translation"] == ""
 
 
-def test_models_says_what_a_device_must_know(client: TestClient, checkpoint: Checkpoint) -> None:
+def test_models_describes_the_checkpoint(client: TestClient, checkpoint: Checkpoint) -> None:
     (model,) = client.get("/v1/models").json()["models"]
     assert model["id"] == TINY.name
     assert model["fingerprint"] == checkpoint.fingerprint
@@ -100,7 +102,7 @@ def test_models_says_what_a_device_must_know(client: TestClient, checkpoint: Che
     assert [language["code"] for language in model["languages"]] == list(TINY.languages)
 
 
-def test_state(client: TestClient) -> None:
+def test_health_and_readiness(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"status": "alive"}
     assert client.get("/readyz").json() == {"status": "ready"}
 
@@ -119,6 +121,6 @@ def test_openapi_describes_packets_events_and_problems(client: TestClient) -> No
     assert "HTTPValidationError" not in document["components"]["schemas"]
 
 
-def test_a_missing_checkpoint_is_found_at_once(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_reported_at_creation(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="No checkpoint in"):
         create_app(Settings(checkpoint=tmp_path / "none"))

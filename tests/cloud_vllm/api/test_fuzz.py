@@ -7,8 +7,6 @@ import os
 import re
 import socket
 import struct
-import subprocess
-import sys
 import time
 import zlib
 from collections import Counter
@@ -26,10 +24,10 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from cloud_vllm.process import start_gateway
 from esrt import wire
-from esrt.bundled import REPOSITORY
 from esrt.checkpoint import Checkpoint
-from tests.cloud_vllm.helpers import EVENTS, MAX_NEW_TOKENS, PACKET, URL, Packets, wait_until_ready
+from tests.cloud_vllm.helpers import EVENTS, MAX_NEW_TOKENS, PACKET, URL, Packets
 from tests.tiny_checkpoint import SENTENCES
 
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "150"))
@@ -77,31 +75,19 @@ def fuzzed(examples: int) -> Any:
 @pytest.fixture(scope="module")
 def target(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     log = tmp_path_factory.mktemp("log") / "gateway.log"
-    command = [sys.executable, "-m", "cloud_vllm", "--engine", "transformers", "--port", "0"]
     changes = {"ESRT_MAX_NEW_TOKENS": str(MAX_NEW_TOKENS), "OMP_NUM_THREADS": "1"}
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--checkpoint", str(checkpoint.folder)],
-            cwd=REPOSITORY,
-            env={**os.environ, **changes},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        while not (found := re.search(r"http://\S+:\d+", log.read_text())):
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.1)
-        with httpx.Client(base_url=found[0], timeout=20) as client:
-            wait_until_ready(client, 240)
-            yield Target(psutil.Process(process.pid), client, log)
-    finally:
-        process.terminate()
-        process.wait(20)
+    arguments = "--engine", "transformers", "--checkpoint", str(checkpoint.folder)
+    with (
+        start_gateway(*arguments, log=log, env={**os.environ, **changes}) as gateway,
+        httpx.Client(base_url=gateway.address, timeout=20) as client,
+    ):
+        gateway.wait_until_ready()
+        yield Target(psutil.Process(gateway.process.pid), client, log)
 
 
 @st.composite
 def mutated(draw: st.DrawFn, whole: bytes) -> bytes:
-    """A few places changed, something cut out, doubled or put in."""
+    """Bytes with random changes, deletions, duplications and insertions."""
     data = bytearray(whole)
     for _ in range(draw(st.integers(1, 4))):
         if not data:
@@ -124,7 +110,7 @@ def mutated(draw: st.DrawFn, whole: bytes) -> bytes:
 
 @st.composite
 def packets(draw: st.DrawFn, whole: bytes) -> bytes:
-    """A damaged packet; often its checksum is right, so that the damage gets further."""
+    """A damaged packet, often with a correct checksum, so that later checks see the damage."""
     data = draw(mutated(whole))
     if len(data) >= wire.HEADER_BYTES and draw(st.booleans()):
         header, payload = data[: wire.HEADER_BYTES - 4], data[wire.HEADER_BYTES :]
@@ -134,7 +120,7 @@ def packets(draw: st.DrawFn, whole: bytes) -> bytes:
 
 
 def flood(target: Target, packet: Packets, requests: int) -> None:
-    """As many malformed requests of all kinds."""
+    """Send malformed requests of all kinds."""
     whole = packet(0, 7)
     head = (
         f"POST {URL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {PACKET['Content-Type']}\r\n"

@@ -1,4 +1,4 @@
-"""Retries that cost nothing: Idempotency-Key."""
+"""Retries with an Idempotency-Key."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from cloud_vllm.api.app import create_app
 from cloud_vllm.auth import keys
-from cloud_vllm.engines import EngineState, GenerationChunk
+from cloud_vllm.engines import GenerationChunk
 from cloud_vllm.settings import Settings
 from esrt.errors import EngineFailed
 from tests.cloud_vllm.helpers import (
@@ -24,6 +24,7 @@ from tests.cloud_vllm.helpers import (
     assert_stream_adds_up,
     call,
     parse_events,
+    ready_engine,
     wait_until_ready,
 )
 
@@ -51,7 +52,7 @@ def client(settings: Settings, engine: ScriptedEngine, clock: Clock) -> Iterator
         yield client
 
 
-def test_a_retry_is_answered_by_the_same_answer(
+def test_a_retry_gets_the_same_answer(
     client: TestClient, engine: ScriptedEngine, packet: Packets
 ) -> None:
     first = client.post(URL, content=packet(), headers={**PACKET, **KEY})
@@ -65,7 +66,7 @@ def test_a_retry_is_answered_by_the_same_answer(
     assert (other.status_code, len(engine.seen)) == (200, 2)
 
 
-def test_a_stream_can_be_asked_for_again(
+def test_a_stream_can_be_replayed(
     client: TestClient, engine: ScriptedEngine, packet: Packets
 ) -> None:
     first = client.post(URL, content=packet(), headers={**EVENTS, **KEY})
@@ -74,7 +75,7 @@ def test_a_stream_can_be_asked_for_again(
     assert len(engine.seen) == 1
 
 
-def test_the_key_of_another_request_is_refused(client: TestClient, packet: Packets) -> None:
+def test_a_reused_key_is_rejected(client: TestClient, packet: Packets) -> None:
     assert client.post(URL, content=packet(), headers={**PACKET, **KEY}).status_code == 200
     for url, body in ((URL, packet(1)), ("/v1/translate?src=deu&tgt=eng", packet())):
         response = client.post(url, content=body, headers={**PACKET, **KEY})
@@ -82,7 +83,7 @@ def test_the_key_of_another_request_is_refused(client: TestClient, packet: Packe
 
 
 @pytest.mark.parametrize("key", ["", "a b", "x" * 256])
-def test_a_key_of_another_form_is_refused(client: TestClient, packet: Packets, key: str) -> None:
+def test_a_malformed_key_is_rejected(client: TestClient, packet: Packets, key: str) -> None:
     headers = {**PACKET, "Idempotency-Key": key}
     assert_problem(client.post(URL, content=packet(), headers=headers), 422, "request")
 
@@ -105,7 +106,7 @@ def test_answers_expire(
         assert len(engine.seen) == decoded
 
 
-def test_the_oldest_answers_go_when_there_are_too_many(
+def test_the_oldest_answers_are_dropped_at_the_capacity(
     settings: Settings, engine: ScriptedEngine, packet: Packets
 ) -> None:
     with TestClient(create_app(settings, engine)) as client:
@@ -122,7 +123,7 @@ def test_the_oldest_answers_go_when_there_are_too_many(
             assert len(engine.seen) == decoded
 
 
-def test_keys_are_a_clients_own(
+def test_keys_of_different_clients_are_separate(
     settings: Settings, engine: ScriptedEngine, packet: Packets, tmp_path: Path
 ) -> None:
     file = tmp_path / "keys.json"
@@ -139,8 +140,7 @@ def test_keys_are_a_clients_own(
 
 def test_duplicates_wait_for_the_first(settings: Settings, packet: Packets) -> None:
     async def scenario() -> None:
-        engine, gone = ScriptedEngine(HELLO, None), asyncio.Event()
-        engine.state = EngineState.READY
+        engine, gone = ready_engine(HELLO, None), asyncio.Event()
         app = create_app(settings, engine)
 
         def ask(hang_up: asyncio.Event | None = None) -> asyncio.Task[tuple[int, bytes, int]]:

@@ -1,4 +1,4 @@
-"""Every request that the gateway refuses: the status, the type, and that it goes on serving."""
+"""Rejected requests: the status, the type, and that the gateway keeps serving."""
 
 import asyncio
 import json
@@ -6,21 +6,16 @@ import random
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
 from cloud_vllm.api.app import create_app
-from cloud_vllm.engines import EngineState, GenerationChunk
-from cloud_vllm.service.preprocessing import PacketPreprocessor, ProjectedPacket
-from cloud_vllm.service.projector import NumpyProjector
+from cloud_vllm.engines import GenerationChunk
 from cloud_vllm.settings import Settings
 from esrt import wire
 from esrt.checkpoint import Checkpoint
-from esrt.errors import PacketContentError, PacketError
 from tests.cloud_vllm.helpers import (
     EVENTS,
     PACKET,
@@ -29,6 +24,7 @@ from tests.cloud_vllm.helpers import (
     ScriptedEngine,
     assert_problem,
     call,
+    ready_engine,
 )
 from tests.tiny_checkpoint import SENTENCES, TINY
 
@@ -52,7 +48,7 @@ def test_other_media_types(
     assert_problem(response, 415, "media-type", kind or "not given")
 
 
-def test_media_type_parameters_and_case_do_not_matter(client: TestClient, packet: Packets) -> None:
+def test_media_type_parameters_and_case_are_ignored(client: TestClient, packet: Packets) -> None:
     headers = {"Content-Type": "Application/vnd.ESRT.features; version=1"}
     assert client.post(URL, content=packet(), headers=headers).status_code == 200
 
@@ -74,7 +70,7 @@ def test_languages(client: TestClient, packet: Packets, query: str, kind: str, w
     assert_problem(response, 422, kind, word)
 
 
-def test_another_fingerprint_names_both(
+def test_a_wrong_fingerprint_is_reported_with_both_values(
     client: TestClient, packet: Packets, checkpoint: Checkpoint
 ) -> None:
     body = packet(fingerprint="0123456789abcdef")
@@ -92,7 +88,7 @@ def test_another_fingerprint_names_both(
         ((TINY.max_tokens + 1, 64), "adapter", ["51", "at most 50"]),
     ],
 )
-def test_shapes_that_the_model_does_not_have(
+def test_wrong_shapes(
     client: TestClient, checkpoint: Checkpoint, shape: tuple[int, int], split: str, words: list[str]
 ) -> None:
     values = np.ones(shape, np.float32)
@@ -142,7 +138,7 @@ def test_not_a_number(client: TestClient, packet: Packets) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"RIFF\0\0\0\0WAVE", b"ESRT", bytes(1 << 20)])
-def test_bytes_that_are_no_packet(client: TestClient, body: bytes) -> None:
+def test_bytes_that_are_not_a_packet(client: TestClient, body: bytes) -> None:
     assert_problem(client.post(URL, content=body, headers=PACKET), 400, "packet-malformed")
 
 
@@ -157,7 +153,7 @@ def test_damaged_packets_never_pass_or_crash(client: TestClient, packet: Packets
         assert bytes(body) == good or response.status_code in (400, 413, 422), response.text
 
 
-def test_a_declared_length_beyond_the_limit_is_refused_unread(
+def test_a_declared_length_beyond_the_limit_is_rejected_unread(
     settings: Settings,
 ) -> None:
     status, text, read = _call(settings, [b"x"], {"Content-Length": "1048577"})
@@ -166,7 +162,7 @@ def test_a_declared_length_beyond_the_limit_is_refused_unread(
 
 
 @pytest.mark.parametrize("declared", [{}, {"Content-Length": "10"}, {"Content-Length": "-1"}])
-def test_a_longer_body_is_refused_while_it_arrives(
+def test_a_longer_body_is_rejected_while_it_arrives(
     settings: Settings, declared: dict[str, str]
 ) -> None:
     status, text, read = _call(settings, [bytes(100_000)] * 100, declared)
@@ -181,8 +177,7 @@ def test_a_chunked_body_at_the_limit_is_read(client: TestClient) -> None:
 
 def test_a_body_that_stops_arriving(settings: Settings) -> None:
     async def stalled() -> tuple[int, bytes, int]:
-        engine = ScriptedEngine()
-        engine.state = EngineState.READY
+        engine = ready_engine()
         app = create_app(settings.model_copy(update={"upload_s": 0.05}), engine)
         chunks = [b"x", b""]
 
@@ -207,89 +202,6 @@ def test_paths_and_methods_that_do_not_exist(client: TestClient) -> None:
 
 
 def _call(settings: Settings, body: list[bytes], headers: dict[str, str]) -> tuple[int, bytes, int]:
-    engine = ScriptedEngine()
-    engine.state = EngineState.READY
+    engine = ready_engine()
     app = create_app(settings, engine)
     return asyncio.run(call(app, body, headers={**PACKET, **headers}))
-
-
-def test_models_with_a_fixed_number_of_tokens_take_no_other(
-    settings: Settings, checkpoint: Checkpoint, packet: Packets
-) -> None:
-    config = replace(TINY, q_former=replace(TINY.q_former, stride=None, queries=8))
-    admission = PacketPreprocessor(replace(checkpoint, config=config), settings)
-    assert asyncio.run(admission.admit(packet(0, 8))).embeddings.shape == (8, 64)
-    for tokens in (7, 9):
-        with pytest.raises(PacketContentError, match="expected exactly 8"):
-            asyncio.run(admission.admit(packet(0, tokens)))
-
-
-@pytest.mark.parametrize("threaded", [False, True])
-def test_packets_that_arrive_together_are_projected_together(
-    settings: Settings,
-    checkpoint: Checkpoint,
-    packet: Packets,
-    monkeypatch: pytest.MonkeyPatch,
-    threaded: bool,
-) -> None:
-    if threaded:
-        monkeypatch.setattr("cloud_vllm.service.preprocessing._LITTLE", 0)
-    admission = PacketPreprocessor(checkpoint, settings)
-    bodies = [packet(seed, tokens) for seed, tokens in enumerate((3, 8, 5, 12))]
-    alone = [asyncio.run(admission.admit(body)).embeddings for body in bodies]
-
-    async def merge_streams() -> list[ProjectedPacket | BaseException]:
-        everything = [*bodies[:2], b"no packet", *bodies[2:]]
-        answers = (admission.admit(body) for body in everything)
-        return await asyncio.gather(*answers, return_exceptions=True)
-
-    found = asyncio.run(merge_streams())
-    assert isinstance(found.pop(2), PacketError)
-    projected_packet = [one for one in found if isinstance(one, ProjectedPacket)]
-    for one, expected in zip(projected_packet, alone, strict=True):
-        np.testing.assert_allclose(one.embeddings, expected, rtol=1e-5, atol=1e-6)
-    assert len({one.project_ms for one in projected_packet}) == 1
-
-
-def test_packets_that_are_little_work_stay_on_the_event_loop_however_many_arrive(
-    settings: Settings,
-    checkpoint: Checkpoint,
-    packet: Packets,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    admission = PacketPreprocessor(checkpoint, settings)
-    for_a_token = NumpyProjector(checkpoint.projector()).multiplications
-    monkeypatch.setattr("cloud_vllm.service.preprocessing._LITTLE", 9 * for_a_token)
-    in_thread: list[int] = []
-
-    async def run_in_threadpool(project_batch: Any, bodies: list[bytes]) -> Any:
-        in_thread.append(len(bodies))
-        return project_batch(bodies)
-
-    monkeypatch.setattr("cloud_vllm.service.preprocessing.run_in_threadpool", run_in_threadpool)
-
-    async def admit(*tokens: int) -> list[int]:
-        projected_packet = await asyncio.gather(
-            *(admission.admit(packet(0, some)) for some in tokens)
-        )
-        return [len(one.embeddings) for one in projected_packet]
-
-    assert asyncio.run(admit(4, 4, 4, 9, 1)) == [4, 4, 4, 9, 1]
-    assert not in_thread
-    assert asyncio.run(admit(4, 10, 4)) == [4, 10, 4]
-    assert in_thread == [2]
-
-
-def test_a_client_that_leaves_takes_no_other_with_it(
-    settings: Settings, checkpoint: Checkpoint, packet: Packets
-) -> None:
-    admission = PacketPreprocessor(checkpoint, settings)
-
-    async def run() -> ProjectedPacket:
-        first, second, third = (asyncio.create_task(admission.admit(packet(0, 4))) for _ in "123")
-        await asyncio.sleep(0)
-        second.cancel()
-        await first
-        return await third
-
-    assert asyncio.run(run()).embeddings.shape == (4, 64)

@@ -1,4 +1,4 @@
-"""Packets of a learned codec: read with the checkpoint's statistics, and with no others."""
+"""Packets of a transform codec: decoded with the checkpoint's tables only."""
 
 import shutil
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from training.codec import RateTarget, Sample
 
 
 def with_codec_tables(checkpoint: Checkpoint, folder: Path, step: float) -> Checkpoint:
-    """A copy with statistics of the tiny model's features."""
+    """A copy of the checkpoint with codec tables of the tiny model's features."""
     shutil.copytree(checkpoint.folder, folder)
     copied = open_checkpoint(folder)
     spoken = [features(number, 20, seed) for number in range(len(SENTENCES)) for seed in range(9)]
@@ -54,7 +54,7 @@ def packet(checkpoint: Checkpoint, sentence: int = 0) -> bytes:
     )
 
 
-def test_it_is_offered_where_it_can_be_read(client: TestClient) -> None:
+def test_the_codec_is_offered_if_there_are_tables(client: TestClient) -> None:
     (model,) = client.get("/v1/models").json()["models"]
     assert model["codecs"] == ["fp16", "int8", "int4", "klt"]
 
@@ -65,7 +65,7 @@ def test_translates(client: TestClient, uses_tables: Checkpoint, sentence: int) 
     assert (answer["transcript"], answer["translation"]) == SENTENCES[sentence]
 
 
-def test_other_statistics_of_the_same_model(
+def test_other_tables_of_the_same_model(
     client: TestClient, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     other = with_codec_tables(checkpoint, tmp_path / "tiny", 0.1)

@@ -1,4 +1,4 @@
-"""A talk's segments over a websocket."""
+"""Streams of segments over a websocket."""
 
 import asyncio
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 from websockets.exceptions import ConnectionClosed
@@ -36,6 +37,7 @@ from tests.cloud_vllm.helpers import (
     ScriptedEngine,
     assert_problem,
     assert_stream_adds_up,
+    ready_engine,
 )
 from tests.tiny_checkpoint import SENTENCES, TINY
 
@@ -44,7 +46,7 @@ HELLO = GenerationChunk("hello", 1)
 END = GenerationChunk("<|eng|><|deu|>hallo", 3, "stop")
 
 
-class Held(ScriptedEngine):
+class GatedEngine(ScriptedEngine):
     """Answers a packet of n tokens once the n-th gate is open."""
 
     def __init__(self) -> None:
@@ -73,14 +75,14 @@ class Held(ScriptedEngine):
 
 
 @contextmanager
-def served(settings: Settings, engine: ScriptedEngine) -> Iterator[tuple[str, listener.Server]]:
-    """The gateway, by the address that streams are opened at."""
+def served(settings: Settings, engine: ScriptedEngine) -> Iterator[tuple[str, uvicorn.Server]]:
+    """A served gateway: its websocket address and its server."""
     with helpers.served(settings, engine) as (port, server):
         yield f"ws://127.0.0.1:{port}", server
 
 
 def receive(connection: ClientConnection, segments: int) -> list[list[tuple[str, Any]]]:
-    """The events of so many segments, which must come one after the other."""
+    """Receive the events of a number of segments, which must arrive in order."""
     found: list[list[tuple[str, Any]]] = [[] for _ in range(segments)]
     for number in range(segments):
         while not found[number] or found[number][-1][0] not in ("done", "error"):
@@ -109,10 +111,7 @@ def test_segments_are_answered_in_order(client: TestClient, packet: Packets) -> 
         assert closed.value.code == 1000
 
 
-def test_over_a_socket_for_longer_than_a_head_may_take(
-    settings: Settings, packet: Packets, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listener, "HEADER_S", 0.2)
+def test_segments_one_after_the_other_over_a_socket(settings: Settings, packet: Packets) -> None:
     with (
         served(settings, ScriptedEngine(HELLO, END)) as (url, _),
         connect(url + PATH) as connection,
@@ -121,7 +120,6 @@ def test_over_a_socket_for_longer_than_a_head_may_take(
             connection.send(packet())
             ((*_, (name, done)),) = receive_next(connection)
             assert (name, done["translation"]) == ("done", "hallo")
-            threading.Event().wait(0.2)
         connection.send("end")
         with pytest.raises(ConnectionClosed):
             connection.recv(timeout=5)
@@ -136,9 +134,7 @@ def receive_next(connection: ClientConnection) -> list[list[tuple[str, Any]]]:
     return [events]
 
 
-def test_a_segment_that_is_refused_does_not_end_the_talk(
-    settings: Settings, packet: Packets
-) -> None:
+def test_a_rejected_segment_does_not_end_the_stream(settings: Settings, packet: Packets) -> None:
     with (
         served(settings, ScriptedEngine(HELLO, END)) as (url, _),
         connect(url + PATH) as connection,
@@ -152,7 +148,7 @@ def test_a_segment_that_is_refused_does_not_end_the_talk(
 
 
 @pytest.mark.parametrize(("message", "code"), [("hello", 1003), (bytes((1 << 20) + 1), 1009)])
-def test_messages_that_end_the_talk(settings: Settings, message: str | bytes, code: int) -> None:
+def test_messages_that_end_the_stream(settings: Settings, message: str | bytes, code: int) -> None:
     with (
         served(settings, ScriptedEngine(HELLO, END)) as (url, _),
         connect(url + PATH) as connection,
@@ -164,8 +160,8 @@ def test_messages_that_end_the_talk(settings: Settings, message: str | bytes, co
         assert connection.close_code == code
 
 
-def test_shutdown_answers_what_is_under_way(settings: Settings, packet: Packets) -> None:
-    engine = Held()
+def test_shutdown_answers_segments_under_way(settings: Settings, packet: Packets) -> None:
+    engine = GatedEngine()
     with served(settings, engine) as (url, server), connect(url + PATH) as connection:
         connection.send(packet(0, 1))
         while not engine.open:
@@ -185,7 +181,7 @@ def send_without_end(connection: ClientConnection) -> None:
         connection.send(b"no packet")
 
 
-def test_a_client_that_does_not_read_is_left(
+def test_a_client_that_does_not_read_is_disconnected(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(websocket, "_SEND_S", 0.3)
@@ -236,7 +232,7 @@ def test_the_log_does_not_hold_the_query(
         (PATH, {"Origin": "https://else.example"}, 403, "forbidden"),
     ],
 )
-def test_handshakes_that_are_refused(
+def test_rejected_handshakes(
     client: TestClient, path: str, headers: dict[str, str], status: int, kind: str
 ) -> None:
     with (
@@ -248,13 +244,13 @@ def test_handshakes_that_are_refused(
     assert refused.value.headers["x-request-id"]
 
 
-def test_several_languages_take_several_streams(
+def test_a_stream_with_several_languages_is_rejected(
     settings: Settings, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(TINY, languages=("eng", "deu", "fra"))
     monkeypatch.setattr(app, "open_checkpoint", lambda _: replace(checkpoint, config=config))
     with (
-        TestClient(create_app(settings, Held())) as client,
+        TestClient(create_app(settings, GatedEngine())) as client,
         pytest.raises(WebSocketDenialResponse) as refused,
         client.websocket_connect("/v1/stream?src=eng&tgt=deu,fra"),
     ):
@@ -262,10 +258,8 @@ def test_several_languages_take_several_streams(
     assert_problem(refused.value, 422, "language", "one target")
 
 
-def test_an_origin_that_is_named(settings: Settings) -> None:
-    engine = ScriptedEngine(HELLO, END)
-    engine.started.set()
-    engine.state = EngineState.READY
+def test_an_allowed_origin(settings: Settings) -> None:
+    engine = ready_engine(HELLO, END)
     named = settings.model_copy(update={"cors_origins": ("https://talk.example",)})
     with (
         TestClient(create_app(named, engine)) as client,
@@ -278,9 +272,7 @@ def test_keys(settings: Settings, packet: Packets, tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     key = keys.create(file, "a", keys.Scope.TRANSLATE)
     other = keys.create(file, "b", keys.Scope.METRICS)
-    engine = ScriptedEngine(HELLO, END)
-    engine.started.set()
-    engine.state = EngineState.READY
+    engine = ready_engine(HELLO, END)
     limited = settings.model_copy(
         update={"key_file": file, "key_max_concurrency": 1, "key_burst": 2}
     )
@@ -311,8 +303,8 @@ def test_keys(settings: Settings, packet: Packets, tmp_path: Path) -> None:
             assert types == ["done", "done", "too-many-requests", "unauthorized"]
 
 
-class Line:
-    """A client at the level of ASGI, which counts what is taken from it."""
+class AsgiClient:
+    """An ASGI client that counts the messages taken from it."""
 
     def __init__(self, *messages: bytes | str) -> None:
         self.messages = list(messages)
@@ -352,39 +344,37 @@ class Line:
 
 def test_back_pressure_and_order(settings: Settings, packet: Packets) -> None:
     async def scenario() -> None:
-        engine = Held()
+        engine = GatedEngine()
         app = create_app(settings.model_copy(update={"stream_segments": 3}), engine)
-        line = Line(*(packet(0, n) for n in (1, 2, 3, 4, 5)), "end")
-        running = asyncio.create_task(line.run(app))
+        client = AsgiClient(*(packet(0, n) for n in (1, 2, 3, 4, 5)), "end")
+        running = asyncio.create_task(client.run(app))
         await asyncio.sleep(0.2)
-        assert (line.taken, engine.open) == (1 + 3, 3)
+        assert (client.taken, engine.open) == (1 + 3, 3)
         # The second and third are done before the first, and wait for their turn.
         engine.gates[2].set()
         engine.gates[3].set()
         await asyncio.sleep(0.1)
-        assert (line.taken, engine.open, line.numbers()) == (1 + 3, 1, [])
+        assert (client.taken, engine.open, client.numbers()) == (1 + 3, 1, [])
         for gate in engine.gates:
             gate.set()
         await asyncio.wait_for(running, 5)
-        numbers = line.numbers()
+        numbers = client.numbers()
         assert numbers == sorted(numbers)
         assert set(numbers) == {0, 1, 2, 3, 4}
-        assert line.sent[-1] == {"type": "websocket.close", "code": 1000, "reason": ""}
+        assert client.sent[-1] == {"type": "websocket.close", "code": 1000, "reason": ""}
 
     asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("ended", [False, True])
-def test_a_client_that_goes_ends_the_decoding(
-    settings: Settings, packet: Packets, ended: bool
-) -> None:
+def test_a_disconnect_ends_the_decoding(settings: Settings, packet: Packets, ended: bool) -> None:
     async def scenario() -> None:
-        engine = Held()
-        line = Line(packet(0, 1), packet(0, 2), *(["end"] if ended else []))
-        running = asyncio.create_task(line.run(create_app(settings, engine)))
+        engine = GatedEngine()
+        client = AsgiClient(packet(0, 1), packet(0, 2), *(["end"] if ended else []))
+        running = asyncio.create_task(client.run(create_app(settings, engine)))
         await asyncio.sleep(0.2)
         assert engine.open == 2
-        line.gone.set()
+        client.gone.set()
         await asyncio.wait_for(running, 5)
         assert engine.open == 0
 
@@ -393,19 +383,19 @@ def test_a_client_that_goes_ends_the_decoding(
 
 def test_a_silent_stream_is_closed(settings: Settings, packet: Packets) -> None:
     async def scenario() -> None:
-        engine = Held()
+        engine = GatedEngine()
         app = create_app(settings.model_copy(update={"stream_idle_s": 0.1}), engine)
-        line = Line(packet(0, 1))
-        running = asyncio.create_task(line.run(app))
+        client = AsgiClient(packet(0, 1))
+        running = asyncio.create_task(client.run(app))
         await asyncio.sleep(0.3)
         assert not running.done(), "an answer is under way"
         engine.gates[1].set()
         await asyncio.wait_for(running, 5)
-        assert set(line.numbers()) == {0}
-        assert line.sent[-1]["type"] == "websocket.close"
+        assert set(client.numbers()) == {0}
+        assert client.sent[-1]["type"] == "websocket.close"
 
     asyncio.run(scenario())
 
 
-def test_a_plain_request_is_no_stream(client: TestClient) -> None:
+def test_a_plain_request_is_not_a_stream(client: TestClient) -> None:
     assert_problem(client.get(PATH, headers=PACKET), 404, "not-found")

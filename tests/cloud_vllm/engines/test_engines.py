@@ -34,7 +34,7 @@ def tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 @given(data=st.data())
-def test_pieces_join_to_the_whole_text(tokenizer: Any, data: st.DataObject) -> None:
+def test_chunks_join_to_the_whole_text(tokenizer: Any, data: st.DataObject) -> None:
     # Any ids, so most byte sequences are no UTF-8 and many characters are cut.
     ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=40))
     cuts = data.draw(st.lists(st.integers(0, len(ids)), max_size=40).map(sorted))
@@ -57,7 +57,7 @@ def test_whole_characters_are_not_held_back(tokenizer: Any, text: str) -> None:
         assert "".join(pieces) == text
 
 
-def test_a_tokenizer_without_the_tags_is_refused(tokenizer: Any) -> None:
+def test_a_tokenizer_without_the_tags_is_rejected(tokenizer: Any) -> None:
     assert len(prompt_ids(tokenizer, *PAIR)) == 2
 
     class Letters:
@@ -76,7 +76,7 @@ def test_a_tokenizer_without_the_tags_is_refused(tokenizer: Any) -> None:
     times=st.integers(0, 12),
     wanted=st.integers(0, 12),
 )
-def test_repetitions_are_noticed(
+def test_repetitions_are_detected(
     start: list[int], pattern: list[int], times: int, wanted: int
 ) -> None:
     ids = start + pattern * times
@@ -89,7 +89,7 @@ def test_repetitions_are_noticed(
 
 
 class Running:
-    """A started engine and the loop that it lives on, for tests that are not coroutines."""
+    """A started engine and its event loop, for tests that are not coroutines."""
 
     def __init__(self, engine: Engine, embeddings: np.ndarray) -> None:
         self.engine, self.embeddings = engine, embeddings
@@ -129,7 +129,7 @@ async def _drain(pieces: AsyncGenerator[GenerationChunk, None]) -> None:
         assert piece.finish is None
 
 
-def test_answers_asked_for_at_once_are_all_given(running: Running) -> None:
+def test_concurrent_requests_are_all_answered(running: Running) -> None:
     async def scenario() -> None:
         await running.engine.start()
         first, *others = await asyncio.gather(*(running.whole() for _ in range(4)))
@@ -140,7 +140,7 @@ def test_answers_asked_for_at_once_are_all_given(running: Running) -> None:
     asyncio.run(scenario())
 
 
-def test_closing_the_engine_breaks_off_the_answer(running: Running) -> None:
+def test_closing_the_engine_aborts_the_answer(running: Running) -> None:
     async def scenario() -> None:
         await running.engine.start()
         async with aclosing(running.generate()) as pieces:
@@ -155,7 +155,7 @@ def test_closing_the_engine_breaks_off_the_answer(running: Running) -> None:
     asyncio.run(scenario())
 
 
-def test_an_error_of_the_library_is_the_engines(
+def test_an_error_of_the_library_becomes_an_engine_error(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
@@ -172,7 +172,7 @@ def test_an_error_of_the_library_is_the_engines(
     asyncio.run(scenario())
 
 
-def test_a_damaged_decoder_is_named(
+def test_a_damaged_decoder_is_reported(
     checkpoint: Checkpoint, settings: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     empty = Checkpoint(tmp_path_factory.mktemp("empty"), checkpoint.config, checkpoint.fingerprint)

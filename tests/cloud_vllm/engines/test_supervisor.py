@@ -1,4 +1,4 @@
-"""An engine that dies, hangs or does not come back, seen from outside."""
+"""An engine that dies, hangs or cannot be rebuilt, seen through HTTP."""
 
 import asyncio
 import json
@@ -20,8 +20,8 @@ END = GenerationChunk("<|eng|><|deu|>hallo", 3, "stop")
 DIED = EngineDied("The engine's process has died.", "Send the packet again.")
 
 
-class Mortal(ScriptedEngine):
-    """Dies where its script says so; wakes whoever waits when it is closed, as vLLM does."""
+class MortalEngine(ScriptedEngine):
+    """Dies at a point of its script; closing it wakes waiting requests, as with vLLM."""
 
     def __init__(self, *script: GenerationChunk | Exception | None) -> None:
         super().__init__(*script)
@@ -50,24 +50,24 @@ class Mortal(ScriptedEngine):
         self.gone.set()
 
 
-class Line:
-    """Engines, one after the other, and how many have been taken."""
+class EngineFactory:
+    """A factory of scripted engines that counts them."""
 
-    def __init__(self, *engines: Mortal) -> None:
+    def __init__(self, *engines: MortalEngine) -> None:
         self.engines = engines
         self.taken = 0
 
-    def __call__(self) -> Mortal:
+    def __call__(self) -> MortalEngine:
         self.taken += 1
         return self.engines[self.taken - 1]
 
 
 @asynccontextmanager
 async def served(
-    checkpoint: Checkpoint, settings: Settings, line: Line, **changes: float
+    checkpoint: Checkpoint, settings: Settings, factory: EngineFactory, **changes: float
 ) -> AsyncIterator[tuple[FastAPI, Supervisor]]:
     changed = settings.model_copy(update={"canary_s": 0.0, **changes})
-    supervisor = Supervisor(line, checkpoint, changed)
+    supervisor = Supervisor(factory, checkpoint, changed)
     app = create_app(changed, supervisor)
     async with app.router.lifespan_context(app):
         while supervisor.state is EngineState.LOADING:
@@ -87,14 +87,14 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("headers", [PACKET, EVENTS])
-def test_an_answer_of_which_nothing_was_sent_is_decoded_anew(
+def test_an_unsent_answer_is_decoded_again(
     checkpoint: Checkpoint, settings: Settings, packet: Packets, headers: dict[str, str]
 ) -> None:
     async def scenario() -> None:
         # Without streaming, text that the dead engine had decoded does not count as sent.
         script = (DIED,) if headers is EVENTS else (HELLO, DIED)
-        line = Line(Mortal(*script), Mortal(HELLO, END))
-        async with served(checkpoint, settings, line) as (app, supervisor):
+        factory = EngineFactory(MortalEngine(*script), MortalEngine(HELLO, END))
+        async with served(checkpoint, settings, factory) as (app, supervisor):
             status, text, _ = await call(app, [packet()], headers=headers)
             assert status == 200
             done = parse_events(text.decode())[-1][1] if headers is EVENTS else json.loads(text)
@@ -105,28 +105,28 @@ def test_an_answer_of_which_nothing_was_sent_is_decoded_anew(
     asyncio.run(scenario())
 
 
-def test_a_death_that_a_request_meets_is_not_waited_for(
+def test_a_failed_request_triggers_the_rebuild_at_once(
     checkpoint: Checkpoint, settings: Settings, packet: Packets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cloud_vllm.engines.supervisor._LOOK_S", 60.0)
+    monkeypatch.setattr("cloud_vllm.engines.supervisor._POLL_S", 60.0)
 
     async def scenario() -> None:
-        died_unseen, dies = Mortal(HELLO, END), Mortal(DIED)
-        line = Line(died_unseen, dies, Mortal(HELLO, END))
-        async with served(checkpoint, settings, line) as (app, supervisor), asyncio.timeout(5):
-            died_unseen.state = EngineState.FAILED
+        died_unnoticed, dies = MortalEngine(HELLO, END), MortalEngine(DIED)
+        factory = EngineFactory(died_unnoticed, dies, MortalEngine(HELLO, END))
+        async with served(checkpoint, settings, factory) as (app, supervisor), asyncio.timeout(5):
+            died_unnoticed.state = EngineState.FAILED
             assert (await call(app, [packet()], headers=PACKET))[0] == 200
             assert supervisor.rebuilds == 2
 
     asyncio.run(scenario())
 
 
-def test_an_answer_that_was_begun_ends_with_an_error(
+def test_a_partly_sent_answer_ends_with_an_error(
     checkpoint: Checkpoint, settings: Settings, packet: Packets
 ) -> None:
     async def scenario() -> None:
-        line = Line(Mortal(HELLO, DIED), Mortal(HELLO, END))
-        async with served(checkpoint, settings, line) as (app, _):
+        factory = EngineFactory(MortalEngine(HELLO, DIED), MortalEngine(HELLO, END))
+        async with served(checkpoint, settings, factory) as (app, _):
             _, text, _ = await call(app, [packet()], headers=EVENTS)
             (first, delta), (name, problem) = parse_events(text.decode())
             assert (first, delta, name) == ("transcript", {"text": "hello"}, "error")
@@ -135,26 +135,31 @@ def test_an_answer_that_was_begun_ends_with_an_error(
     asyncio.run(scenario())
 
 
-def test_an_answer_that_kills_every_engine_ends(
+def test_an_answer_that_kills_every_engine_fails(
     checkpoint: Checkpoint, settings: Settings, packet: Packets
 ) -> None:
     async def scenario() -> None:
-        line = Line(*(Mortal(DIED) for _ in range(8)))
-        async with served(checkpoint, settings, line) as (app, _):
+        factory = EngineFactory(*(MortalEngine(DIED) for _ in range(8)))
+        async with served(checkpoint, settings, factory) as (app, _):
             status, text, _ = await call(app, [packet()], headers=PACKET)
             assert (status, json.loads(text)["type"]) == (503, "urn:esrt:problem:engine-failed")
-            await _until(lambda: line.taken == 4)
-            assert line.taken == 4
+            await _until(lambda: factory.taken == 4)
+            assert factory.taken == 4
 
     asyncio.run(scenario())
 
 
-def test_while_it_is_rebuilt(checkpoint: Checkpoint, settings: Settings, packet: Packets) -> None:
+def test_requests_during_a_rebuild_wait(
+    checkpoint: Checkpoint, settings: Settings, packet: Packets
+) -> None:
     async def scenario() -> None:
-        first, second = Mortal(HELLO, END), Mortal(HELLO, END)
+        first, second = MortalEngine(HELLO, END), MortalEngine(HELLO, END)
         second.started.clear()
         changes = {"max_concurrent": 2, "queue_size": 1}
-        async with served(checkpoint, settings, Line(first, second), **changes) as (app, _):
+        async with served(checkpoint, settings, EngineFactory(first, second), **changes) as (
+            app,
+            _,
+        ):
             assert await _ready(app) == (200, '{"status":"ready"}')
             first.state = EngineState.FAILED
             status, text = await _ready(app)
@@ -175,14 +180,14 @@ def test_while_it_is_rebuilt(checkpoint: Checkpoint, settings: Settings, packet:
     asyncio.run(scenario())
 
 
-def test_one_that_takes_too_long_to_rebuild(
+def test_a_rebuild_longer_than_the_deadline(
     checkpoint: Checkpoint, settings: Settings, packet: Packets
 ) -> None:
     async def scenario() -> None:
-        first, second = Mortal(DIED), Mortal()
+        first, second = MortalEngine(DIED), MortalEngine()
         second.started.clear()
-        line = Line(first, second)
-        async with served(checkpoint, settings, line, deadline_s=0.3) as (app, _):
+        factory = EngineFactory(first, second)
+        async with served(checkpoint, settings, factory, deadline_s=0.3) as (app, _):
             status, text, _ = await call(app, [packet()], headers=PACKET)
             assert (status, json.loads(text)["type"]) == (503, "urn:esrt:problem:engine-failed")
             second.started.set()
@@ -190,14 +195,14 @@ def test_one_that_takes_too_long_to_rebuild(
     asyncio.run(scenario())
 
 
-def test_one_that_cannot_be_rebuilt_is_tried_again(
+def test_a_failed_rebuild_is_repeated(
     checkpoint: Checkpoint, settings: Settings, packet: Packets
 ) -> None:
     async def scenario() -> None:
-        broken = Mortal()
+        broken = MortalEngine()
         broken.error = EngineFailed("No memory.", "Free some.")
-        line = Line(Mortal(DIED), broken, Mortal(HELLO, END))
-        async with served(checkpoint, settings, line) as (app, supervisor):
+        factory = EngineFactory(MortalEngine(DIED), broken, MortalEngine(HELLO, END))
+        async with served(checkpoint, settings, factory) as (app, supervisor):
             status, text, _ = await call(app, [packet()], headers=PACKET)
             assert (status, json.loads(text)["type"]) == (503, "urn:esrt:problem:engine-failed")
             assert (await _ready(app))[0] == 503
@@ -208,29 +213,29 @@ def test_one_that_cannot_be_rebuilt_is_tried_again(
 
 
 @pytest.mark.parametrize("busy", [False, True])
-def test_a_hung_engine_is_found_and_replaced(
+def test_a_hung_engine_is_detected_and_replaced(
     checkpoint: Checkpoint, settings: Settings, packet: Packets, busy: bool
 ) -> None:
     async def scenario() -> None:
-        first = Mortal(None)
-        line = Line(first, Mortal(HELLO, END))
+        first = MortalEngine(None)
+        factory = EngineFactory(first, MortalEngine(HELLO, END))
         changes = {"canary_s": 0.1, "canary_timeout_s": 0.1}
-        async with served(checkpoint, settings, line, **changes) as (app, supervisor):
+        async with served(checkpoint, settings, factory, **changes) as (app, supervisor):
             if busy:
                 status, _, _ = await call(app, [packet()], headers=PACKET)
                 assert status == 200, "decoded anew by the second engine"
             await _until(lambda: supervisor.rebuilds == 1)
             assert first.hung and first.open == 0
             await asyncio.sleep(0.5)
-            assert (line.taken, supervisor.state) == (2, EngineState.READY)
+            assert (factory.taken, supervisor.state) == (2, EngineState.READY)
 
     asyncio.run(scenario())
 
 
-def test_a_slow_engine_that_goes_on_is_left_alone(
+def test_a_slow_engine_is_not_replaced(
     checkpoint: Checkpoint, settings: Settings, packet: Packets
 ) -> None:
-    class Slow(Mortal):
+    class Slow(MortalEngine):
         async def generate(self, embeddings, source, target, *, streamed=True):  # type: ignore[no-untyped-def]
             if len(embeddings) == 1:
                 await asyncio.Event().wait()
@@ -240,22 +245,25 @@ def test_a_slow_engine_that_goes_on_is_left_alone(
             yield END
 
     async def scenario() -> None:
-        line, changes = Line(Slow(), Mortal()), {"canary_s": 0.1, "canary_timeout_s": 0.2}
-        async with served(checkpoint, settings, line, **changes) as (app, supervisor):
+        factory, changes = (
+            EngineFactory(Slow(), MortalEngine()),
+            {"canary_s": 0.1, "canary_timeout_s": 0.2},
+        )
+        async with served(checkpoint, settings, factory, **changes) as (app, supervisor):
             assert (await call(app, [packet()], headers=PACKET))[0] == 200
             assert supervisor.rebuilds == 0
 
     asyncio.run(scenario())
 
 
-def test_closing_while_it_is_rebuilt(checkpoint: Checkpoint, settings: Settings) -> None:
+def test_closing_during_a_rebuild(checkpoint: Checkpoint, settings: Settings) -> None:
     async def scenario() -> None:
-        first, second = Mortal(), Mortal()
+        first, second = MortalEngine(), MortalEngine()
         second.started.clear()
-        line = Line(first, second)
-        async with served(checkpoint, settings, line):
+        factory = EngineFactory(first, second)
+        async with served(checkpoint, settings, factory):
             first.state = EngineState.FAILED
-            await _until(lambda: line.taken == 2)
-        assert (second.state, line.taken) == (EngineState.CLOSED, 2)
+            await _until(lambda: factory.taken == 2)
+        assert (second.state, factory.taken) == (EngineState.CLOSED, 2)
 
     asyncio.run(scenario())

@@ -3,19 +3,16 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
-from esrt.bundled import REPOSITORY
+from cloud_vllm.process import GatewayProcess, start_gateway
 from esrt.checkpoint import Checkpoint
 from tests.cloud_vllm.helpers import (
     EVENTS,
@@ -33,7 +30,6 @@ from tests.tiny_checkpoint import SENTENCES, TINY
 
 pytestmark = pytest.mark.vllm
 
-START_S = 240.0
 STOP_S = 40.0
 SETTINGS = {
     "ESRT_MAX_NEW_TOKENS": str(MAX_NEW_TOKENS),
@@ -46,42 +42,31 @@ SETTINGS = {
 
 @dataclass
 class Service:
-    process: subprocess.Popen[str]
+    gateway: GatewayProcess
     client: httpx.Client
-    log: Path
-    lived_while_loading: bool
+    was_alive_while_loading: bool
+
+    @property
+    def log(self) -> str:
+        return self.gateway.log.read_text()
 
 
 @pytest.fixture(scope="module")
 def service(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     log = tmp_path_factory.mktemp("log") / "gateway.log"
-    command = [sys.executable, "-m", "cloud_vllm", "--engine", "vllm", "--port", "0"]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--checkpoint", str(checkpoint.folder)],
-            cwd=REPOSITORY,
-            env={**os.environ, **SETTINGS},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    arguments = "--engine", "vllm", "--checkpoint", str(checkpoint.folder)
     family: list[psutil.Process] = []
     try:
-        url = _wait_for(lambda: re.search(r"http://\S+:\d+", log.read_text()), process, log)[0]
-        with httpx.Client(base_url=url, timeout=240) as client:
-            _wait_for(lambda: client.get("/healthz").status_code == 200, process, log)
+        with (
+            start_gateway(*arguments, log=log, env={**os.environ, **SETTINGS}) as gateway,
+            httpx.Client(base_url=gateway.address, timeout=240) as client,
+        ):
+            alive = client.get("/healthz").status_code == 200
             first = client.get("/readyz").status_code
-            _wait_for(lambda: client.get("/readyz").status_code == 200, process, log)
-            family = psutil.Process(process.pid).children(recursive=True)
-            yield Service(process, client, log, first == 503)
+            gateway.wait_until_ready()
+            family = psutil.Process(gateway.process.pid).children(recursive=True)
+            yield Service(gateway, client, alive and first == 503)
     finally:
-        # The last test has ended it already, unless that test failed or was not run.
-        family += psutil.Process(process.pid).children(recursive=True) if _lives(process) else []
-        process.terminate()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
         for child in _living(family):
             child.kill()
 
@@ -100,7 +85,7 @@ def test_equals_transformers(
         assert reference(body, source, target) == text
 
 
-def test_equals_transformers_on_features_never_seen(
+def test_equals_transformers_on_unseen_features(
     service: Service, packet: Packets, scored: Scored
 ) -> None:
     # So many that every end occurs, whatever processor the tiny model was trained on.
@@ -120,7 +105,7 @@ def test_equals_transformers_on_features_never_seen(
     assert {answer["finish"] for answer in answers} == {"stop", "length", "repetition"}
 
 
-def test_many_at_once_do_not_mix(service: Service, packet: Packets) -> None:
+def test_concurrent_answers_do_not_mix(service: Service, packet: Packets) -> None:
     numbers = list(range(len(SENTENCES))) * 3
     bodies = [packet(number, 1 + place * 2) for place, number in enumerate(numbers)]
     with ThreadPoolExecutor(len(bodies)) as pool:
@@ -144,24 +129,7 @@ def test_streams_the_same_answer(service: Service, packet: Packets) -> None:
         assert len(set(times)) > 2, "the answer came at once"
 
 
-def test_an_answer_that_is_not_streamed_leaves_the_engine_in_two_messages(
-    service: Service, packet: Packets
-) -> None:
-    def messages() -> float:
-        page = service.client.get("/metrics").text
-        return float(re.findall(r"^vllm:iteration_tokens_total_count\S* (\S+)$", page, re.M)[0])
-
-    counts = []
-    for number in (4, 5, 6):
-        before = messages()
-        answer = _translate(service, packet(number), "eng", "deu")
-        assert answer["tokens"]["generated"] > 4
-        counts.append(messages() - before)
-    # The canary may have sung meanwhile, but not each time.
-    assert min(counts) == 2
-
-
-def test_goes_on_after_clients_that_hang_up(service: Service, packet: Packets) -> None:
+def test_continues_after_disconnects(service: Service, packet: Packets) -> None:
     for headers in (PACKET, EVENTS):
         for _ in range(5):
             with pytest.raises(httpx.TimeoutException):
@@ -170,20 +138,16 @@ def test_goes_on_after_clients_that_hang_up(service: Service, packet: Packets) -
                 )
     answer = _translate(service, packet(2), "eng", "deu")
     assert (answer["transcript"], answer["translation"]) == SENTENCES[2]
-    assert "Traceback" not in service.log.read_text()
+    assert "Traceback" not in service.log
 
 
-def test_said_that_it_lived_while_it_loaded(service: Service) -> None:
-    assert service.lived_while_loading
+def test_is_alive_but_not_ready_while_loading(service: Service) -> None:
+    assert service.was_alive_while_loading
 
 
-def test_logged_nothing_grave(service: Service) -> None:
-    assert "Traceback" not in service.log.read_text()
-
-
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
 def test_an_engine_process_that_dies_or_hangs_under_load(
-    service: Service, packet: Packets, blow: signal.Signals
+    service: Service, packet: Packets, sent: signal.Signals
 ) -> None:
     numbers = list(range(len(SENTENCES))) * 2
     rebuilds, process = _rebuilds(service), _engine_process(service)
@@ -191,10 +155,11 @@ def test_an_engine_process_that_dies_or_hangs_under_load(
     with ThreadPoolExecutor(len(numbers)) as pool:
         asked = [pool.submit(_translate, service, packet(n), "eng", "deu") for n in numbers]
         time.sleep(0.02)
-        process.send_signal(blow)
-        _wait_for(
-            lambda: "rebuilt" in service.client.get("/readyz").text, service.process, service.log
-        )
+        process.send_signal(sent)
+        end = time.monotonic() + STOP_S
+        while "rebuilt" not in service.client.get("/readyz").text:
+            assert time.monotonic() < end, service.log[-3000:]
+            time.sleep(0.2)
         answers = [one.result() for one in asked]
     for number, answer in zip(numbers, answers, strict=True):
         assert (answer["transcript"], answer["translation"]) == SENTENCES[number]
@@ -203,28 +168,28 @@ def test_an_engine_process_that_dies_or_hangs_under_load(
     assert _living(family) == []
 
 
-def test_sigterm_finishes_what_runs_and_leaves_nothing_behind(
+def test_sigterm_finishes_running_requests_and_leaves_no_process(
     service: Service, packet: Packets
 ) -> None:
-    family = psutil.Process(service.process.pid).children(recursive=True)
+    family = psutil.Process(service.gateway.process.pid).children(recursive=True)
     assert family, "vLLM runs in processes of its own"
-    earlier = len(service.log.read_text())
+    earlier = len(service.log)
     process = _engine_process(service)
     with ThreadPoolExecutor(1) as pool:
         # So that the answer is surely under way.
         process.send_signal(signal.SIGSTOP)
         asked = pool.submit(_translate, service, packet(2), "eng", "deu")
         time.sleep(0.5)
-        service.process.send_signal(signal.SIGTERM)
+        service.gateway.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         with pytest.raises(httpx.ConnectError):
             httpx.get(service.client.base_url)
         process.send_signal(signal.SIGCONT)
         assert asked.result()["translation"] == SENTENCES[2][1]
-    assert service.process.wait(STOP_S) == 0
+    assert service.gateway.process.wait(STOP_S) == 0
     _, alive = psutil.wait_procs(_living(family), timeout=5)
     assert _living(alive) == []
-    log = service.log.read_text()[earlier:]
+    log = service.log[earlier:]
     assert "Traceback" not in log
     # The processes that were killed could not remove theirs.
     assert "leaked shared_memory" not in log
@@ -240,7 +205,7 @@ def _translate(service: Service, body: bytes, source: str, target: str) -> dict:
 
 
 def _engine_process(service: Service) -> psutil.Process:
-    family = psutil.Process(service.process.pid).children(recursive=True)
+    family = psutil.Process(service.gateway.process.pid).children(recursive=True)
     (found,) = [one for one in family if "EngineCore" in " ".join([one.name(), *one.cmdline()])]
     return found
 
@@ -250,22 +215,8 @@ def _rebuilds(service: Service) -> float:
     return float(re.search(r"^esrt_engine_rebuilds (\S+)$", text, re.MULTILINE)[1])  # type: ignore[index]
 
 
-def _wait_for(condition, process: subprocess.Popen[str], log: Path):  # type: ignore[no-untyped-def]
-    end = time.monotonic() + START_S
-    while time.monotonic() < end:
-        assert _lives(process), log.read_text()[-3000:]
-        if result := condition():
-            return result
-        time.sleep(0.2)
-    raise AssertionError(log.read_text()[-3000:])
-
-
-def _lives(process: subprocess.Popen[str]) -> bool:
-    return process.poll() is None
-
-
 def _living(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that run; an orphan that has ended may wait for its reaper for a while."""
+    """Processes that run; an ended orphan may stay a zombie for a while."""
     return [
         process
         for process in processes

@@ -1,57 +1,22 @@
-"""What surrounds every request: headers, other origins, exposure, TLS, silent connections."""
+"""Security headers, CORS, and the time limit of a request."""
 
 import asyncio
-import socket
-import ssl
-import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
 
-import httpx
 import pytest
-from pydantic import ValidationError
 from starlette.testclient import TestClient
 
-from cloud_vllm import listener
 from cloud_vllm.api.app import create_app
-from cloud_vllm.engines import EngineState, GenerationChunk
+from cloud_vllm.engines import GenerationChunk
 from cloud_vllm.middleware import request_guard
 from cloud_vllm.settings import Settings
-from esrt.errors import RequestError
-from esrt.wire import MAX_PACKET_BYTES
-from tests.cloud_vllm import helpers
-from tests.cloud_vllm.helpers import PACKET, URL, Packets, ScriptedEngine, assert_problem, call
+from tests.cloud_vllm.helpers import PACKET, URL, Packets, assert_problem, call, ready_engine
 
 END = GenerationChunk("hello<|eng|><|deu|>hallo", 3, "stop")
 ORIGIN = "https://talk.example"
 
 
-def engine() -> ScriptedEngine:
-    engine = ScriptedEngine(END)
-    engine.state = EngineState.READY
-    engine.started.set()
-    return engine
-
-
-@contextmanager
-def served(settings: Settings) -> Iterator[int]:
-    """The gateway, by its port."""
-    with helpers.served(settings, engine()) as (port, _):
-        yield port
-
-
-def test_a_signal_ends_a_server_that_looks_around_rarely(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listener, "_LOOK_S", 60.0)
-    with served(settings) as port:
-        assert httpx.get(f"http://127.0.0.1:{port}/healthz").headers["date"].endswith("GMT")
-
-
 def test_every_answer_has_the_security_headers(settings: Settings, packet: Packets) -> None:
-    with TestClient(create_app(settings, engine())) as client:
+    with TestClient(create_app(settings, ready_engine(END))) as client:
         answers = [
             client.get("/healthz"),
             client.get("/none"),
@@ -66,43 +31,29 @@ def test_every_answer_has_the_security_headers(settings: Settings, packet: Packe
         assert "access-control-allow-origin" not in answer.headers
 
 
-def test_other_origins_only_when_they_are_named(settings: Settings) -> None:
+def test_only_allowed_origins_get_cors_headers(settings: Settings) -> None:
     preflight = {
         "Origin": ORIGIN,
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization, content-type",
     }
-    with TestClient(create_app(settings, engine())) as client:
+    with TestClient(create_app(settings, ready_engine(END))) as client:
         answer = client.options("/v1/translate", headers=preflight)
         assert answer.status_code == 405
         assert "access-control-allow-origin" not in answer.headers
     changed = settings.model_copy(update={"cors_origins": (ORIGIN,)})
-    with TestClient(create_app(changed, engine())) as client:
+    with TestClient(create_app(changed, ready_engine(END))) as client:
         answer = client.options("/v1/translate", headers=preflight)
         assert answer.headers["access-control-allow-origin"] == ORIGIN
         other = client.options("/v1/translate", headers=preflight | {"Origin": "https://b.example"})
         assert "access-control-allow-origin" not in other.headers
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
-def test_an_open_gateway_on_loopback(host: str) -> None:
-    listener.check_exposure(Settings(host=host))
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.2", "localhost.example"])
-def test_an_open_gateway_elsewhere_must_be_meant(host: str, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="--allow-anonymous"):
-        listener.check_exposure(Settings(host=host))
-    listener.check_exposure(Settings(host=host, allow_anonymous=True))
-    listener.check_exposure(Settings(host=host, key_file=tmp_path / "keys"))
-
-
-def test_an_answer_that_nobody_reads_ends(
+def test_a_request_beyond_all_limits_ends(
     settings: Settings, packet: Packets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(request_guard, "_SEND_S", 0.0)
-    hanging = ScriptedEngine(None)
-    hanging.state = EngineState.READY
+    hanging = ready_engine(None)
     app = create_app(settings.model_copy(update={"upload_s": 0.1, "deadline_s": 60}), hanging)
     app.user_middleware[0].kwargs["settings"] = settings.model_copy(
         update={"upload_s": 0.1, "deadline_s": 0.1}
@@ -112,137 +63,6 @@ def test_an_answer_that_nobody_reads_ends(
     assert b"deadline-exceeded" in text
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("tls")
-    chain, key = folder / "chain.pem", folder / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-         "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1", "-addext",
-         "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", chain],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return chain, key
-
-
-def test_tls(settings: Settings, certificate: tuple[Path, Path]) -> None:
-    chain, key = certificate
-    update = {"tls_certificate": chain, "tls_key": key}
-    with served(settings.model_copy(update=update)) as port:
-        context = ssl.create_default_context(cafile=str(chain))
-        with httpx.Client(verify=context, trust_env=False) as client:
-            answer = client.get(f"https://127.0.0.1:{port}/healthz")
-        assert answer.status_code == 200
-        assert "max-age" in answer.headers["strict-transport-security"]
-        assert "server" not in answer.headers
-        with pytest.raises(httpx.TransportError):
-            httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False)
-
-
-def test_tls_files_that_cannot_be_used(settings: Settings, certificate: tuple[Path, Path]) -> None:
-    chain, key = certificate
-    for files in [(chain, chain), (key, key), (chain.with_name("none"), key)]:
-        update = dict(zip(("tls_certificate", "tls_key"), files, strict=True))
-        changed = settings.model_copy(update=update)
-        with pytest.raises(RequestError, match="--tls-certificate"):
-            listener.configure(create_app(changed, engine()), changed)
-    with pytest.raises(ValidationError, match="belong together"):
-        Settings(tls_certificate=chain)
-
-
-@pytest.mark.parametrize(
-    "begin",
-    [
-        b"",
-        b"GET /heal",
-        b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: ",
-        b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\nGET /heal",
-        b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n\r\n",
-    ],
-)
-def test_connections_that_do_not_say_what_they_want_are_closed(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, begin: bytes
-) -> None:
-    monkeypatch.setattr(listener, "HEADER_S", 0.4)
-    with served(settings) as port, socket.create_connection(("127.0.0.1", port)) as client:
-        client.sendall(begin)
-        client.settimeout(0.1)
-        closed, since = False, time.monotonic()
-        while not closed and time.monotonic() < since + 4:
-            try:
-                if begin:
-                    client.sendall(b"\r\n" if begin.endswith(b"\n") else b"a")
-                closed = client.recv(4096) == b""
-            except TimeoutError:
-                pass
-            except ConnectionError:
-                closed = True
-        assert closed
-        assert time.monotonic() - since > 0.2
-
-
-def test_a_head_without_end_is_cut_off(settings: Settings) -> None:
-    with served(settings) as port, socket.create_connection(("127.0.0.1", port)) as client:
-        client.sendall(b"GET /healthz HTTP/1.1\r\n")
-        with pytest.raises(ConnectionError):
-            client.sendall(b"X: " + b"a" * (64 << 20))
-
-
-def test_a_head_that_is_too_long_though_it_comes_at_once(settings: Settings) -> None:
-    with served(settings) as port, socket.create_connection(("127.0.0.1", port)) as client:
-        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 40_000 + b"\r\n\r\n")
-        with suppress(ConnectionError):  # where it came in two pieces after all
-            assert client.recv(65536).startswith(b"HTTP/1.1 400")
-
-
-def test_trailers_without_end_are_cut_off(settings: Settings) -> None:
-    head = f"POST {URL} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
-    head += f"Content-Type: {PACKET['Content-Type']}\r\n\r\n3\r\nabc\r\n0\r\n"
-    with served(settings) as port, socket.create_connection(("127.0.0.1", port)) as client:
-        client.sendall(head.encode())
-        with pytest.raises(ConnectionError):
-            client.sendall((b"X: " + b"a" * 65536 + b"\r\n") * 1000)
-
-
-def test_a_refusal_survives_the_body_that_it_did_not_wait_for(settings: Settings) -> None:
-    head = f"POST {URL} HTTP/1.1\r\nHost: a\r\nContent-Type: text/plain\r\nContent-Length: "
-    with served(settings) as port, socket.create_connection(("127.0.0.1", port)) as client:
-        client.settimeout(5)
-        client.sendall(f"{head}{MAX_PACKET_BYTES // 2}\r\n\r\n".encode())
-        for _ in range(16):
-            client.sendall(b"a" * (MAX_PACKET_BYTES // 32))
-            time.sleep(0.01)
-        assert client.recv(65536).startswith(b"HTTP/1.1 415")
-        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert client.recv(65536).startswith(b"HTTP/1.1 200")
-        client.sendall(f"{head}{64 << 20}\r\n\r\n".encode())
-        with pytest.raises(ConnectionError):
-            client.sendall(b"a" * (64 << 20))
-
-
-def test_requests_in_a_row_on_one_connection(
-    settings: Settings, packet: Packets, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listener, "HEADER_S", 0.3)
-    with served(settings) as port:
-        base = f"http://127.0.0.1:{port}"
-        with httpx.Client(base_url=base, trust_env=False) as client:
-            for _ in range(3):
-                answer = client.post(URL, content=packet(), headers=PACKET)
-                assert answer.json()["translation"] == "hallo"
-                time.sleep(0.4)
-
-
-def test_a_packet_that_trickles_in(settings: Settings) -> None:
-    head = f"POST {URL} HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n"
-    head += f"Content-Type: {PACKET['Content-Type']}\r\n\r\n"
-    changed = settings.model_copy(update={"upload_s": 0.3})
-    with served(changed) as port, socket.create_connection(("127.0.0.1", port)) as client:
-        client.sendall(head.encode())
-        client.settimeout(5)
-        assert client.recv(65536).startswith(b"HTTP/1.1 408")
-
-
-def test_the_old_pages_are_gone(settings: Settings) -> None:
-    with TestClient(create_app(settings, engine())) as client:
+def test_there_are_no_interactive_pages(settings: Settings) -> None:
+    with TestClient(create_app(settings, ready_engine(END))) as client:
         assert_problem(client.get("/docs"), 404, "not-found")

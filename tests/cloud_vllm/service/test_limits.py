@@ -1,4 +1,4 @@
-"""How much a key, and everybody together, may ask for."""
+"""Rate and concurrency limits of a key and of the gateway."""
 
 import asyncio
 import json
@@ -8,11 +8,18 @@ import pytest
 
 from cloud_vllm.api.app import create_app
 from cloud_vllm.auth import keys
-from cloud_vllm.engines import EngineState, GenerationChunk
+from cloud_vllm.engines import GenerationChunk
 from cloud_vllm.service.limits import Limits, RateLimit
 from cloud_vllm.settings import Settings
 from esrt.errors import Overloaded, TooManyRequests
-from tests.cloud_vllm.helpers import EVENTS, PACKET, Clock, Packets, ScriptedEngine, call
+from tests.cloud_vllm.helpers import (
+    EVENTS,
+    PACKET,
+    Clock,
+    Packets,
+    call,
+    ready_engine,
+)
 
 HELLO = GenerationChunk("hello", 1)
 
@@ -28,7 +35,7 @@ def test_a_bucket_empties_and_fills() -> None:
     assert [rate.take("a", 1) for _ in range(4)] == [0, 0, 0, 0.5]
 
 
-def test_an_amount_beyond_the_bucket_is_owed() -> None:
+def test_an_amount_beyond_the_capacity_is_owed() -> None:
     clock = Clock()
     rate = RateLimit(2.0, 3, clock)
     assert rate.take("a", 5) == 0
@@ -46,19 +53,19 @@ def test_the_long_run_is_exact() -> None:
     assert passed == 100
 
 
-def test_a_key_at_once() -> None:
+def test_concurrency_limit_of_a_key() -> None:
     limits = Limits(Settings(key_max_concurrency=3))
     with limits.admit("a", 2), limits.admit("a"):
         with pytest.raises(TooManyRequests, match="3 answers under way"), limits.admit("a"):
             pass
         with limits.admit("b", 9), limits.admit(None):
-            assert limits.inside == 13
-    assert limits.inside == 0
+            assert limits.admitted == 13
+    assert limits.admitted == 0
     with limits.admit("a", 3):
         pass
 
 
-def test_all_together() -> None:
+def test_limit_of_the_gateway() -> None:
     limits = Limits(Settings(max_concurrent=2, queue_size=1))
     with limits.admit(None), limits.admit("a"), limits.admit("b"):
         for key in (None, "a", "c"):
@@ -69,7 +76,7 @@ def test_all_together() -> None:
         pass
 
 
-def test_a_refusal_takes_nothing() -> None:
+def test_a_rejected_request_takes_no_place() -> None:
     limits = Limits(Settings(key_burst=1, key_rate=1.0, max_concurrent=1, queue_size=0), Clock())
     with limits.admit(None), pytest.raises(Overloaded), limits.admit("a"):
         pass
@@ -77,7 +84,7 @@ def test_a_refusal_takes_nothing() -> None:
         pass
     with pytest.raises(TooManyRequests), limits.admit("a"):
         pass
-    assert limits.inside == 0
+    assert limits.admitted == 0
 
 
 @pytest.mark.parametrize("headers", [PACKET, EVENTS])
@@ -89,7 +96,7 @@ def test_a_refusal_takes_nothing() -> None:
         ({"key_burst": 1, "key_rate": 0.01}, 429, "too-many-requests"),
     ],
 )
-def test_a_place_is_held_until_the_answer_is_sent(
+def test_a_place_is_occupied_until_the_answer_is_sent(
     settings: Settings,
     packet: Packets,
     tmp_path: Path,
@@ -102,8 +109,7 @@ def test_a_place_is_held_until_the_answer_is_sent(
     key = keys.create(file, "a", keys.Scope.TRANSLATE)
 
     async def scenario() -> None:
-        engine, gone = ScriptedEngine(HELLO, None), asyncio.Event()
-        engine.state = EngineState.READY
+        engine, gone = ready_engine(HELLO, None), asyncio.Event()
         app = create_app(settings.model_copy(update={**changes, "key_file": file}), engine)
         sent = {**headers, "Authorization": f"Bearer {key}"}
         first = asyncio.create_task(call(app, [packet()], headers=sent, hang_up=gone))

@@ -1,4 +1,4 @@
-"""Encode once, decode many: several languages for a packet, and packets that are kept."""
+"""Several languages for one packet, and packets kept in memory."""
 
 import asyncio
 from collections.abc import Iterator
@@ -75,7 +75,7 @@ def test_several_languages_as_events(client: TestClient, packet: Packets) -> Non
     assert [name for name, _ in events[:3]] == ["transcript"] * 3, "one after the other"
 
 
-def test_one_language_looks_as_ever(client: TestClient, packet: Packets) -> None:
+def test_one_language_gives_a_plain_answer(client: TestClient, packet: Packets) -> None:
     answer = client.post(URL, content=packet(), headers=PACKET).json()
     events = parse_events(client.post(URL, content=packet(), headers=EVENTS).text)
     assert [data for name, data in events if name != "done"] == [
@@ -90,7 +90,7 @@ def test_one_language_looks_as_ever(client: TestClient, packet: Packets) -> None
     ("tgt", "word"),
     [("deu,deu", "twice"), ("deu,", "''"), ("deu,eng", "both"), ("deu,ita", "Ital")],
 )
-def test_languages_that_do_not_go_together(
+def test_invalid_combinations_of_languages(
     client: TestClient, packet: Packets, tgt: str, word: str
 ) -> None:
     url = f"/v1/translate?src=eng&tgt={tgt}"
@@ -108,7 +108,7 @@ def test_one_failure_ends_all(settings: Settings, packet: Packets) -> None:
 
 
 @pytest.mark.parametrize("headers", [PACKET, EVENTS])
-def test_a_client_that_hangs_up_ends_all(
+def test_a_disconnect_ends_all_answers(
     settings: Settings, packet: Packets, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.cloud_vllm.helpers.URL", SEVERAL)
@@ -180,7 +180,7 @@ def test_kept_features_can_be_erased(client: TestClient, packet: Packets) -> Non
     assert client.post(f"{URL}&features={other}").status_code == 200
 
 
-def test_kept_features_are_their_keys_own(
+def test_kept_features_belong_to_one_key(
     settings: Settings, packet: Packets, tmp_path: Path
 ) -> None:
     file = tmp_path / "keys.json"
@@ -201,7 +201,7 @@ def test_kept_features_are_their_keys_own(
         assert client.post(url).status_code == 401
 
 
-def test_only_what_could_be_translated_is_kept(client: TestClient, packet: Packets) -> None:
+def test_only_valid_packets_are_kept(client: TestClient, packet: Packets) -> None:
     refused = [
         (b"ESRT", PACKET, 400),
         (packet(fingerprint="0123456789abcdef"), PACKET, 409),
@@ -217,7 +217,7 @@ def test_a_handle_and_a_body(client: TestClient, packet: Packets) -> None:
     assert_problem(client.post(url, content=packet(), headers=PACKET), 422, "request", "body")
 
 
-def test_expired_features_are_erased_without_being_asked_for(
+def test_expired_features_are_erased_without_a_request(
     settings: Settings, packet: Packets, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(handlers, "_SWEEP_S", 0.01)
@@ -236,18 +236,18 @@ def test_expired_features_are_erased_without_being_asked_for(
 def test_erasing_overwrites(clock: Clock) -> None:
     store = PacketStore(Settings(packet_ttl_s=10), clock)
     first, second = store.put(b"first", "a"), store.put(b"second", "a")
-    memory = [kept.packet for kept in store._kept.values()]
+    memory = [stored.packet for stored in store._packets.values()]
     copy = store.get(first, "a")
     store.delete(first, "a")
     clock.now += 10
     store.sweep()
     assert (len(store), store.size) == (0, 0)
     assert [bytes(packet) for packet in memory] == [bytes(5), bytes(6)]
-    assert copy == b"first", "whoever decodes it at the moment may finish"
+    assert copy == b"first", "a decoding under way may finish"
     with pytest.raises(UnknownFeatures):
         store.get(second, "a")
     store.put(b"third", "a")
-    memory = [kept.packet for kept in store._kept.values()]
+    memory = [stored.packet for stored in store._packets.values()]
     store.clear()
     assert bytes(memory[0]) == bytes(5)
 
