@@ -1,0 +1,479 @@
+"""The real nginx with deploy/nginx.conf in front of a gateway, over TLS."""
+
+import asyncio
+import getpass
+import json
+import select
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from websockets.sync.client import connect
+
+from cloud_vllm.api.app import create_app
+from cloud_vllm.engines import EngineState, GenerationChunk
+from cloud_vllm.settings import Settings
+from esrt import wire
+from esrt.arrays import Float32Array
+from esrt.bundled import CHECKPOINT
+from esrt.checkpoint import open_checkpoint
+from esrt.languages import Language
+from esrt.wire import MAX_PACKET_BYTES
+from tests.cloud_vllm.helpers import (
+    EVENTS,
+    PACKET,
+    URL,
+    ScriptedEngine,
+    assert_problem,
+    assert_stream_adds_up,
+)
+from tests.deploy.helpers import DEPLOY
+
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+pytestmark = pytest.mark.skipif(
+    NGINX is None, reason="nginx is not installed. On Debian: sudo apt-get install nginx-light"
+)
+
+HEADER_S, READ_S, UPLOAD_S = 2, 2, 1
+CONNECTIONS = 6
+STREAM = "/v1/stream?src=eng&tgt=deu"
+TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+
+
+class GatedEngine(ScriptedEngine):
+    """Writes the transcript; waits at the gate before the translation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
+
+    async def generate(
+        self, embeddings: Float32Array, source: Language, target: Language, *, streamed: bool = True
+    ) -> AsyncGenerator[GenerationChunk, None]:
+        self.open += 1
+        try:
+            yield GenerationChunk("hello", 1)
+            while not self.gate.is_set():
+                await asyncio.sleep(0.01)
+            yield GenerationChunk(f"{source.tag}{target.tag}hallo", 3, "stop")
+        finally:
+            self.open -= 1
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """nginx in front of something.
+
+    Attributes:
+        port: the port that nginx listens on.
+        tls: trusts nginx's certificate.
+        folder: nginx's folder, with its logs.
+    """
+
+    port: int
+    tls: ssl.SSLContext
+    folder: Path
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(
+            base_url=f"https://127.0.0.1:{self.port}", verify=self.tls, trust_env=False, timeout=20
+        )
+
+    def connect(self) -> ssl.SSLSocket:
+        plain = socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        return self.tls.wrap_socket(plain, server_hostname="127.0.0.1")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a self-signed certificate."""
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+         "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1", "-addext",
+         "subjectAltName=IP:127.0.0.1", "-keyout", folder / "key.pem",
+         "-out", folder / "chain.pem"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return folder
+
+
+def configuration(port: int, upstream: int, certificate: Path) -> str:
+    """deploy/nginx.conf with the ports, paths and shorter limits of this test."""
+    text = (DEPLOY / "nginx.conf").read_text("utf-8")
+    for shipped, replacement in {
+        "user www-data;": f"user {getpass.getuser()};",
+        "pid /run/nginx.pid;": "pid nginx.pid;",
+        "error_log /var/log/nginx/error.log crit;": "error_log error.log crit;",
+        "access_log /var/log/nginx/access.log requests;": "access_log access.log requests;",
+        "http {\n": "http {\n" + "".join(f"{name}_temp_path {name};\n" for name in TEMPORARY),
+        "server 127.0.0.1:8080;": f"server 127.0.0.1:{upstream};",
+        "listen 443 ssl;\n        #": f"listen 127.0.0.1:{port} ssl;\n        #",
+        "/etc/nginx/tls/": f"{certificate}/",
+        "limit_conn addresses 100;": f"limit_conn addresses {CONNECTIONS};",
+        "client_header_timeout 10s;": f"client_header_timeout {HEADER_S}s;",
+        "proxy_read_timeout 120s;": f"proxy_read_timeout {READ_S}s;",
+    }.items():
+        assert shipped in text, shipped
+        text = text.replace(shipped, replacement)
+    return text
+
+
+@contextmanager
+def nginx(folder: Path, upstream: int, certificate: Path) -> Iterator[Proxy]:
+    """Run nginx in the foreground, in a folder of its own."""
+    folder.mkdir(exist_ok=True)
+    port = free_port()
+    file = folder / "nginx.conf"
+    file.write_text(configuration(port, upstream, certificate), "utf-8")
+    assert NGINX is not None
+    command = [NGINX, "-p", str(folder), "-e", str(folder / "start.log"), "-c", str(file)]
+    checked = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    process = subprocess.Popen([*command, "-g", "daemon off;"])
+    try:
+        end = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None, (folder / "start.log").read_text()
+                assert time.monotonic() < end
+                time.sleep(0.05)
+        tls = ssl.create_default_context(cafile=str(certificate / "chain.pem"))
+        yield Proxy(port, tls, folder)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def engine() -> GatedEngine:
+    engine = GatedEngine()
+    engine.state = EngineState.READY
+    engine.started.set()
+    return engine
+
+
+@pytest.fixture(scope="module")
+def gateway(engine: GatedEngine) -> Iterator[int]:
+    """The port of a gateway that serves over a real socket."""
+    app = create_app(Settings(checkpoint=CHECKPOINT, upload_s=UPLOAD_S), engine)
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, proxy_headers=False, ws="websockets-sansio")
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread.start()
+        yield listening.getsockname()[1]
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def proxy(
+    gateway: int, certificate: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Proxy]:
+    with nginx(tmp_path_factory.mktemp("nginx"), gateway, certificate) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def client(proxy: Proxy) -> Iterator[httpx.Client]:
+    with proxy.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def packet() -> bytes:
+    checkpoint = open_checkpoint(CHECKPOINT)
+    return wire.encode(
+        np.zeros((5, checkpoint.config.q_former.width), np.float32),
+        fingerprint=checkpoint.fingerprint,
+        split=wire.Split.QFORMER,
+        codec=wire.Codec.FP16,
+        duration_ms=400,
+    )
+
+
+def test_a_translation_through_tls(client: httpx.Client, packet: bytes) -> None:
+    answer = client.post(URL, content=packet, headers=PACKET)
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["transcript"], answer.json()["translation"]) == ("hello", "hallo")
+    assert "max-age" in answer.headers["strict-transport-security"]
+    assert answer.headers["server"] == "nginx"
+
+
+def test_errors_of_the_gateway_pass_unchanged(client: httpx.Client) -> None:
+    response = client.post(URL, content=b"not a packet", headers=PACKET)
+    assert_problem(response, 400, "packet-malformed")
+
+
+def test_request_ids_are_passed(client: httpx.Client, proxy: Proxy) -> None:
+    for path in ("/healthz", "/none"):
+        kept = client.get(path, headers={"X-Request-Id": f"mine{path.replace('/', '-')}"})
+        assert kept.headers.get_list("x-request-id") == [f"mine{path.replace('/', '-')}"]
+        made = client.get(path, headers={"X-Request-Id": 'forged"}'})
+        assert len(made.headers["x-request-id"]) == 32
+    lines = [json.loads(line) for line in (proxy.folder / "access.log").read_text().splitlines()]
+    assert {"mine-healthz", "mine-none"} <= {line["request_id"] for line in lines}
+
+
+def test_public_paths(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    assert "/metrics" in document["paths"]
+    for path in set(document["paths"]) - {"/metrics"}:
+        assert client.get(path).status_code in (200, 405), path
+
+
+@pytest.mark.parametrize("path", ["/metrics", "//metrics", "/v1/../metrics", "/%6detrics"])
+def test_metrics_are_not_public(proxy: Proxy, path: str) -> None:
+    status, response = exchange(proxy, f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    assert (status, response["type"]) == (404, "urn:esrt:problem:not-found")
+
+
+def test_forwarded_headers_are_replaced(certificate: Path, tmp_path: Path, packet: bytes) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as upstream,
+        nginx(tmp_path / "nginx", upstream.getsockname()[1], certificate) as proxy,
+        proxy.connect() as connection,
+    ):
+        connection.sendall(
+            b"GET /v1/models HTTP/1.1\r\nHost: a.example\r\nX-Forwarded-For: 1.2.3.4\r\n"
+            b"Upgrade: h2c\r\nConnection: upgrade\r\nAuthorization: Bearer b\r\n\r\n"
+        )
+        upstream.settimeout(20)
+        passed, _ = upstream.accept()
+        with passed:
+            head = passed.recv(1 << 16).decode()
+    for line in (
+        "Host: a.example",
+        "X-Forwarded-For: 127.0.0.1",
+        "X-Forwarded-Host: a.example",
+        "X-Forwarded-Proto: https",
+        "Authorization: Bearer b",
+    ):
+        assert f"\r\n{line}\r\n" in head
+    assert "1.2.3.4" not in head
+    assert "pgrade" not in head
+
+
+def test_a_stream_arrives_piece_by_piece(
+    client: httpx.Client, engine: GatedEngine, packet: bytes
+) -> None:
+    engine.gate.clear()
+    try:
+        with client.stream("POST", URL, content=packet, headers=EVENTS) as response:
+            received = ""
+            for text in response.iter_text():
+                if not received:
+                    # The engine still waits: nothing of the translation exists yet.
+                    assert text.startswith("event: transcript")
+                    assert "translation" not in text
+                    engine.gate.set()
+                received += text
+    finally:
+        engine.gate.set()
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = [
+        (name.removeprefix("event: "), json.loads(data.removeprefix("data: ")))
+        for name, data in (block.split("\n") for block in received.strip().split("\n\n"))
+    ]
+    assert assert_stream_adds_up(events)["translation"] == "hallo"
+
+
+def test_a_client_that_leaves_ends_the_decoding(
+    client: httpx.Client, engine: GatedEngine, packet: bytes
+) -> None:
+    engine.gate.clear()
+    try:
+        with client.stream("POST", URL, content=packet, headers=EVENTS) as response:
+            chunks = response.iter_raw()  # a reference: the response is closed with its iterator
+            next(chunks)
+            assert engine.open == 1
+        end = time.monotonic() + 10
+        while engine.open:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    finally:
+        engine.gate.set()
+
+
+def test_a_websocket(proxy: Proxy, engine: GatedEngine, packet: bytes) -> None:
+    url = f"wss://127.0.0.1:{proxy.port}{STREAM}"
+    engine.gate.clear()
+    try:
+        with connect(url, ssl=proxy.tls, proxy=None) as stream:
+            stream.send(packet)
+            first = json.loads(stream.recv(timeout=20))
+            assert (first["event"], first["data"]) == ("transcript", {"text": "hello"})
+            # Silence of more than proxy_read_timeout of the other paths.
+            time.sleep(READ_S + 0.5)
+            engine.gate.set()
+            stream.send("end")
+            events = [json.loads(message)["event"] for message in stream]
+    finally:
+        engine.gate.set()
+    assert events == ["translation", "done"]
+
+
+def test_a_websocket_that_is_refused(client: httpx.Client) -> None:
+    headers = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+    }
+    response = client.get("/v1/stream?src=eng&tgt=eng", headers=headers)
+    assert_problem(response, 422, "language")
+
+
+def test_slow_heads_and_handshakes_are_cut(proxy: Proxy) -> None:
+    silent, half = (socket.create_connection(("127.0.0.1", proxy.port)) for _ in range(2))
+    with silent, half, proxy.connect() as dripping:
+        half.sendall(b"\x16\x03\x01")
+        dripping.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\nA: ")
+        begin = time.monotonic()
+        waiting: set[socket.socket] = {silent, half, dripping}
+        while waiting and time.monotonic() < begin + HEADER_S + 10:
+            with suppress(OSError):
+                dripping.sendall(b"a")
+            readable, _, _ = select.select(waiting, [], [], 0.1)
+            waiting -= {connection for connection in readable if ended(connection)}
+    assert not waiting
+    assert time.monotonic() - begin >= HEADER_S - 0.5
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\n" + b"A: " + b"a" * 9000 + b"\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\n" + (b"A: " + b"a" * 4000 + b"\r\n") * 12,
+        b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\n\r\n",
+        b"POST /v1/translate HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"TRACE /v1/translate HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"nonsense\r\n\r\n",
+    ],
+    ids=["long line", "endless lines", "path", "no host", "encoding", "method", "nonsense"],
+)
+def test_a_head_that_is_too_long_or_malformed(proxy: Proxy, head: bytes) -> None:
+    status, problem = exchange(proxy, head)
+    assert (status, problem["type"]) == (400, "urn:esrt:problem:bad-request")
+
+
+def test_plain_http_is_refused(proxy: Proxy) -> None:
+    response = httpx.get(f"http://127.0.0.1:{proxy.port}/healthz", trust_env=False)
+    assert_problem(response, 400, "bad-request", "unencrypted")
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_body_that_is_too_large(client: httpx.Client, declared: bool) -> None:
+    largest = client.post(URL, content=content(MAX_PACKET_BYTES, declared), headers=PACKET)
+    assert_problem(largest, 400, "packet-malformed")
+    larger = client.post(URL, content=content(MAX_PACKET_BYTES + 1, declared), headers=PACKET)
+    assert_problem(larger, 413, "packet-too-large")
+
+
+def content(size: int, declared: bool) -> bytes | Iterator[bytes]:
+    """A body of zeros, with its length declared or in chunks."""
+    return bytes(size) if declared else iter([bytes(size - 1), bytes(1)])
+
+
+def test_a_body_that_drips_is_refused(proxy: Proxy) -> None:
+    head = (
+        f"POST {URL} HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n"
+        f"Content-Type: {PACKET['Content-Type']}\r\n\r\n"
+    )
+    begin = time.monotonic()
+    status, problem = exchange(proxy, head.encode(), [b"a"] * 100)
+    assert (status, problem["type"]) == (408, "urn:esrt:problem:upload-timeout")
+    assert time.monotonic() - begin < UPLOAD_S + 5
+
+
+def test_connections_of_one_address_are_limited(
+    proxy: Proxy, engine: GatedEngine, packet: bytes
+) -> None:
+    engine.gate.clear()
+    with ExitStack() as stack:
+        stack.callback(engine.gate.set)
+        client = stack.enter_context(proxy.client())
+        for _ in range(CONNECTIONS):
+            stack.enter_context(client.stream("POST", URL, content=packet, headers=EVENTS))
+        response = client.get("/v1/models")
+        assert_problem(response, 429, "too-many-requests")
+        assert response.headers["retry-after"] == "1"
+
+
+def test_a_gateway_that_is_gone_or_hangs(certificate: Path, tmp_path: Path) -> None:
+    with nginx(tmp_path / "gone", free_port(), certificate) as proxy, proxy.client() as client:
+        response = client.get("/readyz", headers={"X-Request-Id": "mine"})
+    assert_problem(response, 502, "server")
+    assert (response.headers["x-request-id"], response.headers["retry-after"]) == ("mine", "5")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as hanging,
+        nginx(tmp_path / "hangs", hanging.getsockname()[1], certificate) as proxy,
+        proxy.client() as client,
+    ):
+        assert_problem(client.get("/readyz"), 504, "deadline-exceeded")
+
+
+def test_logs_have_no_address_and_no_url(client: httpx.Client, proxy: Proxy) -> None:
+    client.post("/v1/translate?src=eng&tgt=deu&features=secret", headers=PACKET)
+    client.get("/secret")
+    time.sleep(0.2)
+    for name in ("access.log", "error.log"):
+        text = (proxy.folder / name).read_text()
+        assert "secret" not in text
+        assert "127.0.0.1" not in text
+
+
+def test_nothing_is_written_to_disk(proxy: Proxy) -> None:
+    assert not [file for name in TEMPORARY for file in (proxy.folder / name).rglob("*")]
+
+
+def exchange(proxy: Proxy, head: bytes, drops: Sequence[bytes] = ()) -> tuple[int, dict[str, Any]]:
+    """Send bytes as they are, then more of them slowly; return the status and the problem."""
+    received = b""
+    with proxy.connect() as connection:
+        connection.sendall(head)
+        connection.settimeout(0.1)
+        drops = iter(drops)
+        end = time.monotonic() + 20
+        while b"}" not in received and time.monotonic() < end:
+            try:
+                received += connection.recv(1 << 16)
+            except TimeoutError:
+                connection.sendall(next(drops, b""))
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert b"\r\nContent-Type: application/problem+json\r\n" in head + b"\r\n", received
+    return int(head.split()[1]), json.loads(body)
+
+
+def ended(connection: socket.socket) -> bool:
+    """Whether the other side closes or resets the connection."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True
