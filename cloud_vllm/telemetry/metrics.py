@@ -74,7 +74,7 @@ class Metrics:
         )
         self.gauge(
             "esrt_answers_waiting",
-            "Admitted answers without a token: uploading, queued or in prefill.",
+            "Answers taken on that have no token yet: uploading, queued or in prefill.",
         ).set_function(lambda: limits.inside - self._running)
 
     @contextmanager
