@@ -39,7 +39,7 @@ from tests.cloud_vllm.helpers import (
     assert_problem,
     assert_stream_adds_up,
 )
-from tests.deploy.helpers import DEPLOY
+from tests.deploy.helpers import DEPLOY, free_port
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 pytestmark = pytest.mark.skipif(
@@ -95,12 +95,6 @@ class Proxy:
     def connect(self) -> ssl.SSLSocket:
         plain = socket.create_connection(("127.0.0.1", self.port), timeout=20)
         return self.tls.wrap_socket(plain, server_hostname="127.0.0.1")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")
@@ -459,16 +453,16 @@ def exchange(proxy: Proxy, head: bytes, drops: Sequence[bytes] = ()) -> tuple[in
     with proxy.connect() as connection:
         connection.sendall(head)
         connection.settimeout(0.1)
-        drops = iter(drops)
+        remaining = iter(drops)
         end = time.monotonic() + 20
         while b"}" not in received and time.monotonic() < end:
             try:
                 received += connection.recv(1 << 16)
             except TimeoutError:
-                connection.sendall(next(drops, b""))
-    head, _, body = received.partition(b"\r\n\r\n")
-    assert b"\r\nContent-Type: application/problem+json\r\n" in head + b"\r\n", received
-    return int(head.split()[1]), json.loads(body)
+                connection.sendall(next(remaining, b""))
+    answer, _, body = received.lower().partition(b"\r\n\r\n")
+    assert b"\r\ncontent-type: application/problem+json" in answer, received
+    return int(answer.split()[1]), json.loads(body)
 
 
 def ended(connection: socket.socket) -> bool:
