@@ -247,20 +247,27 @@ def test_metrics_are_not_public(proxy: Proxy, path: str) -> None:
     assert (status, response["type"]) == (404, "urn:esrt:problem:not-found")
 
 
-def test_forwarded_headers_are_replaced(certificate: Path, tmp_path: Path, packet: bytes) -> None:
+def test_requests_at_the_gateway(certificate: Path, tmp_path: Path) -> None:
+    request = (
+        b"GET /v1/models HTTP/1.1\r\nHost: a.example\r\nX-Forwarded-For: 1.2.3.4\r\n"
+        b"Upgrade: h2c\r\nConnection: upgrade\r\nAuthorization: Bearer b\r\n\r\n"
+    )
     with (
         socket.create_server(("127.0.0.1", 0)) as upstream,
         nginx(tmp_path / "nginx", upstream.getsockname()[1], certificate) as proxy,
         proxy.connect() as connection,
     ):
-        connection.sendall(
-            b"GET /v1/models HTTP/1.1\r\nHost: a.example\r\nX-Forwarded-For: 1.2.3.4\r\n"
-            b"Upgrade: h2c\r\nConnection: upgrade\r\nAuthorization: Bearer b\r\n\r\n"
-        )
+        connection.sendall(request)
         upstream.settimeout(20)
-        passed, _ = upstream.accept()
-        with passed:
-            head = passed.recv(1 << 16).decode()
+        gateway, _ = upstream.accept()
+        with gateway:
+            gateway.settimeout(20)
+            head = gateway.recv(1 << 16).decode()
+            gateway.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 OK\r\n")
+            # The connection to the gateway stays open for the next request.
+            connection.sendall(request)
+            assert gateway.recv(1 << 16)
     for line in (
         "Host: a.example",
         "X-Forwarded-For: 127.0.0.1",
