@@ -7,7 +7,6 @@ resources. Ray's HTTP proxy listens in place of uvicorn.
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-import httpx
 from ray import serve
 from ray.serve import Application
 
@@ -45,27 +44,23 @@ class Gateway:
 
         settings, checkpoint = self._settings, open_checkpoint(self._settings.checkpoint)
         self._engine = Supervisor(lambda: create_engine(checkpoint, settings), checkpoint, settings)
-        app = create_app(settings, self._engine)
-        transport = httpx.ASGITransport(app)
-        self._client = httpx.AsyncClient(transport=transport, base_url="http://replica")
-        return app
+        return create_app(settings, self._engine)
 
     async def check_health(self) -> None:
-        """Pass if ``/readyz`` does; wait while the engine loads for the first time.
+        """Pass if the engine is ready; wait while it loads for the first time.
 
         Ray sends a replica requests only after its first check has passed, and replaces a replica
         after three failed checks.
 
         Raises:
-            NotReady: the engine cannot be used.
+            NotReady: the engine is dead or is being rebuilt.
         """
         from cloud_vllm.engines import EngineState
 
-        while (answer := await self._client.get("/readyz")).status_code != 200:
-            if self._engine.state is not EngineState.LOADING:
-                problem = answer.json()
-                raise NotReady(problem["detail"], problem["remedy"])
+        while (state := self._engine.state) is EngineState.LOADING:
             await asyncio.sleep(_POLL_S)
+        if state is not EngineState.READY:
+            raise NotReady(f"The engine is {state}.", "Ray replaces the replica if it stays so.")
 
 
 def replica_settings(args: dict[str, Any]) -> Settings:
