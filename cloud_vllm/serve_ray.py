@@ -1,13 +1,12 @@
-"""The gateway under Ray Serve: each replica owns one gateway and one engine.
+"""Gateway under Ray Serve: each replica has one gateway and one engine.
 
-``serve run deploy/serve.yaml`` deploys `build`; what a replica is and how many there are is said in
-that file. Ray's proxy takes the place of `cloud_vllm.listener`.
+``serve run deploy/serve.yaml`` deploys `build`. That file sets the number of replicas and their
+resources. Ray's HTTP proxy listens in place of uvicorn.
 """
 
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-import httpx
 from ray import serve
 from ray.serve import Application
 
@@ -25,10 +24,10 @@ _POLL_S = 0.2
 @serve.deployment
 @serve.ingress()
 class Gateway:
-    """A replica.
+    """One replica.
 
     Args:
-        settings: fields of `Settings`; what is not given comes from the replica's environment.
+        settings: fields of `Settings`; the replica's environment sets the others.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -37,59 +36,59 @@ class Gateway:
         logs.configure(self._settings.log_format)
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
-        """The gateway, which Ray starts: its lifespan begins to load the engine."""
-        # Imported after the environment is set.
+        """Return the gateway's app; Ray runs its lifespan, which starts to load the engine."""
+        # Imported after `env_defaults.prepare`, because these modules import torch.
         from cloud_vllm.api.app import create_app
         from cloud_vllm.engines import Supervisor, create_engine
         from esrt.checkpoint import open_checkpoint
 
         settings, checkpoint = self._settings, open_checkpoint(self._settings.checkpoint)
         self._engine = Supervisor(lambda: create_engine(checkpoint, settings), checkpoint, settings)
-        app = create_app(settings, self._engine)
-        transport = httpx.ASGITransport(app)
-        self._self = httpx.AsyncClient(transport=transport, base_url="http://replica")
-        return app
+        return create_app(settings, self._engine)
 
     async def check_health(self) -> None:
-        """Says what ``/readyz`` says; while the engine loads for the first time, waits.
+        """Pass if the engine is ready; wait while it loads for the first time.
 
-        Ray sends a replica no requests before the first check has passed, and replaces it after
-        three that have not.
+        Ray sends a replica requests only after its first check has passed, and replaces a replica
+        after three failed checks.
 
         Raises:
-            NotReady: the engine cannot be used.
+            NotReady: the engine is dead or is being rebuilt.
         """
         from cloud_vllm.engines import EngineState
 
-        while (answer := await self._self.get("/readyz")).status_code != 200:
-            if self._engine.state is not EngineState.LOADING:
-                problem = answer.json()
-                raise NotReady(problem["detail"], problem["remedy"])
+        while (state := self._engine.state) is EngineState.LOADING:
             await asyncio.sleep(_POLL_S)
+        if state is not EngineState.READY:
+            raise NotReady(f"The engine is {state}.", "Ray replaces the replica if it stays so.")
 
 
 def replica_settings(args: dict[str, Any]) -> Settings:
-    """The settings of a replica, which does not know on which address Ray's proxy listens.
+    """Return the settings of a replica.
+
+    A replica does not know the address that Ray's proxy listens on, so even on loopback it needs
+    API keys or an explicit ``allow_anonymous``.
 
     Raises:
-        RequestError: everyone who reaches the proxy would be let in, and nobody has said so.
+        RequestError: there is neither a key file nor ``allow_anonymous``.
     """
     settings = Settings(**args)
     if settings.allows_anonymous_by_default:
         raise RequestError(
             "Without API keys, everyone who reaches Ray's proxy could use this gateway.",
-            "Set ESRT_KEY_FILE for the replicas (see: keys create), or args.allow_anonymous.",
+            "Set ESRT_KEY_FILE for the replicas to a file made by: python -m cloud_vllm keys create"
+            " --key-file FILE --name NAME; or set args.allow_anonymous.",
         )
     return settings
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application of a Serve config file.
+    """Build the application of a Serve config file.
 
     Args:
         args: fields of `Settings`, the same for each replica.
     """
-    Settings(**args)  # refused here, before a replica is started
-    # The decorator makes a deployment of the class, which mypy is not told.
+    Settings(**args)  # validation before any replica starts
+    # The decorator turns the class into a deployment, which its type annotation does not say.
     application: Application = Gateway.bind(args)  # type: ignore[attr-defined]
     return application

@@ -1,32 +1,32 @@
-"""API keys: random, shown once, kept as SHA-256 hashes in a file that `KeyRing` reads.
+"""API keys: random, shown once, stored as SHA-256 hashes in a file that `KeyRing` reads.
 
-A key is ``esrt_ID_SECRET``. The id finds the entry and may appear in logs; the secret holds 256
-random bits, so an unsalted fast hash is enough: there is no dictionary to try.
+A key is ``esrt_ID_SECRET``. The id identifies the entry and may appear in logs. The secret has 256
+random bits, so a fast hash without salt is enough: a dictionary attack is not possible.
 """
 
 import fcntl
 import hashlib
 import hmac
 import json
-import os
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
 from esrt.errors import NotReady, RequestError
+from esrt.files import replace_file
 
 _PREFIX = "esrt"
 _VERSION = 1
-# Compared with when the id is unknown, so that the time taken does not tell ids that exist.
+# Hash for the comparison when the id is unknown: the response time must not reveal valid ids.
 _NO_HASH = "0" * 64
 
 
 class Scope(StrEnum):
-    """What a key is for."""
+    """Permission of a key."""
 
     TRANSLATE = "translate"
     METRICS = "metrics"
@@ -34,13 +34,13 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True)
 class KeyEntry:
-    """What the file holds of a key; nothing from which the key could be made.
+    """Entry of a key in the key file; the key cannot be computed from it.
 
     Attributes:
-        id: the part of the key that is not secret.
-        name: whose it is, for people.
-        scope: what it is for.
-        created: when, ISO 8601 in UTC.
+        id: the public part of the key.
+        name: the owner of the key, as text for people.
+        scope: the permission of the key.
+        created: the time of creation, ISO 8601 in UTC.
         sha256: the hash of the whole key, in hexadecimal.
     """
 
@@ -52,7 +52,10 @@ class KeyEntry:
 
 
 def create(path: Path, name: str, scope: Scope) -> str:
-    """Add a key to the file, which is made if it is not there; returns the key, this one time.
+    """Create a key and add its entry to the file; a missing file is created.
+
+    Returns:
+        The key. It is stored nowhere, so it cannot be shown again.
 
     Raises:
         RequestError: the file is damaged or cannot be written.
@@ -60,34 +63,37 @@ def create(path: Path, name: str, scope: Scope) -> str:
     created = datetime.now(UTC).isoformat(timespec="seconds")
     with _locked(path):
         entries = read(path) if path.exists() else ()
-        taken, identity = {entry.id for entry in entries}, secrets.token_hex(4)
-        while identity in taken:
-            identity = secrets.token_hex(4)
-        key = f"{_PREFIX}_{identity}_{secrets.token_urlsafe(32)}"
-        _write(path, [*entries, KeyEntry(identity, name, scope, created, _hash(key))])
+        existing_ids, key_id = {entry.id for entry in entries}, secrets.token_hex(4)
+        while key_id in existing_ids:
+            key_id = secrets.token_hex(4)
+        key = f"{_PREFIX}_{key_id}_{secrets.token_urlsafe(32)}"
+        _write(path, [*entries, KeyEntry(key_id, name, scope, created, _hash(key))])
     return key
 
 
-def revoke(path: Path, identity: str) -> KeyEntry:
-    """Take a key out of the file; a running gateway refuses it from the next request on.
+def revoke(path: Path, key_id: str) -> KeyEntry:
+    """Remove a key from the file; a running gateway rejects it from the next request on.
 
     Raises:
-        RequestError: there is no key of that id, or the file is damaged or cannot be written.
+        RequestError: the file has no key with this id, is damaged or cannot be written.
     """
     with _locked(path):
         entries = read(path)
         for entry in entries:
-            if entry.id == identity:
+            if entry.id == key_id:
                 _write(path, [other for other in entries if other is not entry])
                 return entry
-    raise RequestError(f"{path} has no key with the id {identity}.", "See: keys list.")
+    raise RequestError(
+        f"The key file {path} has no key with the id {key_id}.",
+        f"List the keys: python -m cloud_vllm keys list --key-file {path}",
+    )
 
 
 def read(path: Path) -> tuple[KeyEntry, ...]:
-    """The keys of a file.
+    """Read the entries of a key file.
 
     Raises:
-        RequestError: it is missing or damaged.
+        RequestError: the file is missing or damaged.
     """
     try:
         document = json.loads(path.read_text("utf-8"))
@@ -99,16 +105,18 @@ def read(path: Path) -> tuple[KeyEntry, ...]:
     except OSError as error:
         raise RequestError(
             f"The key file {path} cannot be read: {error.strerror}.",
-            "Make one: python -m cloud_vllm keys create --key-file FILE --name NAME",
+            f"Create it: python -m cloud_vllm keys create --key-file {path} --name NAME",
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(
-            f"The key file {path} is damaged.", "Restore it, or create its keys anew."
+            f"The key file {path} is damaged.",
+            "Restore the file, or delete it and create new keys: "
+            f"python -m cloud_vllm keys create --key-file {path} --name NAME",
         ) from error
 
 
 class KeyRing:
-    """The keys that a gateway accepts: those of the file, as it is now.
+    """Keys that a gateway accepts: the entries of the key file, reread when the file changes.
 
     Raises:
         RequestError: the file is missing or damaged.
@@ -116,42 +124,43 @@ class KeyRing:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen = _state(path)
+        self._version = _file_version(path)
         self._entries = {entry.id: entry for entry in read(path)}
 
     def find(self, key: str) -> KeyEntry | None:
-        """The entry of a key, or ``None`` if it is not valid.
+        """Return the entry of a key, or ``None`` if the key is not valid.
 
         Raises:
-            NotReady: the file has become unreadable; nobody is let in until it is repaired.
+            NotReady: the file has become unreadable; every key is rejected until it is repaired.
         """
         self._refresh()
-        entry = self._entries.get(_identity(key))
+        entry = self._entries.get(_key_id(key))
         expected = entry.sha256 if entry else _NO_HASH
         return entry if hmac.compare_digest(_hash(key), expected) else None
 
     def holds(self, entry: KeyEntry) -> bool:
-        """Whether a key that was found earlier is still valid.
+        """Return whether a key that was valid earlier is still valid.
 
         Raises:
-            NotReady: as `find`.
+            NotReady: the file has become unreadable, as for `find`.
         """
         self._refresh()
         return self._entries.get(entry.id) == entry
 
     def _refresh(self) -> None:
         try:
-            state = _state(self._path)
-            if state != self._seen:
+            version = _file_version(self._path)
+            if version != self._version:
                 entries = {entry.id: entry for entry in read(self._path)}
-                self._seen, self._entries = state, entries
+                self._version, self._entries = version, entries
         except RequestError as error:
             raise NotReady(
-                "API keys cannot be checked at the moment.", "Tell the operator; try later."
+                "API keys cannot be checked at the moment.",
+                "Inform the operator, and try again later.",
             ) from error
 
 
-def _identity(key: str) -> str:
+def _key_id(key: str) -> str:
     prefix, _, rest = key.partition("_")
     return rest.partition("_")[0] if prefix == _PREFIX else ""
 
@@ -160,36 +169,31 @@ def _hash(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _state(path: Path) -> tuple[int, int, int] | None:
-    """What changes when the file does; `None` while there is none."""
+def _file_version(path: Path) -> tuple[int, int, int] | None:
+    """Return inode, modification time and size of the file, or `None` if there is no file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _write(path: Path, entries: Sequence[KeyEntry]) -> None:
     """Replace the file in one step, readable by its owner only."""
     text = json.dumps({"version": _VERSION, "keys": [asdict(e) for e in entries]}, indent=2)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - has a descriptor
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with replace_file(path, mode=0o600) as partial:
+            partial.write_text(text + "\n", "utf-8")
     except OSError as error:
         raise _not_writable(path, error) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Two commands at once do not lose each other's keys; the lock is a file beside."""
+    """Lock the key file, so that concurrent commands do not lose each other's keys.
+
+    The lock is a separate file, because `_write` replaces the key file itself.
+    """
     try:
         lock = path.with_name(f".{path.name}.lock").open("w")
     except OSError as error:
@@ -202,5 +206,5 @@ def _locked(path: Path) -> Iterator[None]:
 def _not_writable(path: Path, error: OSError) -> RequestError:
     return RequestError(
         f"The key file {path} cannot be written: {error.strerror}.",
-        "Name a file in a folder that is there and that you may write to.",
+        "Choose a file in an existing folder with write permission.",
     )

@@ -1,4 +1,4 @@
-"""The commands that make, show and revoke API keys: ``python -m cloud_vllm keys``."""
+"""Commands that create, list and revoke API keys: ``python -m cloud_vllm keys``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,26 +12,26 @@ app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True
 
 KeyFile = Annotated[
     Path,
-    typer.Option("--key-file", envvar="ESRT_KEY_FILE", help="File with the keys' hashes."),
+    typer.Option("--key-file", envvar="ESRT_KEY_FILE", help="File with the hashes of the keys."),
 ]
 
 
 @app.command()
 def create(
     key_file: KeyFile,
-    name: Annotated[str, typer.Option(help="Whose key it is, for the list.")],
-    scope: Annotated[keys.Scope, typer.Option(help="What it is for.")] = keys.Scope.TRANSLATE,
+    name: Annotated[str, typer.Option(help="Owner of the key, shown by `keys list`.")],
+    scope: Annotated[keys.Scope, typer.Option(help="Permission.")] = keys.Scope.TRANSLATE,
 ) -> None:
-    """Create a key and print it: it is shown this once and stored nowhere."""
+    """Create a key and print it. The key is stored nowhere and cannot be shown again."""
     with exit_on_error():
         key = keys.create(key_file, name, scope)
-        typer.echo("Keep this key; only its hash is stored.", err=True)
+        typer.echo("Store this key safely: the key file holds only its hash.", err=True)
         typer.echo(key)
 
 
 @app.command(name="list")
 def show(key_file: KeyFile) -> None:
-    """List the keys: id, scope, day of creation, name."""
+    """List id, scope, creation date and name of each key."""
     with exit_on_error():
         for entry in keys.read(key_file):
             name = "".join(c if c.isprintable() else "?" for c in entry.name)
@@ -41,9 +41,9 @@ def show(key_file: KeyFile) -> None:
 @app.command()
 def revoke(
     key_file: KeyFile,
-    identity: Annotated[str, typer.Argument(metavar="ID", help="As `keys list` shows it.")],
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the key, from `keys list`.")],
 ) -> None:
-    """Revoke a key; a running gateway refuses it at once."""
+    """Revoke a key. A running gateway rejects it at once."""
     with exit_on_error():
-        entry = keys.revoke(key_file, identity)
+        entry = keys.revoke(key_file, key_id)
         typer.echo(f"Revoked {entry.id}.")

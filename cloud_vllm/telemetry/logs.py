@@ -1,7 +1,7 @@
-"""Logs: a JSON object on each line, with the id of the request that it belongs to.
+"""Logs: one JSON object per line, with the id of its request.
 
-What is said, features and keys are never logged; `request` is the only line that every request
-gets, and holds counts and times.
+Transcripts, translations, features and keys are never logged. `request` writes one line for each
+request, with counts and times.
 """
 
 import json
@@ -17,7 +17,7 @@ _requests = logging.getLogger("cloud_vllm.requests")
 
 
 def configure(style: Literal["json", "text"]) -> None:
-    """Send everything that is logged in this process to stderr."""
+    """Write all log records of this process to stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(
         JsonFormatter()
@@ -25,28 +25,29 @@ def configure(style: Literal["json", "text"]) -> None:
         else logging.Formatter("%(levelname)s %(name)s: %(message)s")
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    # It tells each websocket's address and query, whatever is said of an access log.
+    # At the level "info", uvicorn logs the address and the query of each websocket, even where its
+    # access log is off.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
 
 
 def request(fields: dict[str, Any], *, routine: bool) -> None:
-    """Log that a request has ended; routine ones, such as probes, at the level of debugging."""
+    """Log a finished request; routine requests, such as probes, at the level "debug"."""
     level = logging.DEBUG if routine else logging.INFO
-    _requests.log(level, "request %s", _Words(fields), extra={"fields": fields})
+    _requests.log(level, "request %s", _LazyText(fields), extra={"fields": fields})
 
 
-class _Words(dict[str, Any]):
-    """Fields as text, which is made only where a line is to be text."""
+class _LazyText(dict[str, Any]):
+    """Fields that are formatted only if a handler writes the record as text."""
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in self.items())
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON."""
+    """Formatter that writes a record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line: when, how grave, by whom, and what."""
+        """Return time, level, logger, message and fields as JSON."""
         fields: dict[str, Any] | None = getattr(record, "fields", None)
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
@@ -54,8 +55,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage() if fields is None else "request",
         }
-        if identity := REQUEST_ID.get():
-            line["request_id"] = identity
+        if request_id := REQUEST_ID.get():
+            line["request_id"] = request_id
         line |= fields or {}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)

@@ -1,4 +1,4 @@
-"""The figures that ``/metrics`` shows, in Prometheus' format."""
+"""Metrics of the gateway, served at ``/metrics`` in the Prometheus format."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from cloud_vllm.request_context import RequestContext
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
-# From the decoding of a packet, well under a millisecond, to the longest answer.
+# Bucket bounds: decoding a packet takes well under a millisecond, the longest answer a minute.
 _SECONDS = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1),
     *(0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
@@ -29,39 +29,42 @@ _SECONDS = (
 
 
 class Metrics:
-    """Counters and histograms of one gateway; each has its own, so that tests do not add up."""
+    """Counters, gauges and histograms of one gateway, in a registry of their own.
+
+    Several gateways in one process, as in tests, therefore do not share figures.
+    """
 
     def __init__(self, admitted_answers: Callable[[], int]) -> None:
         registry = self._registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         requests = Counter(
             "esrt_requests",
-            "Requests that have ended, by their problem's type where they had one.",
+            "Finished requests, by status and by problem type where there was one.",
             ("route", "status", "problem"),
             registry=registry,
         )
         self._request = cache(requests.labels)
         stages = Histogram(
             "esrt_stage_seconds",
-            "Time that requests took: upload, decode, project, first_token and generate"
-            " (both from the packet's arrival), total.",
+            "Duration of the stages of a request: upload, decode, project, first_token and"
+            " generate (both since the packet arrived), total.",
             ("stage",),
             buckets=_SECONDS,
             registry=registry,
         )
         self._stage = cache(stages.labels)
-        self._bytes = Counter("esrt_received_bytes", "Bytes of packets.", registry=registry)
+        self._bytes = Counter("esrt_received_bytes", "Received packet bytes.", registry=registry)
         self._features = Counter(
             "esrt_feature_tokens",
-            "Feature tokens in packets that were admitted.",
+            "Feature tokens in admitted packets.",
             registry=registry,
         )
         self._generated = Counter(
-            "esrt_generated_tokens", "Tokens that the engine wrote.", registry=registry
+            "esrt_generated_tokens", "Tokens that the engine generated.", registry=registry
         )
         self._retries = Counter(
             "esrt_retried_answers",
-            "Times that an answer was decoded anew because its engine had died.",
+            "Answers that were decoded again because the engine had died.",
             registry=registry,
         )
         self._running = 0
@@ -75,7 +78,7 @@ class Metrics:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """While an answer that has its first token is decoded."""
+        """Count an answer as running, from its first token to the end of the block."""
         self._running += 1
         try:
             yield
@@ -83,15 +86,15 @@ class Metrics:
             self._running -= 1
 
     def retried(self) -> None:
-        """Count an answer that is decoded anew."""
+        """Count an answer that is decoded again."""
         self._retries.inc()
 
     def gauge(self, name: str, description: str) -> Gauge:
-        """Another gauge, for a part of the gateway to set."""
+        """Register another gauge, which a part of the gateway sets."""
         return Gauge(name, description, registry=self._registry)
 
     def count(self, context: RequestContext, route: str, status: int, seconds: float) -> None:
-        """Add a request that has ended."""
+        """Add a finished request."""
         self._request(route, str(status), context.problem).inc()
         self._bytes.inc(context.bytes_in)
         self._features.inc(context.feature_tokens)
@@ -102,15 +105,15 @@ class Metrics:
             self._stage("total").observe(seconds)
 
     def render(self) -> bytes:
-        """The text that Prometheus reads: the gateway's figures, and the engine's own."""
+        """Return the metrics of the gateway and of vLLM as Prometheus text."""
         return generate_latest(self._registry) + generate_latest(_ENGINE)
 
 
 class _EngineCollector(Collector):
-    """What vLLM keeps in the process's common registry; nothing else that may be there."""
+    """The metrics of vLLM in the global registry of the process, without any others."""
 
     def collect(self) -> Iterator[Metric]:
-        """The families whose names are vLLM's."""
+        """Return the metric families whose names begin with ``vllm:``."""
         return (family for family in REGISTRY.collect() if family.name.startswith("vllm:"))
 
 

@@ -1,4 +1,4 @@
-"""What is written down of a request that has ended: in the metrics, the log and the traces."""
+"""Record of a finished request in metrics, log and traces."""
 
 from typing import TYPE_CHECKING
 
@@ -19,22 +19,22 @@ _ROUTINE = frozenset({"/healthz", "/readyz", METRICS_PATH})
 
 
 class RequestRecorder:
-    """Counts, logs and traces; without ``traces`` there are none."""
+    """Writes finished requests to the metrics, the log and, unless ``traces`` is None, a trace."""
 
     def __init__(self, metrics: Metrics, traces: "Traces | None") -> None:
         self._metrics = metrics
         self._traces = traces
 
     def record(self, scope: Scope, context: RequestContext, status: int, seconds: float) -> None:
-        """Write down a request, or a segment of a stream.
+        """Record a request, or a segment of a stream.
 
         Args:
-            scope: of the connection.
-            context: what it took.
-            status: of the answer, as HTTP has it.
-            seconds: how long it took.
+            scope: ASGI scope of the connection.
+            context: counts and stage durations of the request.
+            status: HTTP status of the answer.
+            seconds: duration of the request.
         """
-        # The route's pattern: a path may hold a handle, and anybody may ask for any path.
+        # The pattern of the route, not the path: a path can contain a handle or arbitrary text.
         route = getattr(scope.get("route"), "path", "")
         self._metrics.count(context, route, status, seconds)
         fields = {

@@ -1,7 +1,7 @@
-"""Traces: a span for each request with its stages, sent to a collector where one is configured.
+"""Traces: one span per request and one per stage, sent to the configured collector.
 
-Spans hold what the log's lines hold, counts and times, never contents. They are written once a
-request has ended, so tracing costs a request nothing while it runs.
+Spans have the same fields as the lines of the log: counts and times, no contents. A span is
+written after its request has ended, so that tracing does not delay the request.
 """
 
 import time
@@ -19,23 +19,23 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from cloud_vllm.request_context import RequestContext
 
 SERVICE = "esrt-gateway"
-# Stages that begin when the packet has arrived; the others follow one another.
+# Stages that are measured from the arrival of the packet; the others follow one another.
 _FROM_ARRIVAL = frozenset({"first_token", "generate"})
 
 
 class Traces:
-    """Sends spans by OTLP over HTTP, in batches and from a thread of its own.
+    """Exporter of spans: OTLP over HTTP, in batches, from a separate thread.
 
-    The SDK's own variables hold as well: OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES,
-    OTEL_TRACES_SAMPLER, OTEL_EXPORTER_OTLP_HEADERS.
+    The environment variables of the OpenTelemetry SDK apply too: OTEL_SERVICE_NAME,
+    OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER, OTEL_EXPORTER_OTLP_HEADERS.
 
     Args:
-        endpoint: the collector's address, ``http://host:4318/v1/traces``.
+        endpoint: address of the collector, ``http://host:4318/v1/traces``.
     """
 
     def __init__(self, endpoint: str) -> None:
-        named = Resource({"service.name": SERVICE}).merge(OTELResourceDetector().detect())
-        self._provider = TracerProvider(resource=named, shutdown_on_exit=False)
+        resource = Resource({"service.name": SERVICE}).merge(OTELResourceDetector().detect())
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
         self._tracer = self._provider.get_tracer("cloud_vllm")
         self._parent = TraceContextTextMapPropagator()
@@ -47,13 +47,13 @@ class Traces:
         fields: dict[str, Any],
         seconds: float,
     ) -> None:
-        """Write the span of a request that has just ended.
+        """Write the spans of a request that has just ended.
 
         Args:
-            headers: the request's; its W3C ``traceparent`` makes the span part of that trace.
-            context: the request.
-            fields: those of its line in the log.
-            seconds: how long it took.
+            headers: request headers; a W3C ``traceparent`` makes the span part of that trace.
+            context: counts and stage durations of the request.
+            fields: fields of the request's line in the log.
+            seconds: duration of the request.
         """
         end = time.time_ns()
         begin = end - round(seconds * 1e9)
@@ -69,8 +69,8 @@ class Traces:
         inside = trace.set_span_in_context(span)
         last = arrived = begin
         for stage, ms in context.stages_ms:
-            # Stages know how long they took, not when; what lies between them, well under a
-            # millisecond, shows as if it lay at the end.
+            # Only durations are known, not start times. The gaps between stages, well under a
+            # millisecond, are therefore shown after the last stage.
             since = arrived if stage in _FROM_ARRIVAL else last
             until = min(since + round(ms * 1e6), end)
             if stage not in _FROM_ARRIVAL:
@@ -81,12 +81,12 @@ class Traces:
         span.end(end)
 
     def close(self) -> None:
-        """Send what is left; a collector that does not answer is given up after ten seconds."""
+        """Send the remaining spans; wait at most ten seconds for the collector."""
         self._provider.shutdown()
 
 
 def _attributes(fields: dict[str, Any]) -> dict[str, str | int]:
-    """OpenTelemetry's names where it has some."""
+    """Return the span attributes, under OpenTelemetry's standard names where there are some."""
     attributes: dict[str, str | int] = {
         "http.request.method": fields["method"],
         "http.route": fields["route"],

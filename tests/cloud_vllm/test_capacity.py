@@ -1,5 +1,6 @@
-"""Sizing: the arithmetic against a real decoder's weights, and the command."""
+"""Capacity: the arithmetic against the weights of a real decoder, and the command."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from cloud_vllm.capacity import GEMMA, Shape, read_shape, size
+from cloud_vllm.capacity import GEMMA, compute_capacity, read_shape
 from esrt.bundled import CHECKPOINT, REPOSITORY
 from esrt.checkpoint import open_checkpoint
 from esrt.errors import CheckpointError
@@ -31,31 +32,33 @@ def test_cache_bytes_are_those_of_the_configuration() -> None:
 @pytest.mark.parametrize(
     ("name", "billions", "kib"), [("gemma-3-4b", 3.9, 136), ("gemma-3-12b", 11.8, 384)]
 )
-def test_the_published_sizes(name: str, billions: float, kib: int) -> None:
+def test_published_configurations(name: str, billions: float, kib: int) -> None:
     assert GEMMA[name].parameters / 1e9 == pytest.approx(billions, abs=0.05)
     assert GEMMA[name].cache_bytes() == kib * 1024
 
 
-def test_what_fits() -> None:
-    options = {"gpu_gib": 80.0, "gpus": 1, "fp8": False, "reserve_gib": 4.0, "longest": 338}
-    small, large = (size(GEMMA[name], **options) for name in ("gemma-3-4b", "gemma-3-12b"))
-    assert small.answers_at_once > large.answers_at_once > 0
-    assert size(GEMMA["gemma-3-12b"], **options | {"gpu_gib": 16.0}).answers_at_once == 0
-    assert size(GEMMA["gemma-3-12b"], **options | {"fp8": True}).weights_gib < large.weights_gib
-    spread = size(GEMMA["gemma-3-12b"], **options | {"gpus": 2})
-    assert spread.answers_at_once > 2 * large.answers_at_once
+def test_concurrent_answers() -> None:
+    options = {"gpu_gib": 80.0, "gpus": 1, "fp8": False, "reserve_gib": 4.0, "max_tokens": 338}
+    small, large = (
+        compute_capacity(GEMMA[name], **options) for name in ("gemma-3-4b", "gemma-3-12b")
+    )
+    assert small.max_concurrent > large.max_concurrent > 0
+    assert compute_capacity(GEMMA["gemma-3-12b"], **options | {"gpu_gib": 16.0}).max_concurrent == 0
+    assert (
+        compute_capacity(GEMMA["gemma-3-12b"], **options | {"fp8": True}).weights_gib
+        < large.weights_gib
+    )
+    spread = compute_capacity(GEMMA["gemma-3-12b"], **options | {"gpus": 2})
+    assert spread.max_concurrent > 2 * large.max_concurrent
 
 
-def test_a_multimodal_configuration_has_the_text_part(tmp_path: Path) -> None:
-    import json
-
+def test_the_text_part_of_a_multimodal_configuration(tmp_path: Path) -> None:
     shape = GEMMA["gemma-3-4b"]
     (tmp_path / "config.json").write_text(json.dumps({"text_config": vars(shape)}))
     assert read_shape(str(tmp_path)) == shape
-    assert isinstance(shape, Shape)
 
 
-def test_another_folder_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_decoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no Gemma 3 decoder"):
         read_shape(str(tmp_path))
 

@@ -1,7 +1,8 @@
-"""The files of deploy/, read for the tests."""
+"""Readers for the files of deploy/, and free ports."""
 
 import json
 import re
+import socket
 from typing import Any
 
 import yaml
@@ -9,8 +10,15 @@ import yaml
 from esrt.bundled import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
-# A metric's name; functions and keywords of PromQL are told apart by what follows them.
+# The name of a metric in PromQL; the following character distinguishes it from other words.
 _METRIC = re.compile(r"(?<![\w:$\"])((?:vllm:|esrt_|process_)\w+)(?=\{|\[|\s|\)|,|$)")
+
+
+def free_port() -> int:
+    """A port of loopback that no process listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def documents(name: str) -> list[dict[str, Any]]:
@@ -19,8 +27,8 @@ def documents(name: str) -> list[dict[str, Any]]:
 
 
 def dashboard() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((DEPLOY / "grafana.json").read_text("utf-8"))
-    return found
+    board: dict[str, Any] = json.loads((DEPLOY / "grafana.json").read_text("utf-8"))
+    return board
 
 
 def expressions() -> list[str]:
@@ -28,7 +36,7 @@ def expressions() -> list[str]:
 
 
 def dashboard_metrics() -> set[str]:
-    """Every metric that a panel or a variable of the dashboard names."""
+    """The metrics that the panels and variables of the dashboard use."""
     queries = [item["query"] for item in dashboard()["templating"]["list"]]
     texts = expressions() + [query["query"] for query in queries if isinstance(query, dict)]
     return {name for text in texts for name in _METRIC.findall(text)}

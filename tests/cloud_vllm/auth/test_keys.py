@@ -1,4 +1,4 @@
-"""API keys: the file, the commands, and who is let in."""
+"""API keys: the file, the commands, and the authentication of requests."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def guarded(settings: Settings, file: Path) -> Iterator[TestClient]:
-    """A gateway that wants keys."""
+    """A gateway that needs API keys."""
     keys.create(file, "first", Scope.TRANSLATE)
     engine = ScriptedEngine(END)
     engine.state = EngineState.READY
@@ -46,17 +46,17 @@ def guarded(settings: Settings, file: Path) -> Iterator[TestClient]:
 
 def test_the_file_holds_a_hash_and_nothing_of_the_secret(file: Path) -> None:
     key = keys.create(file, "Anna's phone", Scope.TRANSLATE)
-    prefix, identity, secret = key.split("_", 2)
+    prefix, key_id, secret = key.split("_", 2)
     assert (prefix, len(secret)) == ("esrt", 43)
     text = file.read_text()
     assert secret not in text
     (entry,) = json.loads(text)["keys"]
     assert entry["sha256"] == hashlib.sha256(key.encode()).hexdigest()
-    assert (entry["id"], entry["name"]) == (identity, "Anna's phone")
+    assert (entry["id"], entry["name"]) == (key_id, "Anna's phone")
     assert file.stat().st_mode & 0o777 == 0o600
 
 
-def test_keys_are_found_whole_only(file: Path) -> None:
+def test_only_a_whole_key_is_valid(file: Path) -> None:
     key = keys.create(file, "a", Scope.TRANSLATE)
     other = keys.create(file, "b", Scope.METRICS)
     ring = KeyRing(file)
@@ -80,7 +80,7 @@ def test_changes_take_effect_at_once(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [None, "", "{}", '{"version": 2, "keys": []}', "[1]"])
-def test_a_file_that_is_damaged_lets_nobody_in(file: Path, damage: str | None) -> None:
+def test_a_damaged_file_rejects_every_key(file: Path, damage: str | None) -> None:
     key = keys.create(file, "a", Scope.TRANSLATE)
     ring, good = KeyRing(file), file.read_text()
     file.unlink() if damage is None else file.write_text(damage)
@@ -93,16 +93,16 @@ def test_a_file_that_is_damaged_lets_nobody_in(file: Path, damage: str | None) -
     assert ring.find(key)
 
 
-def test_keys_made_at_once_are_all_kept(file: Path) -> None:
+def test_concurrent_commands_keep_all_keys(file: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda n: _run(file, "create", "--name", str(n)), range(4)))
+        created = list(pool.map(lambda n: _run(file, "create", "--name", str(n)), range(4)))
     ring = KeyRing(file)
-    assert all(ring.find(done.stdout.strip()) for done in made)
+    assert all(ring.find(done.stdout.strip()) for done in created)
 
 
-def test_no_id_is_given_twice(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = iter(["aaaaaaaa", "aaaaaaaa", "bbbbbbbb"])
-    monkeypatch.setattr(keys.secrets, "token_hex", lambda size: next(drawn))
+def test_ids_are_unique(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = iter(["aaaaaaaa", "aaaaaaaa", "bbbbbbbb"])
+    monkeypatch.setattr(keys.secrets, "token_hex", lambda size: next(ids))
     both = [keys.create(file, name, Scope.TRANSLATE) for name in ("a", "b")]
     ring = KeyRing(file)
     assert [entry and entry.name for entry in map(ring.find, both)] == ["a", "b"]
@@ -111,14 +111,15 @@ def test_no_id_is_given_twice(file: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_commands(file: Path) -> None:
     key = _run(file, "create", "--name", "Anna", "--scope", "metrics").stdout.strip()
     (line,) = _run(file, "list").stdout.splitlines()
-    identity, scope, _, name = line.split()
-    assert (identity, scope, name) == (key.split("_")[1], "metrics", "Anna")
+    key_id, scope, _, name = line.split()
+    assert (key_id, scope, name) == (key.split("_")[1], "metrics", "Anna")
     assert key.split("_", 2)[2] not in line
-    assert _run(file, "revoke", identity).returncode == 0
+    assert _run(file, "revoke", key_id).returncode == 0
     assert _run(file, "list").stdout == ""
-    again = _run(file, "revoke", identity)
+    again = _run(file, "revoke", key_id)
     assert again.returncode == 2
     assert again.stderr.startswith("error: ")
+    assert f"python -m cloud_vllm keys list --key-file {file}" in again.stderr
     assert again.stderr.count("\n") == 1
 
 
@@ -140,19 +141,19 @@ def test_a_request_needs_a_key(guarded: TestClient, file: Path, packet: Packets)
     assert guarded.get("/v1/models", headers=bearer(key)).status_code == 401
 
 
-def test_state_and_description_are_public(guarded: TestClient) -> None:
+def test_public_paths(guarded: TestClient) -> None:
     for path in ("/healthz", "/readyz", "/openapi.json"):
         assert guarded.get(path).status_code == 200
     assert guarded.get("/docs").status_code == 401
 
 
-def test_a_key_is_for_one_purpose(guarded: TestClient, file: Path, packet: Packets) -> None:
+def test_a_key_has_one_scope(guarded: TestClient, file: Path, packet: Packets) -> None:
     headers = {**PACKET, **bearer(keys.create(file, "prometheus", Scope.METRICS))}
     response = guarded.post(URL, content=packet(), headers=headers)
     assert_problem(response, 403, "forbidden", "metrics", "translate")
 
 
-def test_an_unreadable_key_file_is_not_the_clients_fault(guarded: TestClient, file: Path) -> None:
+def test_an_unreadable_key_file_is_an_error_of_the_server(guarded: TestClient, file: Path) -> None:
     file.unlink()
     response = guarded.get("/v1/models", headers=bearer("esrt_0_0"))
     assert_problem(response, 503, "not-ready")

@@ -1,4 +1,4 @@
-"""What an operator sees of a request: its id, a line in the log, figures; and what stays unseen."""
+"""Request ids, log lines and metrics of a request, without its contents."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ def gateway(settings: Settings, engine: ScriptedEngine) -> Iterator[TestClient]:
 
 
 def figures(client: TestClient, **headers: str) -> dict[str, float]:
-    """The samples of the page, as ``name|label|...``."""
+    """The samples of ``/metrics``, by ``name|label|...``."""
     page = client.get("/metrics", headers=headers)
     assert page.headers["content-type"].startswith("text/plain")
     return {
@@ -51,7 +51,7 @@ def figures(client: TestClient, **headers: str) -> dict[str, float]:
 
 
 def lines(log: pytest.LogCaptureFixture) -> list[dict[str, object]]:
-    """The requests' lines, as they would be written."""
+    """The log lines of the requests, as written to the log."""
     return [
         json.loads(logs.JsonFormatter().format(record))
         for record in log.records
@@ -59,22 +59,21 @@ def lines(log: pytest.LogCaptureFixture) -> list[dict[str, object]]:
     ]
 
 
-@pytest.mark.parametrize("given", ["a", "0-9_A.z", "x" * 64])
-def test_a_well_formed_request_id_is_kept(gateway: TestClient, given: str) -> None:
-    assert gateway.get("/healthz", headers={"X-Request-Id": given}).headers["x-request-id"] == given
+@pytest.mark.parametrize("request_id", ["a", "0-9_A.z", "x" * 64])
+def test_a_well_formed_request_id_is_kept(gateway: TestClient, request_id: str) -> None:
+    answer = gateway.get("/healthz", headers={"X-Request-Id": request_id})
+    assert answer.headers["x-request-id"] == request_id
 
 
-@pytest.mark.parametrize("given", ["", "a b", 'a"}', "x" * 65, "ü".encode().decode("latin-1")])
-def test_another_is_replaced(gateway: TestClient, given: str) -> None:
-    found = {
-        gateway.get(path, headers={b"X-Request-Id": given.encode("latin-1")}).headers[
-            "x-request-id"
-        ]
-        for path in ("/healthz", "/none")
+@pytest.mark.parametrize("sent", ["", "a b", 'a"}', "x" * 65, "ü".encode().decode("latin-1")])
+def test_a_malformed_request_id_is_replaced(gateway: TestClient, sent: str) -> None:
+    headers = {b"X-Request-Id": sent.encode("latin-1")}
+    answered = {
+        gateway.get(path, headers=headers).headers["x-request-id"] for path in ("/healthz", "/none")
     }
-    assert given not in found
-    assert len(found) == 2
-    assert all(len(identity) == 32 for identity in found)
+    assert sent not in answered
+    assert len(answered) == 2
+    assert all(len(request_id) == 32 for request_id in answered)
 
 
 @pytest.mark.parametrize("headers", [PACKET, EVENTS])
@@ -104,7 +103,7 @@ def test_a_request_is_one_line_without_contents(
     assert "hello" not in caplog.text
 
 
-def test_refusals_and_failures_are_lines_too(
+def test_errors_are_logged(
     gateway: TestClient,
     engine: ScriptedEngine,
     packet: Packets,
@@ -117,8 +116,8 @@ def test_refusals_and_failures_are_lines_too(
     engine.script = (HELLO, ValueError("cause"))
     gateway.post(URL, content=packet(), headers=PACKET)
     gateway.post(URL, content=packet(), headers=EVENTS)
-    found = [(line["method"], line["status"], line["problem"]) for line in lines(caplog)]
-    assert found == [
+    logged = [(line["method"], line["status"], line["problem"]) for line in lines(caplog)]
+    assert logged == [
         ("GET", 404, "not-found"),
         ("other", 405, "method-not-allowed"),
         ("POST", 400, "packet-malformed"),
@@ -130,7 +129,7 @@ def test_refusals_and_failures_are_lines_too(
     assert "secret" not in text
 
 
-def test_an_unforeseen_error_is_found_by_its_request_id(
+def test_the_traceback_of_an_unexpected_error_has_the_request_id(
     gateway: TestClient,
     engine: ScriptedEngine,
     packet: Packets,
@@ -176,7 +175,9 @@ def test_no_key_is_logged(
     assert [line["key"] for line in lines(caplog)][:2] == [key.split("_")[1], None]
 
 
-def test_the_figures_add_up(gateway: TestClient, packet: Packets, engine: ScriptedEngine) -> None:
+def test_counters_and_histograms(
+    gateway: TestClient, packet: Packets, engine: ScriptedEngine
+) -> None:
     bodies = [packet(0, 7), packet(1, 9)]
     for body in bodies:
         gateway.post(URL, content=body, headers=PACKET)
@@ -184,13 +185,13 @@ def test_the_figures_add_up(gateway: TestClient, packet: Packets, engine: Script
     gateway.post(URL, content=b"x", headers=PACKET)
     engine.script = (HELLO,)
     gateway.post(URL, content=bodies[0], headers=EVENTS)
-    found = figures(gateway)
-    assert found["esrt_requests_total|/v1/translate|200|"] == 3
-    assert found["esrt_requests_total|/v1/translate|400|packet-malformed"] == 1
-    assert found["esrt_requests_total|/v1/translate|200|engine-failed"] == 1
-    assert found["esrt_received_bytes_total"] == len(bodies[0]) * 3 + len(bodies[1]) + 1
-    assert found["esrt_feature_tokens_total"] == 7 + 9 + 7 + 7
-    assert found["esrt_generated_tokens_total"] == 4 * 3 + 1
+    samples = figures(gateway)
+    assert samples["esrt_requests_total|/v1/translate|200|"] == 3
+    assert samples["esrt_requests_total|/v1/translate|400|packet-malformed"] == 1
+    assert samples["esrt_requests_total|/v1/translate|200|engine-failed"] == 1
+    assert samples["esrt_received_bytes_total"] == len(bodies[0]) * 3 + len(bodies[1]) + 1
+    assert samples["esrt_feature_tokens_total"] == 7 + 9 + 7 + 7
+    assert samples["esrt_generated_tokens_total"] == 4 * 3 + 1
     for stage, count in {
         "upload": 5,
         "decode": 4,
@@ -198,14 +199,14 @@ def test_the_figures_add_up(gateway: TestClient, packet: Packets, engine: Script
         "generate": 3,
         "total": 5,
     }.items():
-        assert found[f"esrt_stage_seconds_count|{stage}"] == count, stage
-    assert found["esrt_answers_running"] == found["esrt_answers_waiting"] == 0
-    assert found["process_resident_memory_bytes"] > 0
+        assert samples[f"esrt_stage_seconds_count|{stage}"] == count, stage
+    assert samples["esrt_answers_running"] == samples["esrt_answers_waiting"] == 0
+    assert samples["process_resident_memory_bytes"] > 0
 
 
 @pytest.mark.parametrize("headers", [PACKET, EVENTS])
 @pytest.mark.parametrize(("script", "running", "waiting"), [((None,), 0, 1), ((HELLO, None), 1, 0)])
-def test_what_is_under_way(
+def test_answers_in_progress(
     settings: Settings,
     packet: Packets,
     engine: ScriptedEngine,
@@ -222,16 +223,19 @@ def test_what_is_under_way(
         first = asyncio.create_task(call(app, [packet()], headers=headers, hang_up=gone))
         await engine.generating.wait()
         await asyncio.sleep(0.05)
-        found = await asyncio.to_thread(figures, client)
-        assert (found["esrt_answers_running"], found["esrt_answers_waiting"]) == (running, waiting)
+        samples = await asyncio.to_thread(figures, client)
+        assert (samples["esrt_answers_running"], samples["esrt_answers_waiting"]) == (
+            running,
+            waiting,
+        )
         gone.set()
         await first
 
     client = TestClient(app)
     asyncio.run(scenario())
-    found = figures(client)
-    assert (found["esrt_answers_running"], found["esrt_answers_waiting"]) == (0, 0)
-    gone = [name for name in found if "total" in name and "client-gone" in name]
+    samples = figures(client)
+    assert (samples["esrt_answers_running"], samples["esrt_answers_waiting"]) == (0, 0)
+    gone = [name for name in samples if "total" in name and "client-gone" in name]
     assert gone == [
         f"esrt_requests_total|/v1/translate|{499 if headers is PACKET else 200}|client-gone"
     ]

@@ -1,4 +1,4 @@
-"""Traces: what a collector receives over a socket, and that nothing is sent where none is named."""
+"""Traces as a collector receives them; without a collector, no traces."""
 
 import sys
 import threading
@@ -78,13 +78,15 @@ Traced = Callable[..., list[Span]]
 
 @pytest.fixture
 def traced(settings: Settings, engine: ScriptedEngine, collector: Collector) -> Traced:
-    """Makes one request, which must give so many spans."""
+    """Send one request and return its spans, ``count`` of them."""
 
     def run(count: int, method: str, url: str, app_settings: Settings = settings, **call) -> list:  # type: ignore[no-untyped-def,type-arg]
-        told = app_settings.model_copy(update={"otlp_endpoint": collector.endpoint})
-        with TestClient(create_app(told, engine), raise_server_exceptions=False) as client:
+        traced_settings = app_settings.model_copy(update={"otlp_endpoint": collector.endpoint})
+        with TestClient(
+            create_app(traced_settings, engine), raise_server_exceptions=False
+        ) as client:
             client.request(method, url, **call)
-        # What was left has been sent by the end of the app.
+        # The app sends the remaining spans before it ends.
         assert len(collector.spans()) == count
         return collector.spans()
 
@@ -137,19 +139,19 @@ def test_a_request_is_a_span_with_its_stages(
     assert b"hallo" not in sent
 
 
-def test_it_continues_the_callers_trace(traced: Traced) -> None:
+def test_a_request_continues_the_trace_of_the_caller(traced: Traced) -> None:
     (span,) = traced(1, "GET", "/v1/models", headers={"traceparent": f"00-{TRACE}-{PARENT}-01"})
     assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
 
 
 @pytest.mark.parametrize("header", ["", "00-zz-zz-01", f"00-{'0' * 32}-{PARENT}-01", "x" * 4096])
-def test_a_malformed_parent_is_none(traced: Traced, header: str) -> None:
+def test_a_malformed_parent_is_ignored(traced: Traced, header: str) -> None:
     (span,) = traced(1, "GET", "/v1/models", headers={"traceparent": header})
     assert not span.parent_span_id
     assert span.trace_id.hex() != "0" * 32
 
 
-def test_a_failure_says_which(
+def test_a_failed_request_has_the_error_type(
     traced: Traced, engine: ScriptedEngine, packet: Packets, settings: Settings
 ) -> None:
     engine.script = (EngineFailed("It died.", "Wait."),)
@@ -159,7 +161,7 @@ def test_a_failure_says_which(
     assert attributes(root)["error.type"] == "engine-failed"
 
 
-def test_a_key_is_named_and_not_shown(
+def test_a_span_has_the_key_id_without_the_secret(
     traced: Traced, settings: Settings, tmp_path: Path, collector: Collector
 ) -> None:
     file = tmp_path / "keys.json"
@@ -167,8 +169,8 @@ def test_a_key_is_named_and_not_shown(
     guarded = settings.model_copy(update={"key_file": file})
     headers = {"Authorization": f"Bearer {key}"}
     (span,) = traced(1, "GET", "/v1/models", guarded, headers=headers)
-    identity, secret = key.split("_", 2)[1:]
-    assert attributes(span)["esrt.key"] == identity
+    key_id, secret = key.split("_", 2)[1:]
+    assert attributes(span)["esrt.key"] == key_id
     assert secret.encode() not in collector.requests[0].SerializeToString()
 
 
@@ -179,23 +181,23 @@ def test_probes_are_not_traced(traced: Traced, collector: Collector) -> None:
     assert traced(0, "GET", "/healthz") == []
 
 
-def test_a_collector_that_is_gone_harms_nobody(
+def test_requests_succeed_without_a_reachable_collector(
     settings: Settings, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "1")
-    told = settings.model_copy(update={"otlp_endpoint": "http://127.0.0.1:9/v1/traces"})
-    with TestClient(create_app(told, engine)) as client:
+    traced_settings = settings.model_copy(update={"otlp_endpoint": "http://127.0.0.1:9/v1/traces"})
+    with TestClient(create_app(traced_settings, engine)) as client:
         assert all(client.get("/v1/models").status_code == 200 for _ in range(20))
 
 
-def test_nothing_is_loaded_where_none_is_wanted(settings: Settings) -> None:
+def test_tracing_is_not_loaded_without_an_endpoint(settings: Settings) -> None:
     for name in [name for name in sys.modules if name == "cloud_vllm.telemetry.tracing"]:
         del sys.modules[name]
     create_app(settings, ScriptedEngine())
     assert "cloud_vllm.telemetry.tracing" not in sys.modules
 
 
-def test_an_endpoint_is_an_address() -> None:
+def test_an_endpoint_is_a_url() -> None:
     with pytest.raises(ValidationError):
         Settings(otlp_endpoint="collector:4318")
 
@@ -203,11 +205,11 @@ def test_an_endpoint_is_an_address() -> None:
 def test_every_segment_of_a_stream_is_a_span(
     settings: Settings, engine: ScriptedEngine, collector: Collector, packet: Packets
 ) -> None:
-    told = settings.model_copy(update={"otlp_endpoint": collector.endpoint})
-    path, named = "/v1/stream?src=eng&tgt=deu", {"X-Request-Id": "talk"}
+    traced_settings = settings.model_copy(update={"otlp_endpoint": collector.endpoint})
+    path, headers = "/v1/stream?src=eng&tgt=deu", {"X-Request-Id": "talk"}
     with (
-        TestClient(create_app(told, engine)) as client,
-        client.websocket_connect(path, headers=named) as session,
+        TestClient(create_app(traced_settings, engine)) as client,
+        client.websocket_connect(path, headers=headers) as session,
     ):
         for tokens in (5, 6):
             session.send_bytes(packet(0, tokens))
@@ -217,8 +219,8 @@ def test_every_segment_of_a_stream_is_a_span(
             done += '"done"' in session.receive_text()
     roots = [span for span in collector.spans() if not span.parent_span_id]
     assert {span.name for span in roots} == {"GET /v1/stream"}
-    found = {attributes(span)["esrt.request_id"]: attributes(span) for span in roots}
-    assert set(found) == {"talk", "talk-0", "talk-1"}
-    assert [found[f"talk-{part}"]["esrt.feature_tokens"] for part in (0, 1)] == [5, 6]
+    by_id = {attributes(span)["esrt.request_id"]: attributes(span) for span in roots}
+    assert set(by_id) == {"talk", "talk-0", "talk-1"}
+    assert [by_id[f"talk-{part}"]["esrt.feature_tokens"] for part in (0, 1)] == [5, 6]
     stages = {span.name for span in collector.spans() if span.parent_span_id}
     assert stages == {"decode", "project", "first_token", "generate"}
