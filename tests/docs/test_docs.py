@@ -95,7 +95,7 @@ def test_paths_in_backticks_exist(document: Path) -> None:
         name
         for name in CODE.findall(text)
         if re.fullmatch(r"[\w./-]+", name)
-        and "/" in name.rstrip("/")
+        and ("/" in name.rstrip("/") or name.endswith(".py"))
         and not name.startswith(("/", *MADE_BY_COMMANDS))
         and FILE_ENDING.search(name)
         and not exists(name)
