@@ -1,4 +1,4 @@
-"""The documents: line lengths, links, paths and commands."""
+"""Line lengths, links, paths and commands of all documents."""
 
 import re
 import subprocess
@@ -18,22 +18,16 @@ FILE_ENDING = re.compile(r"\.(py|md|json|ya?ml|txt|toml|png|cpp|conf|flac|safete
 MADE_BY_COMMANDS = ("build/", ".venv", ".github/")
 
 
-def documents() -> list[Path]:
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    return [path for name in listed.stdout.splitlines() if (path := ROOT / name).is_file()]
-
-
-def tracked() -> frozenset[str]:
+def repository_files() -> list[str]:
+    """Paths of all files but the ignored ones."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    names = [name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
-    folders = {str(folder) for name in names for folder in Path(name).parents}
-    return frozenset(names) | folders
+    return [name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
 
 
-DOCUMENTS = documents()
-TRACKED = tracked()
+FILES = repository_files()
+KNOWN = frozenset(FILES) | {str(folder) for name in FILES for folder in Path(name).parents}
+DOCUMENTS = [ROOT / name for name in FILES if name.endswith(".md")]
 TARGETS = frozenset(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 each_document = pytest.mark.parametrize(
     "document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT))
@@ -41,9 +35,9 @@ each_document = pytest.mark.parametrize(
 
 
 def exists(name: str) -> bool:
-    """Whether a name with its slashes ends the path of a file or folder of the repository."""
+    """Whether the path of a file or folder of the repository ends with a name."""
     name = name.rstrip("/")
-    return any(f"/{known}".endswith(f"/{name}") for known in TRACKED)
+    return any(f"/{known}".endswith(f"/{name}") for known in KNOWN)
 
 
 def prose(text: str) -> Iterator[tuple[int, str]]:
@@ -112,7 +106,7 @@ def test_commands_name_what_exists(document: Path) -> None:
     for module in re.findall(r"python3? -m\s+([\w.]+[\w])", text):
         path = module.replace(".", "/")
         own = (ROOT / module.partition(".")[0]).is_dir()
-        if own and not {f"{path}.py", f"{path}/__main__.py"} & TRACKED and "NAME" not in path:
+        if own and not {f"{path}.py", f"{path}/__main__.py"} & KNOWN and "NAME" not in path:
             missing.append(f"python -m {module}")
     missing += [file for file in re.findall(r"python3? ([\w./-]+\.py)", text) if not exists(file)]
     commands = re.findall(r"(?:^ *|`)make ([a-z]+)", text, re.MULTILINE)
