@@ -100,7 +100,7 @@ class Collator:
         )
 
     def _text_and_labels(self, item: Item) -> tuple[Tensor, Tensor]:
-        """Token ids of an item's prompt and target, and their labels: `IGNORE` for the prompt.
+        """Tokenize an item's prompt and target; the labels of the prompt are `IGNORE`.
 
         The target of recognition ends with the separator. The prompt of text translation contains
         the transcript and the separator.

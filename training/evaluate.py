@@ -72,9 +72,7 @@ def translate(
     sound: Sound = _clean,
     batch: int = 96,
 ) -> list[Prediction]:
-    """Translate a split by greedy decoding, in float32, in one process.
-
-    Each utterance is encoded once.
+    """Translate a split by greedy decoding. Each utterance is encoded once.
 
     Args:
         edge: encoder, Q-Former and projector.

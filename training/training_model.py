@@ -125,7 +125,7 @@ class TrainingModel(nn.Module):
 
 
 def _unexplained_variance(features: Tensor, expected: Tensor, tokens: Tensor) -> Tensor:
-    """Mean squared error as a share of the expected features' variance, averaged over dimensions.
+    """Compute the squared error as a share of the expected variance, averaged over dimensions.
 
     Args:
         features: (batch, tokens, width).

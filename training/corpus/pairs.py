@@ -72,7 +72,7 @@ def _draw_utterance(language: str, text: str, voices: list[str], random: Random)
 
 
 def _reference_name(variant: str) -> str:
-    """Name the reference voice with the rhythm of a variant."""
+    """Make the name of the reference voice with the rhythm of a variant."""
     return f"{variant}-reference"
 
 

@@ -67,7 +67,7 @@ def make_utterance(
 
 
 def speak(utterance: Utterance, data: Path | None = None) -> Float32Array:
-    """Synthesize an utterance: mono at 16 kHz, deterministic.
+    """Synthesize an utterance, mono at 16 kHz.
 
     Args:
         utterance: sentence and speaker.
