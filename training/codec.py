@@ -60,8 +60,10 @@ _BLOCK = 8
 _MIN_NONZERO_SHARE = 0.005
 # Coefficients whose standard deviations differ by less than this factor share a frequency table.
 _TABLE_RATIO = 1.25
-# A table's range as a multiple of the largest integer seen; added to the count of each integer.
-_RANGE_MARGIN, _COUNT_SMOOTHING = 1.5, 0.5
+# Range of a frequency table, as a multiple of the largest integer seen.
+_RANGE_MARGIN = 1.5
+# Additive smoothing of the counts.
+_COUNT_SMOOTHING = 0.5
 _BATCH = 24
 
 

@@ -41,7 +41,8 @@ TRAIN_SENTENCES = 3000
 HELD_OUT_SENTENCES = {"test": 120, "validation": 20}
 # Number of test sentences, the last ones, that unseen voices speak.
 UNSEEN_SENTENCES = 40
-_INDEX, _AUDIO, _PARALLEL_AUDIO = "index.jsonl", "audio.npy", "parallel_audio.npy"
+PARALLEL_AUDIO = "parallel_audio.npy"
+_INDEX, _AUDIO = "index.jsonl", "audio.npy"
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def write_split(
                 index.write(json.dumps(line, ensure_ascii=False) + "\n")
         np.save(partial / _AUDIO, np.concatenate(audio))
         if parallel_audio is not None:
-            np.save(partial / _PARALLEL_AUDIO, np.concatenate(parallel_audio))
+            np.save(partial / PARALLEL_AUDIO, np.concatenate(parallel_audio))
         manifest = {
             "seed": SEED,
             "sentences": len(spoken),
@@ -207,7 +208,7 @@ def load(folder: Path, name: str) -> Corpus:
             )
             for row in sentence["utterances"]
         ]
-    parallel = place / _PARALLEL_AUDIO
+    parallel = place / PARALLEL_AUDIO
     return Corpus(
         np.load(place / _AUDIO, mmap_mode="r"),
         examples,

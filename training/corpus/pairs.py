@@ -11,7 +11,7 @@ from random import Random
 import numpy as np
 import soxr
 
-from training.corpus.build import SEED, Corpus, load, sentences, write_split
+from training.corpus.build import PARALLEL_AUDIO, SEED, Corpus, load, sentences, write_split
 from training.corpus.speech import VARIANTS, Samples, Utterance, make_utterance
 from training.corpus.voices import builtin_voice, draw_voice, speak_all, with_rhythm_of
 
@@ -59,7 +59,7 @@ def build_pairs(folder: Path, voices: int = VOICES, count: int = SENTENCES) -> N
 
 def load_pairs(folder: Path) -> Corpus:
     """Load the pairs as a split with parallel audio; build them if they are missing."""
-    if not (folder / PAIRS).exists():
+    if not (folder / PAIRS / PARALLEL_AUDIO).exists():
         build_pairs(folder)
     return load(folder, PAIRS)
 
