@@ -48,8 +48,9 @@ from esrt.wire import Codec
 from esrt.wire.transform_codec import FREQUENCY_BITS
 from training.corpus.build import CORPUS, Corpus, load
 from training.data import mel_batch
-from training.evaluate import score, translate
+from training.evaluate import translate
 from training.plots import save
+from training.scoring import score
 
 SECONDS = (1, 2, 5, 10, 30)
 # Longer speech goes in parts of so many seconds, each a request: nano takes 12 at most.

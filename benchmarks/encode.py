@@ -41,8 +41,9 @@ from export.recipe import ExportRecipe, export
 from export.to_executorch import RECIPE as EXECUTORCH
 from export.to_onnx import RECIPE as ONNX
 from training.corpus.build import CORPUS, Corpus, load
-from training.evaluate import score, translate
+from training.evaluate import translate
 from training.plots import save
+from training.scoring import score
 
 Encode = Callable[[Float32Array], Float32Array]
 

@@ -1,3 +1,3 @@
-"""The corpus, the training and the evaluation of esrt-nano."""
+"""Corpus, training and evaluation of esrt-nano."""
 
-import esrt  # noqa: F401 - first, because it quiets libraries that are imported next
+import esrt  # noqa: F401 - first: silences the warnings of libraries imported later

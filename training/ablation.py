@@ -1,7 +1,7 @@
-"""What the curriculum and the balancing are worth: ``python -m training.ablation --json FILE``.
+"""Ablation of curriculum and balancing: ``python -m training.ablation --json FILE``.
 
-A few languages with unequal amounts of data, short utterances, and one run for each variant of the
-recipe, with the same steps and seed. Runs that are killed go on with the same command.
+Each variant of the recipe trains on short utterances of a few languages with unequal amounts of
+data, with the same number of steps and the same seed. The same command resumes killed runs.
 """
 
 import os
@@ -21,17 +21,18 @@ from esrt.checkpoint import open_checkpoint
 from esrt.cli import exit_on_error
 from esrt.features import SAMPLE_RATE
 from training.corpus.build import CORPUS, Corpus, load
-from training.evaluate import report, translate
+from training.evaluate import translate
 from training.recipe import Balance, Recipe, read_recipe
+from training.scoring import report
 from training.train import Run
 
-# The share of its training utterances that each language keeps.
+# Share of the training utterances that each language keeps.
 SHARES = {"eng": 1.0, "spa": 0.5, "tur": 0.25, "ind": 0.125}
-_SHORT = round(2.2 * SAMPLE_RATE)
+_MAX_SAMPLES = round(2.2 * SAMPLE_RATE)
 
 
 def variants(full: Recipe) -> dict[str, Recipe]:
-    """The full recipe, and it without one of its parts."""
+    """Make the full recipe, and the recipe without one of its parts."""
     return {
         "full": full,
         "without curriculum": full.model_copy(update={"stages": full.stages[-1:]}),
@@ -39,32 +40,32 @@ def variants(full: Recipe) -> dict[str, Recipe]:
     }
 
 
-def unequal(corpus: Corpus, shares: dict[str, float], seed: int) -> Corpus:
-    """The short utterances of some languages, of each language the given share."""
+def subsample(corpus: Corpus, shares: dict[str, float], seed: int) -> Corpus:
+    """Select short utterances: of each language the given share."""
     random, kept = Random(seed), []
-    short = [e for e in corpus.only(shares).examples if e.samples <= _SHORT]
+    short = [e for e in corpus.only(shares).examples if e.samples <= _MAX_SAMPLES]
     for code, share in shares.items():
-        own = [example for example in short if example.language == code]
-        kept += random.sample(own, round(share * len(own)))
+        in_language = [example for example in short if example.language == code]
+        kept += random.sample(in_language, round(share * len(in_language)))
     return replace(corpus, examples=kept)
 
 
 def run(recipe: Recipe, corpus: Path, folder: Path) -> dict[str, Any]:
     """Train one variant and score it on the test split."""
-    whole = dict.fromkeys(SHARES, 1.0)
-    training = unequal(load(corpus, "train"), SHARES, recipe.seed)
+    all_short = dict.fromkeys(SHARES, 1.0)
+    training = subsample(load(corpus, "train"), SHARES, recipe.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    learning = Run(recipe, training, folder)
-    if learning.done < 1:
-        learning.run(unequal(load(corpus, "validation"), whole, recipe.seed))
+    training_run = Run(recipe, training, folder)
+    if training_run.done < 1:
+        training_run.run(subsample(load(corpus, "validation"), all_short, recipe.seed))
     checkpoint = open_checkpoint(folder / "checkpoint")
     decoder = Gemma3ForCausalLM.from_pretrained(checkpoint.decoder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.decoder)
-    held_out = unequal(load(corpus, "test"), whole, recipe.seed)
-    found = report(translate(checkpoint.edge_model(), decoder, tokenizer, held_out), set())
-    sources = {row["src"]: row["exact"] for row in found["sources"]}
+    held_out = subsample(load(corpus, "test"), all_short, recipe.seed)
+    scores = report(translate(checkpoint.edge_model(), decoder, tokenizer, held_out), set())
+    sources = {row["src"]: row["exact"] for row in scores["sources"]}
     return {
-        **found["overall"],
+        **scores["overall"],
         "exact_by_source": {code: sources[code] for code in SHARES},
         "utterances": {
             code: sum(example.language == code for example in training.examples) for code in SHARES
@@ -73,7 +74,7 @@ def run(recipe: Recipe, corpus: Path, folder: Path) -> dict[str, Any]:
 
 
 def main(
-    json_file: Annotated[Path, typer.Option("--json", help="Write the figures here.")],
+    json_file: Annotated[Path, typer.Option("--json", help="Write the scores to this file.")],
     recipe: Annotated[Path, typer.Option(help="The full recipe.")] = Path(
         "training/recipes/ablation.yaml"
     ),
@@ -81,7 +82,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("build/ablation"),
     threads: Annotated[int, typer.Option(help="CPU threads.")] = os.cpu_count() or 1,
 ) -> None:
-    """Train and score every variant; print and write what came out."""
+    """Train and score every variant; print and write the scores."""
     torch.set_num_threads(threads)
     full = read_recipe(recipe)
     rows = [
@@ -90,8 +91,8 @@ def main(
     ]
     table = Table("variant", "exact %", "chrF", "transcript exact %", *SHARES)
     for row in rows:
-        figures = [row["exact"], row["chrf"], row["transcript_exact"]]
-        table.add_row(row["variant"], *map(str, [*figures, *row["exact_by_source"].values()]))
+        scores = [row["exact"], row["chrf"], row["transcript_exact"]]
+        table.add_row(row["variant"], *map(str, [*scores, *row["exact_by_source"].values()]))
     Console().print(table)
     settings = {"recipe": full.model_dump(mode="json", exclude_defaults=True), "shares": SHARES}
     BenchmarkReport(settings, rows, bars=[], tools=("torch", "transformers", "sacrebleu")).write(

@@ -1,4 +1,4 @@
-"""What a microphone and a room do to clean speech: noise, reverberation, a narrow band, gain."""
+"""Audio augmentation: noise, reverberation, narrow band, gain."""
 
 import numpy as np
 import soxr
@@ -13,7 +13,7 @@ _NARROW_RATES = (8000, 11_025)
 
 
 def augment(audio: Float32Array, settings: Augmentation, random: Generator) -> Float32Array:
-    """Change an utterance at random: shape (samples,) in and out, clipped to [-1, 1]."""
+    """Augment an utterance at random: shape (samples,) in and out, clipped to [-1, 1]."""
     if random.random() < settings.reverberation:
         audio = reverberate(audio, random.uniform(0.1, 0.5), random)
     if random.random() < settings.noise:
@@ -29,9 +29,9 @@ def add_noise(audio: Float32Array, snr: float, slope: float, random: Generator) 
 
     Args:
         audio: shape (samples,).
-        snr: signal-to-noise ratio in dB, of the whole utterance's mean powers.
+        snr: signal-to-noise ratio in dB, of the mean powers over the whole utterance.
         slope: the noise's power falls as 1 / frequency^slope: 0 is white, 1 pink, 2 brown.
-        random: where the noise comes from.
+        random: generator of the noise.
     """
     spectrum = np.fft.rfft(random.standard_normal(len(audio)))
     frequency = np.maximum(np.arange(len(spectrum)), 1)
@@ -41,10 +41,15 @@ def add_noise(audio: Float32Array, snr: float, slope: float, random: Generator) 
 
 
 def reverberate(audio: Float32Array, seconds: float, random: Generator) -> Float32Array:
-    """Put the speaker into a room whose sound falls by 60 dB in that many seconds.
+    """Add reverberation with the given RT60, the time in which sound decays by 60 dB.
 
-    The impulse response is the direct sound and a tail of exponentially decaying noise, together
-    as loud as the direct sound (Polack's model).
+    The impulse response is the direct sound plus a tail of exponentially decaying noise (Polack's
+    model). The tail has the energy of the direct sound.
+
+    Args:
+        audio: shape (samples,).
+        seconds: RT60.
+        random: generator of the tail.
     """
     times = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     tail = random.standard_normal(len(times)) * 10 ** (-3 * times / seconds)
@@ -54,7 +59,7 @@ def reverberate(audio: Float32Array, seconds: float, random: Generator) -> Float
 
 
 def narrow(audio: Float32Array, rate: int) -> Float32Array:
-    """What is left after recording at a lower sampling rate, in hertz."""
-    there: Float32Array = soxr.resample(audio, SAMPLE_RATE, rate)
-    back: Float32Array = soxr.resample(there, rate, SAMPLE_RATE)
-    return np.pad(back[: len(audio)], (0, max(0, len(audio) - len(back))))
+    """Limit the bandwidth to that of a lower sampling rate in Hz."""
+    low: Float32Array = soxr.resample(audio, SAMPLE_RATE, rate)
+    restored: Float32Array = soxr.resample(low, rate, SAMPLE_RATE)
+    return np.pad(restored[: len(audio)], (0, max(0, len(audio) - len(restored))))

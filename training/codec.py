@@ -1,15 +1,15 @@
-"""Gathers what the learned codecs know of a checkpoint: ``python -m training.codec``.
+"""Computes the codec tables of the transform codecs: ``python -m training.codec``.
 
-The transform is the Karhunen-Loeve transform of the Q-Former's features in the decoder's metric:
-with F the Fisher information of the decoder's text about one token's features (the mean of g g^T,
-g being the gradient of the log-likelihood of text drawn from the decoder itself) and C the
-covariance of the features, coefficients are y = U^T F^(1/2) (x - mean), where U diagonalizes
-F^(1/2) C F^(1/2). There a squared error of e costs the text about e / 2 nats, whatever its
-direction, so one step for all coefficients is the best allocation of bits: reverse water-filling
-(Cover and Thomas, Elements of Information Theory, 10.3.3).
+The transform is the Karhunen-Loeve transform of the Q-Former's features in the decoder's metric.
+F is the Fisher information of the decoder's text about one token's features: the mean of g g^T,
+where g is the gradient of the log-likelihood of text that is sampled from the decoder. C is the
+covariance of the features. The coefficients are y = U^T F^(1/2) (x - mean), where U diagonalizes
+F^(1/2) C F^(1/2). In these coordinates a squared error of e costs the text about e / 2 nats in
+every direction, so equal steps for all coefficients are the best allocation of bits: reverse
+water-filling (Cover and Thomas, Elements of Information Theory, 10.3.3).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from random import Random
@@ -22,7 +22,6 @@ import typer
 from rich.progress import track
 from safetensors.numpy import save_file
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, Gemma3ForCausalLM
 
 from esrt import bundled
@@ -30,25 +29,24 @@ from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.cli import exit_on_error
 from esrt.features import SAMPLE_RATE
+from esrt.files import replace_file
 from esrt.model import join
 from esrt.wire import CODEC_TABLES_FILE, Codec, Split, TransformTables
 from esrt.wire.transform_codec import FREQUENCY_BITS, cosine
 from training.corpus.build import CORPUS, Corpus, Example, load
-from training.data import IGNORE, mel_batch, written
+from training.data import IGNORE, Collator, alphabet_of
 from training.recipe import Task
 from training.sampling import Item
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class RateTarget:
-    """What a learned codec is made for.
+    """Operating point of a transform codec.
 
     Attributes:
-        step: what coefficients are rounded to, in the square root of nats.
-        ridge: added to the Fisher information, as a part of its mean: what the decoder seldom
-            reads still counts, which pays where there are bits to spare.
+        step: quantizer step, in the square root of nats.
+        ridge: added to the Fisher information, as a share of its mean eigenvalue. Directions that
+            the decoder seldom reads then keep some weight, which pays at high rates.
     """
 
     step: float
@@ -56,37 +54,46 @@ class RateTarget:
 
 
 RATE_TARGETS = {Codec.KLT: RateTarget(0.0076, 0.1), Codec.KLT_LOW: RateTarget(0.0135, 0.001)}
-# Tokens that follow time are transformed in blocks of so many.
+# Tokens of a block of the cosine transform, for models whose tokens follow time.
 _BLOCK = 8
-# A coefficient that so seldom rounds to anything but 0 is not written.
-_SELDOM = 0.005
-# Coefficients whose standard deviations differ by less than this factor share a table.
-_RATIO = 1.25
-# Tables reach this much beyond the largest integer seen, and count all half a time more than seen.
-_MARGIN, _UNSEEN = 1.5, 0.5
+# Coefficients that round to nonzero less often than this are not written.
+_MIN_NONZERO_SHARE = 0.005
+# Coefficients whose standard deviations differ by less than this factor share a frequency table.
+_TABLE_RATIO = 1.25
+# Range of a frequency table, as a multiple of the largest integer seen.
+_RANGE_MARGIN = 1.5
+# Additive smoothing of the counts.
+_COUNT_SMOOTHING = 0.5
+_BATCH = 24
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Features of utterances, each (tokens, W), the gradients of all, and the seconds of speech."""
+    """Features of utterances, with gradients.
+
+    Attributes:
+        features: (tokens, W) of each utterance.
+        gradients: (all tokens, W), gradients of the text's negative log-likelihood.
+        seconds: length of the speech.
+    """
 
     features: list[Float32Array]
-    gradients: Array
+    gradients: npt.NDArray[np.float64]
     seconds: float
 
 
 def collect_statistics(
     checkpoint: Checkpoint, corpus: Corpus, utterances: int, seed: int = 0
 ) -> Sample:
-    """Features at the Q-Former, and the gradient of the decoder's text by each.
+    """Compute Q-Former features, and the gradients of the decoder's text with respect to them.
 
-    The text is the decoder's own: each token drawn from what it expects after the right ones.
+    Each token of the text is sampled from the decoder's prediction under teacher forcing.
 
     Args:
-        checkpoint: edge and decoder.
-        corpus: its training split.
-        utterances: how many of it, drawn at random, each into one language.
-        seed: of all that is drawn.
+        checkpoint: edge model and decoder.
+        corpus: a training split.
+        utterances: number of utterances, drawn at random, each with one target language.
+        seed: seed of all draws.
     """
     random, generator = Random(seed), torch.Generator().manual_seed(seed)
     edge = checkpoint.edge_model().requires_grad_(False)
@@ -94,34 +101,32 @@ def collect_statistics(
         checkpoint.decoder, dtype=torch.float32, attn_implementation="eager"
     ).requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.decoder)
+    collator = Collator(edge.config, tokenizer, alphabet_of(corpus.examples))
     examples = random.sample(corpus.examples, min(utterances, len(corpus.examples)))
-    batches = list(_batches(sorted(examples, key=lambda example: example.samples)))
-    features, gradients = [], []
-    for batch in track(batches, description="gathering", transient=True):
-        mel, frames = mel_batch(edge.config, [corpus.speech(example) for example in batch])
-        tokens = torch.tensor([edge.config.tokens(count) for count in frames.tolist()])
-        found = edge.features(mel, frames).requires_grad_()
-        texts = [written(tokenizer, _item(example, random)) for example in batch]
-        given = pad_sequence([text for text, _ in texts], batch_first=True)
-        asked = pad_sequence([own for _, own in texts], batch_first=True, padding_value=IGNORE)
-        words = decoder.get_input_embeddings()(given)
-        sequence, mask = join(edge.mlp(found), tokens, words)
+    examples.sort(key=lambda example: example.samples)
+    starts = range(0, len(examples), _BATCH)
+    all_features, all_gradients = [], []
+    for start in track(starts, description="collecting statistics", transient=True):
+        part = examples[start : start + _BATCH]
+        batch = collator(
+            [_item(example, random) for example in part],
+            [corpus.speech(example) for example in part],
+        )
+        tokens = torch.tensor([edge.config.tokens(count) for count in batch.frames.tolist()])
+        features = edge.features(batch.mel, batch.frames).requires_grad_()
+        text = decoder.get_input_embeddings()(batch.text)
+        sequence, mask = join(edge.mlp(features), tokens, text)
         states = decoder.model(inputs_embeds=sequence, attention_mask=mask.long())
-        expected = decoder.lm_head(states.last_hidden_state[:, found.shape[1] : -1])
-        expected = expected[asked[:, 1:] != IGNORE]
-        drawn = torch.multinomial(expected.detach().softmax(-1), 1, generator=generator)[:, 0]
-        nn.functional.cross_entropy(expected, drawn, reduction="sum").backward()  # type: ignore[no-untyped-call]
-        assert found.grad is not None
+        logits = decoder.lm_head(states.last_hidden_state[:, features.shape[1] : -1])
+        logits = logits[batch.labels[:, 1:] != IGNORE]
+        drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+        nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()  # type: ignore[no-untyped-call]
+        assert features.grad is not None
         for row, count in enumerate(tokens.tolist()):
-            features.append(found[row, :count].detach().numpy())
-            gradients.append(found.grad[row, :count].double().numpy())
+            all_features.append(features[row, :count].detach().numpy())
+            all_gradients.append(features.grad[row, :count].double().numpy())
     seconds = sum(example.samples for example in examples) / SAMPLE_RATE
-    return Sample(features, np.concatenate(gradients), seconds)
-
-
-def _batches(examples: list[Example], size: int = 24) -> Iterator[list[Example]]:
-    for start in range(0, len(examples), size):
-        yield examples[start : start + size]
+    return Sample(all_features, np.concatenate(all_gradients), seconds)
 
 
 def _item(example: Example, random: Random) -> Item:
@@ -130,17 +135,23 @@ def _item(example: Example, random: Random) -> Item:
 
 
 def fit(sample: Sample, target: RateTarget, block: int) -> TransformTables:
-    """The statistics of a learned codec; see the module's text."""
-    every = np.concatenate(sample.features).astype(np.float64)
-    mean, covariance = every.mean(axis=0), np.cov(every.T)
-    fisher = sample.gradients.T @ sample.gradients / len(every)
+    """Compute the tables of a transform codec; see the module's docstring.
+
+    Args:
+        sample: features and gradients.
+        target: the operating point.
+        block: tokens of a block of the cosine transform; 1 for none.
+    """
+    features = np.concatenate(sample.features).astype(np.float64)
+    mean, covariance = features.mean(axis=0), np.cov(features.T)
+    fisher = sample.gradients.T @ sample.gradients / len(features)
     ridge = target.ridge * np.trace(fisher) / len(fisher)
     values, vectors = np.linalg.eigh(fisher + ridge * np.eye(len(fisher)))
     root = vectors * np.sqrt(values) @ vectors.T
     inverse = vectors / np.sqrt(values) @ vectors.T
     _, directions = np.linalg.eigh(root @ covariance @ root)
     directions = directions[:, ::-1]
-    return _tables_of(
+    return _transform_tables(
         sample.features,
         mean.astype(np.float32),
         np.asarray(directions.T @ root / target.step, np.float32),
@@ -149,7 +160,7 @@ def fit(sample: Sample, target: RateTarget, block: int) -> TransformTables:
     )
 
 
-def _tables_of(
+def _transform_tables(
     features: list[Float32Array],
     mean: Float32Array,
     analysis: Float32Array,
@@ -157,21 +168,23 @@ def _tables_of(
     block: int,
 ) -> TransformTables:
     blocks = [
-        cosine(np.matmul(one[: len(one) // block * block] - mean, analysis.T), block)
-        for one in features
-        if len(one) >= block
+        cosine(np.matmul(rows[: len(rows) // block * block] - mean, analysis.T), block)
+        for rows in features
+        if len(rows) >= block
     ]
     coefficients = np.concatenate(blocks).reshape(-1, block, len(analysis))
     integers = np.rint(coefficients).astype(np.int64)
-    written = (integers != 0).mean(axis=0) >= _SELDOM
+    written = (integers != 0).mean(axis=0) >= _MIN_NONZERO_SHARE
     kept = written.any(axis=0)
-    spread, written = coefficients.std(axis=0)[:, kept], written[:, kept]
-    degrees = np.rint(np.log(spread) / np.log(_RATIO)).astype(int)
-    used, places = np.unique(degrees[written], return_inverse=True)
+    deviations, written = coefficients.std(axis=0)[:, kept], written[:, kept]
+    levels = np.rint(np.log(deviations) / np.log(_TABLE_RATIO)).astype(int)
+    distinct, numbers = np.unique(levels[written], return_inverse=True)
     classes = np.zeros(written.shape, np.uint8)
-    classes[written] = 1 + places
+    classes[written] = 1 + numbers
     integers = integers[:, :, kept]
-    tables = [_table(integers[:, classes == 1 + number]) for number in range(len(used))]
+    tables = [
+        _frequency_table(integers[:, classes == 1 + number]) for number in range(len(distinct))
+    ]
     longest = max(map(len, tables)) // 2
     return TransformTables(
         mean,
@@ -182,10 +195,10 @@ def _tables_of(
     )
 
 
-def _table(integers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
-    """How often each integer occurs, made symmetric, in 65,536."""
-    limit = int(np.ceil(_MARGIN * np.abs(integers).max()))
-    counts = np.bincount(integers.ravel() + limit, minlength=2 * limit + 1) + _UNSEEN
+def _frequency_table(integers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
+    """Count the integers -M to M, symmetrically, scaled to a sum of 65,536."""
+    limit = int(np.ceil(_RANGE_MARGIN * np.abs(integers).max()))
+    counts = np.bincount(integers.ravel() + limit, minlength=2 * limit + 1) + _COUNT_SMOOTHING
     shares = (counts + counts[::-1]) / counts.sum() / 2
     table = np.maximum(1, np.floor(shares * 2**FREQUENCY_BITS)).astype(np.int64)
     table[limit] += 2**FREQUENCY_BITS - table.sum()
@@ -193,16 +206,15 @@ def _table(integers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
 
 
 def write(checkpoint: Checkpoint, split: Split, by_codec: Mapping[Codec, TransformTables]) -> None:
-    """Write the statistics into a checkpoint, whole or not at all."""
-    path = checkpoint.folder / CODEC_TABLES_FILE
+    """Write the codec tables into a checkpoint, whole or not at all."""
     tensors = {
         f"{codec}.{field.name}": getattr(tables, field.name)
         for codec, tables in by_codec.items()
         for field in fields(tables)
     }
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, metadata={"split": split, "fingerprint": checkpoint.fingerprint})
-    partial.replace(path)
+    metadata = {"split": split, "fingerprint": checkpoint.fingerprint}
+    with replace_file(checkpoint.folder / CODEC_TABLES_FILE) as partial:
+        save_file(tensors, partial, metadata=metadata)
 
 
 def main(
@@ -210,19 +222,19 @@ def main(
         Path, typer.Option(help="Checkpoint folder.", show_default="the bundled esrt-nano")
     ] = bundled.CHECKPOINT,
     corpus: Annotated[Path, typer.Option(help="Folder of the corpus.")] = CORPUS,
-    utterances: Annotated[int, typer.Option(min=100, help="How many to gather from.")] = 2400,
+    utterances: Annotated[int, typer.Option(min=100, help="Number of training utterances.")] = 2400,
 ) -> None:
-    """Write codec.safetensors into a checkpoint; its features do not change."""
+    """Write codec.safetensors into a checkpoint. The checkpoint's features do not change."""
     opened = open_checkpoint(checkpoint)
-    trained = load(corpus, "train").only(opened.config.languages)
+    training = load(corpus, "train").only(opened.config.languages)
     block = _BLOCK if opened.config.q_former.stride else 1
-    sample = collect_statistics(opened, trained, utterances)
+    sample = collect_statistics(opened, training, utterances)
     by_codec = {codec: fit(sample, target, block) for codec, target in RATE_TARGETS.items()}
     write(opened, Split.QFORMER, by_codec)
     for codec, tables in by_codec.items():
-        written = sum(len(tables.write(tables.quantize(one))) for one in sample.features)
-        rate = 8 * written / sample.seconds
-        print(f"{codec}: {len(tables.analysis)} coefficients, {rate:.0f} bit/s and the header")
+        payload = sum(len(tables.write(tables.quantize(rows))) for rows in sample.features)
+        rate = 8 * payload / sample.seconds
+        print(f"{codec}: {len(tables.analysis)} coefficients, {rate:.0f} bit/s without headers")
 
 
 if __name__ == "__main__":

@@ -21,18 +21,25 @@ from training.corpus.build import Corpus, Example
 from training.recipe import Recipe, Stage, Task
 from training.sampling import Item, Sampler
 
+# Label of tokens without loss.
 IGNORE = -100
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A training batch of B items, of which the first A have speech.
+    """A training batch of B items. The first A items have speech.
 
-    ``mel`` (A, 128, frames) and ``frames`` (A,) go into the edge model; ``text`` (B, length) is
-    what the decoder reads after the features; ``labels`` (B, length) equals it where the loss
-    counts and is -100 elsewhere; ``letters`` and ``pieces`` are the A transcripts' characters and
-    tokens, one row after the other, for the two CTC losses, with their lengths. ``twin`` (A, 128,
-    frames) are the log-mels of the same speech by one voice; A is 0 where the corpus has none.
+    Attributes:
+        mel: (A, mel bins, frames), log-mels.
+        frames: (A,), number of valid frames.
+        text: (B, length), token ids that the decoder reads after the features.
+        labels: (B, length), equal to ``text`` where the loss counts, else `IGNORE`.
+        letters: characters of the A transcripts, concatenated: targets of the encoder's CTC loss.
+        letter_counts: (A,), number of characters of each transcript.
+        pieces: tokens of the A transcripts, concatenated: targets of the Q-Former's CTC loss.
+        piece_counts: (A,), number of tokens of each transcript.
+        parallel_mel: (A, mel bins, frames), log-mels of the same speech by the reference voice; A
+            is 0 without parallel audio.
     """
 
     mel: Tensor
@@ -43,15 +50,15 @@ class Batch:
     letter_counts: Tensor
     pieces: Tensor
     piece_counts: Tensor
-    twin: Tensor
+    parallel_mel: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on another device."""
+        """Copy the batch to a device."""
         return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 class Collator:
-    """Makes batches: what the model hears, what it must write, and what does not count."""
+    """Collator of items and audio into padded batches with labels."""
 
     def __init__(
         self, config: ModelConfig, tokenizer: PreTrainedTokenizerFast, alphabet: str
@@ -68,57 +75,64 @@ class Collator:
         """Collate.
 
         Args:
-            items: those with speech first.
-            audio: the speech of each item that has it, shape (samples,).
-            parallel_audio: the same by one voice, if it is known; as long.
+            items: items with speech first.
+            audio: audio of each item with speech, shape (samples,).
+            parallel_audio: the same speech by the reference voice, of the same lengths, or empty.
         """
         mel, frames = mel_batch(self._config, audio)
-        targets = [written(self._tokenizer, item) for item in items]
+        targets = [self._text_and_labels(item) for item in items]
         texts, labels = [text for text, _ in targets], [label for _, label in targets]
         transcripts = [item.example.texts[item.example.language] for item in items[: len(audio)]]
-        letters = [torch.tensor([self._letters[letter] for letter in text]) for text in transcripts]
-        pieces = [torch.tensor(_ids(self._tokenizer, text)) for text in transcripts]
+        letters, letter_counts = _concatenate(
+            [[self._letters[letter] for letter in text] for text in transcripts]
+        )
+        pieces, piece_counts = _concatenate([self._ids(text) for text in transcripts])
         return Batch(
             mel,
             frames,
             pad_sequence(texts, batch_first=True, padding_value=self._tokenizer.pad_token_id),
             pad_sequence(labels, batch_first=True, padding_value=IGNORE),
-            torch.cat(letters) if letters else torch.zeros(0, dtype=torch.long),
-            torch.tensor([len(row) for row in letters], dtype=torch.long),
-            torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.long),
-            torch.tensor([len(row) for row in pieces], dtype=torch.long),
+            letters,
+            letter_counts,
+            pieces,
+            piece_counts,
             mel_batch(self._config, parallel_audio)[0],
         )
 
+    def _text_and_labels(self, item: Item) -> tuple[Tensor, Tensor]:
+        """Tokenize an item's prompt and target; the labels of the prompt are `IGNORE`.
 
-def written(tokenizer: PreTrainedTokenizerFast, item: Item) -> tuple[Tensor, Tensor]:
-    """What the decoder reads of an item as text, and its labels, `IGNORE` for what is given.
+        The target of recognition ends with the separator. The prompt of text translation contains
+        the transcript and the separator.
+        """
+        pair = LANGUAGES[item.example.language], LANGUAGES[item.target]
+        transcript = item.example.texts[item.example.language]
+        translation = item.example.texts[item.target]
+        recognized = target_text(transcript, "", *pair)
+        end = [self._tokenizer.eos_token_id]
+        if item.task is Task.SMT:
+            prompt, target = self._ids(recognized), self._ids(translation) + end
+        elif item.task is Task.ASR:
+            prompt, target = self._ids(separator(*pair)), self._ids(recognized)
+        else:
+            prompt = self._ids(separator(*pair))
+            target = self._ids(target_text(transcript, translation, *pair)) + end
+        return torch.tensor(prompt + target), torch.tensor([IGNORE] * len(prompt) + target)
 
-    Recognition ends after the separator; text-side translation is given all up to there.
-    """
-    pair = LANGUAGES[item.example.language], LANGUAGES[item.target]
-    transcript = item.example.texts[item.example.language]
-    translation = item.example.texts[item.target]
-    if item.task is Task.SMT:
-        given = _ids(tokenizer, target_text(transcript, "", *pair))
-        asked = [*_ids(tokenizer, translation), tokenizer.eos_token_id]
-    elif item.task is Task.ASR:
-        given = _ids(tokenizer, separator(*pair))
-        asked = _ids(tokenizer, target_text(transcript, "", *pair))
-    else:
-        given = _ids(tokenizer, separator(*pair))
-        asked = _ids(tokenizer, target_text(transcript, translation, *pair))
-        asked.append(tokenizer.eos_token_id)
-    return torch.tensor(given + asked), torch.tensor([IGNORE] * len(given) + asked)
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
+        return ids
 
 
-def _ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
-    return ids
+def _concatenate(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Concatenate rows, and count the numbers of each."""
+    flat = [number for row in rows for number in row]
+    counts = [len(row) for row in rows]
+    return torch.tensor(flat, dtype=torch.long), torch.tensor(counts, dtype=torch.long)
 
 
 class Stream(IterableDataset[Batch]):
-    """A stage's batches without end, sounds changed at random, the same for the same seed."""
+    """Endless batches of a curriculum stage, with random augmentation, determined by a seed."""
 
     def __init__(
         self, corpus: Corpus, recipe: Recipe, stage: Stage, collator: Collator, seed: int
@@ -127,34 +141,33 @@ class Stream(IterableDataset[Batch]):
         self._collator, self._seed = collator, seed
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches."""
-        corpus = self._corpus
-        sampler = Sampler(corpus, self._recipe.balance, self._stage.tasks, Random(self._seed))
+        """Draw batches, without end."""
+        corpus, recipe = self._corpus, self._recipe
+        sampler = Sampler(corpus, recipe.balance, self._stage.tasks, Random(self._seed))
         random = np.random.default_rng(self._seed)
-        for items in sampler.batches(self._recipe.batch):
+        for items in sampler.batches(recipe.batch):
             items.sort(key=lambda item: item.task is Task.SMT)
             examples = [item.example for item in items if item.task is not Task.SMT]
             audio = [
-                augment(corpus.speech(example), self._recipe.augmentation, random)
-                for example in examples
+                augment(corpus.speech(example), recipe.augmentation, random) for example in examples
             ]
             parallel_audio = (
-                [corpus.twin(example) for example in examples]
-                if self._recipe.speaker_invariance
+                [corpus.parallel_speech(example) for example in examples]
+                if recipe.speaker_invariance
                 else []
             )
             yield self._collator(items, audio, parallel_audio)
 
 
 def mel_batch(config: ModelConfig, audio: Sequence[Float32Array]) -> tuple[Tensor, Tensor]:
-    """Log-mels padded to the longest, (batch, 128, frames), and the frames of each."""
+    """Compute log-mels padded to the longest, (batch, mel bins, frames), and valid frames."""
     mels = [
         torch.from_numpy(
             log_mel_features(
-                one, frame_multiple=config.frame_multiple, padded_seconds=config.padded_seconds
+                samples, frame_multiple=config.frame_multiple, padded_seconds=config.padded_seconds
             ).T
         )
-        for one in audio
+        for samples in audio
     ]
     if not mels:
         return torch.zeros(0, config.encoder.mel_bins, 0), torch.zeros(0, dtype=torch.long)
@@ -163,5 +176,5 @@ def mel_batch(config: ModelConfig, audio: Sequence[Float32Array]) -> tuple[Tenso
 
 
 def alphabet_of(examples: Iterable[Example]) -> str:
-    """Every character of the examples' texts, in order: the classes of the letters' CTC."""
+    """Collect the distinct characters of all texts, sorted: the classes of the characters' CTC."""
     return "".join(sorted({c for e in examples for text in e.texts.values() for c in text}))

@@ -1,4 +1,4 @@
-"""The figures that people would rather look at: scores by direction, and a run's curves."""
+"""Plots: scores by direction, and the curves of a training run."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from esrt.files import replace_file
+
 
 def heat_map(directions: list[dict[str, Any]], path: Path) -> None:
-    """Draw exact match in percent, source by target, as a PNG."""
+    """Plot exact match in percent, source by target, as a PNG."""
     codes = sorted({row["src"] for row in directions} | {row["tgt"] for row in directions})
     grid = np.full((len(codes), len(codes)), np.nan)
     for row in directions:
@@ -32,16 +34,16 @@ def heat_map(directions: list[dict[str, Any]], path: Path) -> None:
 
 
 def curves(log: Path, path: Path) -> None:
-    """Draw a run's losses and validation scores over its minutes, as a PNG."""
+    """Plot a run's losses and validation scores over minutes, as a PNG."""
     rows = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
     minutes = [row["seconds"] / 60 for row in rows]
     figure = Figure(figsize=(7, 6))
     top, bottom = figure.subplots(2, 1, sharex=True)
     for name in ("text", "letters", "pieces", "voice"):
-        if any(name in row for row in rows):  # a stage without speech has but the text's
+        if any(name in row for row in rows):  # stages without speech have the text loss only
             losses = [row.get(name, np.nan) for row in rows]
             top.semilogy(minutes, losses, marker=".", label=name)
-    top.set_ylabel("loss, nats per symbol; of voice a share")
+    top.set_ylabel("loss, nats per symbol (voice: share of variance)")
     for name in ("transcript_exact", "exact"):
         bottom.plot(minutes, [row[name] for row in rows], marker=".", label=name)
     bottom.set_ylabel("validation, %")
@@ -59,6 +61,5 @@ def curves(log: Path, path: Path) -> None:
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=120, bbox_inches="tight")
-    partial.rename(path)
+    with replace_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=120, bbox_inches="tight")

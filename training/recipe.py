@@ -1,4 +1,4 @@
-"""The recipe of a run: one YAML file, checked on reading."""
+"""Recipe of a training run: a YAML file, validated when read."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -14,14 +14,16 @@ Part = Literal["encoder", "q_former", "mlp", "decoder"]
 
 
 class RecipeError(EsrtError):
-    """A recipe file is missing or not understood."""
+    """A recipe file is missing or not valid."""
 
 
 class Task(StrEnum):
-    """What an example asks for, in the terms of the ESRT paper (arXiv 2605.28642).
+    """Training tasks, as the ESRT paper names them (arXiv 2605.28642).
 
-    ``ASR``: speech to transcript. ``SMT``: transcript, given as text, to translation. ``SRT``:
-    speech to transcript and translation, which is what the model is used for.
+    Attributes:
+        ASR: speech to transcript.
+        SMT: transcript, given as text, to translation.
+        SRT: speech to transcript and translation, the task at inference.
     """
 
     ASR = "asr"
@@ -34,18 +36,25 @@ class _Settings(BaseModel):
 
 
 class Stage(_Settings):
-    """A stretch of the curriculum: it ends at that share of the budget, and mixes these tasks."""
+    """Stage of the curriculum.
+
+    Attributes:
+        until: share of the budget at which the stage ends.
+        tasks: sampling weight of each task.
+    """
 
     until: Annotated[float, Field(gt=0, le=1)]
     tasks: dict[Task, PositiveFloat]
 
 
 class Balance(_Settings):
-    """How unequal languages are evened out.
+    """Balancing of languages with unequal amounts of data.
 
-    ``cap``: at most so many examples of each ordered language pair take part. ``temperature``: a
-    language with n examples is drawn in proportion to n^(1/temperature): 1 keeps the data's
-    proportions, larger is more even (Arivazhagan et al., arXiv 1907.05019).
+    Attributes:
+        cap: most examples of each ordered language pair.
+        temperature: a language with n examples is drawn in proportion to n^(1/temperature). 1
+            keeps the data's proportions; larger is more even (Arivazhagan et al., arXiv
+            1907.05019).
     """
 
     cap: PositiveInt | None = None
@@ -53,7 +62,14 @@ class Balance(_Settings):
 
 
 class Augmentation(_Settings):
-    """How likely each change to an utterance's sound is, and how far the gain goes, in dB."""
+    """Audio augmentation (`training.augment`).
+
+    Attributes:
+        noise: probability of noise.
+        reverberation: probability of reverberation.
+        narrow_band: probability of a narrow band.
+        gain: largest gain, up or down, in dB.
+    """
 
     noise: Share = 0.0
     reverberation: Share = 0.0
@@ -62,17 +78,35 @@ class Augmentation(_Settings):
 
 
 class Recipe(_Settings):
-    """The settings of a run; ``training/recipes`` has examples.
+    """Settings of a run; ``training/recipes`` has examples.
 
-    The budget is ``minutes`` of training or ``steps``, one of the two. ``initial`` is a checkpoint
-    of the same model whose edge (encoder, Q-Former, projector) to start from. ``encoder`` and
-    ``decoder`` name pretrained models to start from, as transformers names them (a folder or a hub
-    id): a Whisper, and a Gemma 3 with its tokenizer. What is not named starts from random weights.
-    ``frozen`` parts stay as they are. ``letter_ctc`` and ``piece_ctc`` weigh the auxiliary losses:
-    characters on the encoder's states, the decoder's tokens on the Q-Former's output; the latter
-    needs a Q-Former whose tokens follow time. ``speaker_invariance`` weighs how far the features
-    of all voices are from those that ``initial`` gives one voice (`training.corpus.pairs`), which
-    hardens them against telling speakers apart.
+    Attributes:
+        model: name of the model (`esrt.config`).
+        stages: the curriculum.
+        minutes: budget as training time; give either ``minutes`` or ``steps``.
+        steps: budget as optimizer steps.
+        initial: checkpoint of the same model, whose edge (encoder, Q-Former, projector) the run
+            starts from.
+        encoder: pretrained Whisper to start from: a folder or a hub id.
+        decoder: pretrained Gemma 3 with its tokenizer to start from: a folder or a hub id. Parts
+            without a source start from random weights.
+        frozen: parts whose weights do not change.
+        balance: balancing of languages.
+        augmentation: changes to the audio.
+        batch: items of a batch, per process.
+        learning_rate: highest learning rate.
+        warmup_steps: steps of linear warm-up.
+        weight_decay: of AdamW.
+        clip: largest norm of the gradient.
+        letter_ctc: weight of the CTC loss of characters on the encoder's states.
+        piece_ctc: weight of the CTC loss of decoder tokens on the Q-Former's output; needs a
+            Q-Former whose tokens follow time.
+        speaker_invariance: weight of the distance between the features of all voices and those of
+            the reference voice (`training.corpus.pairs`), which ``initial`` computes. Features
+            then reveal less of the speaker.
+        vocabulary: tokens of a new tokenizer.
+        stored_as: number format of the checkpoint's weights.
+        seed: seed of weights and draws.
     """
 
     model: str
@@ -98,7 +132,7 @@ class Recipe(_Settings):
     seed: int = 17
 
     def model_post_init(self, context: object) -> None:
-        """Check what concerns several settings."""
+        """Check rules that concern several settings."""
         if (self.minutes is None) == (self.steps is None):
             raise ValueError("give a budget, either minutes or steps")
         if self.speaker_invariance and self.initial is None:
@@ -107,13 +141,9 @@ class Recipe(_Settings):
         if ends != sorted(set(ends)) or ends[-1] != 1:
             raise ValueError("the stages' until must rise and end with 1")
 
-    def stage(self, done: float) -> Stage:
-        """The stage at that share of the budget."""
-        return next((stage for stage in self.stages if done < stage.until), self.stages[-1])
-
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe.
+    """Read and validate a recipe.
 
     Raises:
         RecipeError: the file is missing, not YAML, or has unknown or wrong settings.
@@ -132,5 +162,5 @@ def read_recipe(path: Path) -> Recipe:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the recipe"
         raise RecipeError(
-            f"{path}: {place}: {first['msg']}.", "The settings are those of training/recipe.py."
+            f"{path}: {place}: {first['msg']}.", "See the settings in training/recipe.py."
         ) from error

@@ -1,4 +1,4 @@
-"""Which example comes next: balanced over languages and pairs, each with a task."""
+"""Sampling of training examples: balanced over languages and pairs, each with a task."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -9,15 +9,15 @@ from typing import TypeVar
 from training.corpus.build import Corpus, Example
 from training.recipe import Balance, Task
 
-# Batches are cut from so many at a time, sorted by length, so that little is padded.
-_POOL = 50
+# Batches are cut from a pool of this many, sorted by length, to reduce padding.
+_POOL_BATCHES = 50
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Item:
-    """An example, the language to translate it to, and what is asked for."""
+    """An example, its target language, and its task."""
 
     example: Example
     target: str
@@ -25,11 +25,11 @@ class Item:
 
 
 class Sampler:
-    """Draws items without end.
+    """Sampler of items, without end.
 
     A source language is drawn by its balanced share (see `Balance`), then one of its pairs by the
-    pair's capped size, then the pair's next example: all of them in random order before any
-    comes again.
+    pair's capped size, then the pair's next example. A pair's examples come in random order, each
+    once before any is repeated.
     """
 
     def __init__(
@@ -53,24 +53,20 @@ class Sampler:
         }
         self._orders = {pair: self._order(examples) for pair, examples in self._pairs.items()}
 
-    def shares(self) -> dict[str, float]:
-        """How often each source language is drawn; they sum to one."""
-        total = sum(self._sources.values())
-        return {source: weight / total for source, weight in self._sources.items()}
-
     def items(self) -> Iterator[Item]:
-        """Items without end."""
+        """Draw items, without end."""
         while True:
             source = self._choice(self._sources)
             target = self._choice(self._targets[source])
             yield Item(next(self._orders[source, target]), target, self._choice(self._tasks))
 
     def batches(self, size: int) -> Iterator[list[Item]]:
-        """Batches of items of like length, without end."""
+        """Draw batches of items of similar length, without end."""
         items = self.items()
         while True:
             pool = sorted(
-                (next(items) for _ in range(_POOL * size)), key=lambda item: item.example.samples
+                (next(items) for _ in range(_POOL_BATCHES * size)),
+                key=lambda item: item.example.samples,
             )
             groups = [pool[start : start + size] for start in range(0, len(pool), size)]
             self._random.shuffle(groups)

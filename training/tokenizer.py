@@ -1,4 +1,4 @@
-"""nano's tokenizer: byte-level BPE over the training text, with every language's tag as a token."""
+"""Tokenizer of nano: byte-level BPE with a token for every language tag."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ PAD, EOS = "<pad>", "<eos>"
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A tokenizer that loses no character; digits are tokens of their own, so numbers compose."""
+    """Train a lossless tokenizer on texts. Each digit is a token, so that numbers compose."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -1,10 +1,9 @@
 """Trains a model by a recipe: ``python -m training.train RECIPE --out DIR``.
 
-A curriculum under a budget: each stage mixes its tasks (`training.recipe.Task`). Two auxiliary CTC
-losses give the ear its own teachers: characters on the encoder's states, the decoder's tokens on
-the Q-Former's output. The run can be killed at any moment and started again with the same command;
-it loses at most the minutes since its last save. On several devices: ``accelerate launch -m
-training.train RECIPE --out DIR``.
+A curriculum divides the budget into stages that mix tasks (`training.recipe.Task`). Two auxiliary
+CTC losses supervise the encoder and the Q-Former directly: characters on the encoder's states, the
+decoder's tokens on the Q-Former's output. The same command resumes a killed run from its last save.
+On several devices: ``accelerate launch -m training.train RECIPE --out DIR``.
 """
 
 import json
@@ -23,12 +22,14 @@ from torch.utils.data import DataLoader
 
 from esrt.checkpoint import save_checkpoint
 from esrt.cli import exit_on_error
+from esrt.files import replace_file
 from training.corpus.build import CORPUS, Corpus, load
 from training.corpus.pairs import load_pairs
 from training.data import Batch, Stream
-from training.evaluate import score, translate
+from training.evaluate import translate
 from training.plots import curves
 from training.recipe import Recipe, Stage, read_recipe
+from training.scoring import score
 from training.training_model import TrainingModel
 
 STATE_FILE, LOG_FILE = "state.pt", "log.jsonl"
@@ -37,20 +38,20 @@ _SMOOTHING = 0.98
 
 
 class Run:
-    """A training run whose whole state lives in one file."""
+    """Training run, resumed from its state file if there is one."""
 
     def __init__(self, recipe: Recipe, corpus: Corpus, folder: Path) -> None:
         self.recipe, self.corpus, self.folder = recipe, corpus, folder
         self.accelerator = Accelerator(
             mixed_precision="bf16",
             cpu=not torch.cuda.is_available(),
-            # A batch of text alone does not touch the edge.
+            # Text-only batches do not use the edge model.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         torch.manual_seed(recipe.seed)
-        self.learner = TrainingModel(recipe, corpus)
+        self.model = TrainingModel(recipe, corpus)
         self.optimizer = torch.optim.AdamW(
-            [weight for weight in self.learner.parameters() if weight.requires_grad],
+            [weight for weight in self.model.parameters() if weight.requires_grad],
             lr=recipe.learning_rate,
             betas=(0.9, 0.98),
             weight_decay=recipe.weight_decay,
@@ -59,72 +60,72 @@ class Run:
         self.step, self.seconds = 0, 0.0
         if self.state_path.exists():
             state = torch.load(self.state_path, weights_only=True, map_location="cpu")
-            self.learner.load_state_dict(state["learner"])
+            self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds = state["step"], state["seconds"]
-        self.model, self.optimizer = self.accelerator.prepare(self.learner, self.optimizer)
+        self.distributed_model, self.optimizer = self.accelerator.prepare(
+            self.model, self.optimizer
+        )
 
     @property
     def state_path(self) -> Path:
-        """Where the run's state is saved."""
+        """Path of the state file."""
         return self.folder / STATE_FILE
 
     @property
     def done(self) -> float:
-        """The share of the budget that is spent."""
+        """Share of the budget that is spent."""
         if self.recipe.minutes:
             return self.seconds / 60 / self.recipe.minutes
         return self.step / (self.recipe.steps or 1)
 
     def save(self) -> None:
-        """Save the state, whole or not at all."""
+        """Save the state in the main process, whole or not at all."""
         if not self.accelerator.is_main_process:
             return
-        temporary = self.state_path.with_suffix(".tmp")
         state = {
-            "learner": self.learner.state_dict(),
+            "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
         }
-        torch.save(state, temporary)
-        temporary.rename(self.state_path)
+        with replace_file(self.state_path) as partial:
+            torch.save(state, partial)
 
     def export(self) -> None:
         """Write the checkpoint."""
         save_checkpoint(
             self.folder / "checkpoint",
-            self.learner.edge,
-            self.learner.decoder,
-            self.learner.tokenizer,
+            self.model.edge,
+            self.model.decoder,
+            self.model.tokenizer,
             getattr(torch, self.recipe.stored_as),
         )
 
     def train_step(self, batch: Batch) -> dict[str, float]:
-        """One optimizer step; returns the losses."""
+        """Run one optimizer step; return the losses."""
         recipe = self.recipe
         warmup = min(1.0, (self.step + 1) / recipe.warmup_steps)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.done)))
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate * warmup * max(cosine, 0.01)
-        losses = self.model(batch.to(self.accelerator.device))
+        losses = self.distributed_model(batch.to(self.accelerator.device))
         self.optimizer.zero_grad()
         self.accelerator.backward(losses["total"])
-        self.accelerator.clip_grad_norm_(self.learner.parameters(), recipe.clip)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip)
         self.optimizer.step()
         self.step += 1
         return {name: loss.item() for name, loss in losses.items() if name != "total"}
 
     def validate(self, corpus: Corpus) -> dict[str, float]:
-        """Exact transcripts and translations of a split, in percent."""
-        learner = self.learner.eval()
-        rows = translate(learner.edge, learner.decoder, learner.tokenizer, corpus, directions=1)
-        self.learner.train()
-        found = score(rows)
-        return {name: found[name] for name in ("transcript_exact", "exact")}
+        """Score exact match of transcripts and translations on a split, in percent."""
+        model = self.model.eval()
+        scores = score(translate(model.edge, model.decoder, model.tokenizer, corpus, directions=1))
+        model.train()
+        return {name: scores[name] for name in ("transcript_exact", "exact")}
 
     def run(self, validation: Corpus) -> None:
-        """Train until the budget is spent; write the checkpoint and draw the curves."""
+        """Train until the budget is spent, then write the checkpoint and plot the curves."""
         columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
         with Progress(*columns, disable=not self.accelerator.is_main_process) as progress:
             bar = progress.add_task("", total=1.0)
@@ -138,7 +139,7 @@ class Run:
 
     def _run_stage(self, stage: Stage, validation: Corpus, progress: Progress, bar: TaskID) -> None:
         seed = hash((self.recipe.seed, self.step, self.accelerator.process_index)) % 2**32
-        stream = Stream(self.corpus, self.recipe, stage, self.learner.collator, seed)
+        stream = Stream(self.corpus, self.recipe, stage, self.model.collator, seed)
         loader = iter(DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=8))
         tasks = " ".join(f"{task} {weight:g}" for task, weight in stage.tasks.items())
         mean: dict[str, float] = {}
@@ -146,7 +147,7 @@ class Run:
         while self.done < stage.until:
             started = time.monotonic()
             losses = self.train_step(next(loader))
-            self._count(time.monotonic() - started)
+            self._add_time(time.monotonic() - started)
             for name, loss in losses.items():
                 mean[name] = _SMOOTHING * mean.get(name, loss) + (1 - _SMOOTHING) * loss
             items = (self.step - first) * self.recipe.batch * self.accelerator.num_processes
@@ -160,14 +161,14 @@ class Run:
             if self.seconds - saved > SAVE_EVERY_SECONDS or self.done >= 1:
                 saved = self.seconds
                 self.save()
-                if self.accelerator.is_main_process:  # the others wait at their next step
+                if self.accelerator.is_main_process:  # other processes wait at their next step
                     row = {"step": self.step, "seconds": round(self.seconds), "tasks": tasks}
                     self._log({**row, "rate": round(rate, 1), **mean, **self.validate(validation)})
 
-    def _count(self, seconds: float) -> None:
-        """Add to the time that is spent, by the main process's clock."""
-        spent = torch.tensor(seconds, device=self.accelerator.device)
-        self.seconds += float(broadcast(spent)) if self.accelerator.num_processes > 1 else seconds
+    def _add_time(self, seconds: float) -> None:
+        """Add to the training time; all processes use the main process's clock."""
+        elapsed = torch.tensor(seconds, device=self.accelerator.device)
+        self.seconds += float(broadcast(elapsed)) if self.accelerator.num_processes > 1 else seconds
 
     def _log(self, row: dict[str, object]) -> None:
         with (self.folder / LOG_FILE).open("a") as log:
@@ -175,17 +176,19 @@ class Run:
 
 
 def main(
-    recipe: Annotated[Path, typer.Argument(help="YAML file, such as training/recipes/nano.yaml.")],
+    recipe: Annotated[
+        Path, typer.Argument(help="Recipe file, such as training/recipes/nano.yaml.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the run; resumed if it exists.")],
     corpus: Annotated[Path, typer.Option(help="Folder of the corpus.")] = CORPUS,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = os.cpu_count() or 1,
 ) -> None:
-    """Train by a recipe, and write OUT/checkpoint."""
+    """Train by a recipe; write OUT/checkpoint."""
     torch.set_num_threads(threads)
     settings = read_recipe(recipe)
     out.mkdir(parents=True, exist_ok=True)
-    trained = load_pairs(corpus) if settings.speaker_invariance else load(corpus, "train")
-    Run(settings, trained, out).run(load(corpus, "validation"))
+    training = load_pairs(corpus) if settings.speaker_invariance else load(corpus, "train")
+    Run(settings, training, out).run(load(corpus, "validation"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The whole model as it is trained: edge, decoder, and auxiliary heads that are not kept."""
+"""The complete model in training: edge model, decoder, and auxiliary CTC heads."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -24,7 +24,7 @@ from training.tokenizer import train_tokenizer
 
 
 class TrainingModel(nn.Module):
-    """The model of a recipe.
+    """Trainable model of a recipe. The auxiliary heads are not part of the checkpoint.
 
     Raises:
         RecipeError: a pretrained part does not fit the recipe's model.
@@ -58,17 +58,21 @@ class TrainingModel(nn.Module):
             self.pieces = nn.Linear(self.config.q_former.width, len(self.tokenizer))
         for part in recipe.frozen:
             (self.decoder if part == "decoder" else getattr(self.edge, part)).requires_grad_(False)
-        if not torch.cuda.is_available():  # SDPA's backward is slow on a CPU
+        if not torch.cuda.is_available():  # the backward pass of SDPA is slow on a CPU
             for model in (self.edge.encoder, self.edge.q_former.qformer, self.decoder):
                 model.set_attn_implementation("eager")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses of a batch, each a mean in nats, and their weighted sum as ``total``."""
+        """Compute the losses of a batch, and their weighted sum as ``total``.
+
+        ``letters``, ``pieces`` and ``text`` are means in nats per symbol; ``voice`` is a share of
+        variance.
+        """
         losses: dict[str, Tensor] = {}
         spoken = len(batch.frames)
         text = self.decoder.get_input_embeddings()(batch.text)
-        # Rows without speech are shorter, and cost less by themselves.
-        written = []
+        # Rows without speech are shorter: a pass of their own needs less padding.
+        decoded = []
         if spoken:
             positions = batch.frames // 2
             states = self.edge.encoder(batch.mel, batch.frames)
@@ -86,16 +90,16 @@ class TrainingModel(nn.Module):
                 )
             if self.voice_weight:
                 with torch.no_grad():
-                    wanted = self.teacher.features(batch.twin, batch.frames)
-                losses["voice"] = _unexplained(features, wanted, tokens)
+                    expected = self.teacher.features(batch.parallel_mel, batch.frames)
+                losses["voice"] = _unexplained_variance(features, expected, tokens)
             embeddings = self.edge.mlp(features)
-            written.append(self._written(embeddings, tokens, text[:spoken], batch.labels[:spoken]))
+            decoded.append(self._decode(embeddings, tokens, text[:spoken], batch.labels[:spoken]))
         if len(text) > spoken:
-            none = torch.zeros_like(batch.text[spoken:, 0])
-            written.append(
-                self._written(text[spoken:, :0], none, text[spoken:], batch.labels[spoken:])
+            no_tokens = torch.zeros_like(batch.text[spoken:, 0])
+            decoded.append(
+                self._decode(text[spoken:, :0], no_tokens, text[spoken:], batch.labels[spoken:])
             )
-        hidden, labels = (torch.cat(parts) for parts in zip(*written, strict=True))
+        hidden, labels = (torch.cat(parts) for parts in zip(*decoded, strict=True))
         logits = self.decoder.lm_head(hidden).float()
         losses["text"] = nn.functional.cross_entropy(logits, labels)
         weights = {
@@ -107,34 +111,35 @@ class TrainingModel(nn.Module):
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         return losses | {"total": total}
 
-    def _written(
+    def _decode(
         self, embeddings: Tensor, tokens: Tensor, text: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The decoder's states before each token that counts, and those tokens' ids."""
+        """Run the decoder; return its state before each token with loss, and the token's id."""
         counted = labels != IGNORE
         length = int(counted.any(0).nonzero().max()) + 1
-        # Labels never begin a text: what a text begins with is given.
+        # The first token is never a label: every text begins with a prompt.
         labels, counted = labels[:, 1:length], counted[:, 1:length]
         sequence, mask = join(embeddings, tokens, text[:, :length])
         hidden = self.decoder.model(inputs_embeds=sequence, attention_mask=mask.long())
         return hidden.last_hidden_state[:, embeddings.shape[1] : -1][counted], labels[counted]
 
 
-def _unexplained(found: Tensor, wanted: Tensor, tokens: Tensor) -> Tensor:
-    """The share of the wanted features' variance that is missed, a mean over dimensions.
+def _unexplained_variance(features: Tensor, expected: Tensor, tokens: Tensor) -> Tensor:
+    """Compute the squared error as a share of the expected variance, averaged over dimensions.
 
     Args:
-        found: (batch, tokens, width).
-        wanted: likewise.
-        tokens: (batch,) valid tokens of each row.
+        features: (batch, tokens, width).
+        expected: (batch, tokens, width).
+        tokens: (batch,), number of valid tokens.
     """
-    valid = torch.arange(found.shape[1], device=found.device) < tokens[:, None]
-    found, wanted = found[valid].float(), wanted[valid].float()
-    return (nn.functional.mse_loss(found, wanted, reduction="none").mean(0) / wanted.var(0)).mean()
+    valid = torch.arange(features.shape[1], device=features.device) < tokens[:, None]
+    features, expected = features[valid].float(), expected[valid].float()
+    errors = nn.functional.mse_loss(features, expected, reduction="none").mean(0)
+    return (errors / expected.var(0)).mean()
 
 
 def _ctc(logits: Tensor, targets: Tensor, lengths: Tensor, target_lengths: Tensor) -> Tensor:
-    """CTC per target symbol; rows too short for their target count as zero."""
+    """Compute the CTC loss per target symbol; rows too short for their target count as zero."""
     return nn.functional.ctc_loss(
         logits.float().log_softmax(-1).transpose(0, 1),
         targets,
@@ -163,7 +168,7 @@ def _decoder(
     decoder = Gemma3ForCausalLM.from_pretrained(recipe.decoder, dtype=torch.float32)
     if decoder.config.hidden_size != config.decoder_width:
         raise RecipeError(
-            f"{recipe.decoder} is {decoder.config.hidden_size} wide, and {recipe.model} asks for "
+            f"{recipe.decoder} has width {decoder.config.hidden_size}, but {recipe.model} needs "
             f"{config.decoder_width}.",
             "Name a decoder of that width, or another model.",
         )
@@ -185,7 +190,7 @@ def _load_encoder(edge: EdgeModel, name: str) -> None:
 
 
 def decoder_config(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> Gemma3TextConfig:
-    """A Gemma 3 of four layers over the tokenizer's vocabulary."""
+    """Configure a Gemma 3 of four layers for the tokenizer's vocabulary."""
     return Gemma3TextConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.decoder_width,

@@ -1,7 +1,7 @@
-"""What the tests of training share: small models, a small corpus of noise, and how to keep it."""
+"""Helpers of the training tests: small models, and a small corpus of noise."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ SMALL = replace(
     projector_width=48,
     max_seconds=6.0,
 )
-# As the large models: audio padded to one length, and a fixed number of tokens.
+# Like the large models: audio padded to one length, and a fixed number of tokens.
 PADDED = replace(
     SMALL,
     name="esrt-padded",
@@ -36,7 +36,7 @@ SPEECH = {"until": 1, "tasks": {"srt": 1}}
 
 
 def recipe(**changes: Any) -> Recipe:
-    """A recipe of the small model; what is given replaces its settings."""
+    """Make a recipe of the small model with some settings changed."""
     settings: dict[str, Any] = {
         "model": SMALL.name,
         "stages": [SPEECH],
@@ -51,7 +51,7 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def noise_corpus(sentences: list[Sentence], utterances: int) -> Corpus:
-    """Noise of 0.3 to 1.2 s in the place of speech: each sentence once, the languages in turn."""
+    """Make a corpus with noise of 0.3 to 1.2 s instead of speech; languages rotate."""
     random = np.random.default_rng(0)
     examples, start = [], 0
     for number, sentence in enumerate(sentences[:utterances]):
@@ -62,32 +62,18 @@ def noise_corpus(sentences: list[Sentence], utterances: int) -> Corpus:
     return Corpus(random.integers(-8000, 8000, start, dtype=np.int16), examples)
 
 
-def few(corpus: Corpus, count: int) -> Corpus:
-    """The corpus's first examples alone."""
+def first_examples(corpus: Corpus, count: int) -> Corpus:
+    """Select the first examples of a corpus."""
     return replace(corpus, examples=corpus.examples[:count])
 
 
-def keep(corpus: Corpus, folder: Path, name: str) -> None:
-    """Write a split as `training.corpus.build.build` does."""
+def save_split(corpus: Corpus, folder: Path, name: str) -> None:
+    """Write a corpus as the split of that name."""
     place = folder / name
     place.mkdir(parents=True)
-    lines = [
-        {
-            "kind": example.kind,
-            "texts": example.texts,
-            "utterances": [
-                {
-                    "language": example.language,
-                    "variant": example.variant,
-                    "speed": 190,
-                    "pitch": 50,
-                    "start": example.start,
-                    "samples": example.samples,
-                }
-            ],
-        }
-        for example in corpus.examples
-    ]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (place / "index.jsonl").write_text(text, "utf-8")
+    with (place / "index.jsonl").open("w", encoding="utf-8") as index:
+        for example in corpus.examples:
+            row = asdict(example)
+            line = {"kind": row.pop("kind"), "texts": row.pop("texts"), "utterances": [row]}
+            index.write(json.dumps(line, ensure_ascii=False) + "\n")
     np.save(place / "audio.npy", corpus.audio)

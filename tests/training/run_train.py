@@ -1,7 +1,6 @@
-"""``training.train`` as a process of its own, for the tests: small model, quick validation.
+"""Runs ``training.train`` for the tests: small model, quick validation, a save after every step.
 
-It saves and validates after every step. With ``KILL_AT=n`` in its environment it is killed, as by
-the system, where step n begins.
+The environment variable ``KILL_AT=n`` kills the process with SIGKILL before step n.
 """
 
 import os
@@ -21,8 +20,8 @@ train.SAVE_EVERY_SECONDS = 0
 evaluate.MAX_NEW_TOKENS = 4
 
 
-class Killed(train.Run):
-    """A run that the system kills."""
+class KilledRun(train.Run):
+    """Run that kills its process."""
 
     def train_step(self, batch: Batch) -> dict[str, float]:
         if self.step + 1 == int(os.environ["KILL_AT"]):
@@ -33,6 +32,6 @@ class Killed(train.Run):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if "KILL_AT" in os.environ:
-        train.Run = Killed  # type: ignore[misc]
+        train.Run = KilledRun  # type: ignore[misc]
     with exit_on_error():
         typer.run(train.main)

@@ -1,4 +1,4 @@
-"""Changes to the sound: as strong as asked, of the same length and form, and repeatable."""
+"""Audio augmentation: strength, length, and repeatability."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def white(seconds: float = 1.0) -> Float32Array:
 
 
 def power(audio: Float32Array, low: float, high: float) -> float:
-    """Of a band, in hertz."""
+    """Sum the power of a band, in Hz."""
     spectrum = np.abs(np.fft.rfft(audio.astype(np.float64))) ** 2
     frequencies = np.fft.rfftfreq(len(audio), 1 / RATE)
     return float(spectrum[(frequencies >= low) & (frequencies < high)].sum())
@@ -32,7 +32,7 @@ def power(audio: Float32Array, low: float, high: float) -> float:
 
 @quick
 @given(snr=st.floats(5, 30), slope=st.floats(0, 2), seed=seeds)
-def test_noise_has_the_ratio_asked_for(snr: float, slope: float, seed: int) -> None:
+def test_noise_has_the_given_ratio(snr: float, slope: float, seed: int) -> None:
     audio = white()
     noise = add_noise(audio, snr, slope, random(seed)) - audio
     assert 10 * np.log10(np.mean(audio**2) / np.mean(noise**2)) == pytest.approx(snr, abs=0.05)
@@ -40,7 +40,7 @@ def test_noise_has_the_ratio_asked_for(snr: float, slope: float, seed: int) -> N
 
 @pytest.mark.parametrize("slope", [0, 1, 2])
 def test_noise_falls_with_its_slope(slope: float) -> None:
-    """In power, by 1 / frequency^slope: from band to band of equal width."""
+    """Power falls as 1 / frequency^slope between bands of equal width."""
     audio = white(8)
     noise = add_noise(audio, 0, slope, random()) - audio
     bands = power(noise, 450, 550), power(noise, 4450, 4550)
@@ -53,8 +53,8 @@ def test_silence_stays_silent_and_finite() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.15, 0.4])
-def test_reverberation_decays_as_asked(seconds: float) -> None:
-    """By 60 dB in that time: the slope of the squared tail, integrated from its end (Schroeder)."""
+def test_reverberation_decays_in_the_given_time(seconds: float) -> None:
+    """Schroeder integration: the tail's energy, summed from its end, falls 60 dB in that time."""
     click = np.zeros(RATE, np.float32)
     click[0] = 1
     response = reverberate(click, seconds, random()).astype(np.float64)
@@ -102,7 +102,7 @@ def test_without_settings_nothing_changes() -> None:
     np.testing.assert_array_equal(augment(audio, Augmentation(), random()), audio)
 
 
-def test_changes_come_as_often_as_asked() -> None:
+def test_changes_have_the_given_probability() -> None:
     audio = white(0.1)
     settings_ = Augmentation(noise=0.3)
     source = random()
@@ -112,7 +112,7 @@ def test_changes_come_as_often_as_asked() -> None:
 
 @quick
 @given(samples=st.integers(200, 20_000), seed=seeds)
-def test_length_form_and_range_stay(samples: int, seed: int) -> None:
+def test_length_type_and_range_stay(samples: int, seed: int) -> None:
     audio = np.clip(5 * white(2)[:samples], -1, 1)
     found = augment(audio, EVERYTHING, random(seed))
     assert (found.shape, found.dtype) == (audio.shape, np.float32)

@@ -1,4 +1,4 @@
-"""The statistics of the learned codecs: gathered from a model, fitted, written, read and used."""
+"""Codec tables of the transform codecs: statistics, fitting, writing, reading, and use."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from training.training_model import decoder_config
 
 
 def correlated(seed: int = 0, utterances: int = 60) -> Sample:
-    """Features of width 6, of which the decoder reads the first two directions only."""
+    """Make features of width 6; the gradients lie in the first two directions only."""
     random = np.random.default_rng(seed)
     mixing = random.normal(size=(6, 6))
     features = [
@@ -36,15 +36,15 @@ def correlated(seed: int = 0, utterances: int = 60) -> Sample:
 def test_coefficients_are_uncorrelated_and_in_steps() -> None:
     sample = correlated()
     tables = codec.fit(sample, RateTarget(0.05, 0.1), 1)
-    every = np.concatenate(sample.features)
-    y = (every - tables.mean) @ tables.analysis.T
+    features = np.concatenate(sample.features)
+    y = (features - tables.mean) @ tables.analysis.T
     correlations = np.corrcoef(y.T) - np.eye(len(y.T))
     assert np.abs(correlations).max() < 0.01
     spread = y.std(axis=0)
     assert (np.diff(spread) <= 1e-3 * spread[0]).all()
 
 
-def test_bits_go_where_the_decoder_reads() -> None:
+def test_directions_with_gradients_get_more_bits() -> None:
     sample = correlated()
     tables = codec.fit(sample, RateTarget(0.2, 1e-4), 4)
     error, size = np.zeros(6), np.zeros(6)
@@ -83,7 +83,7 @@ def checkpoint(
     return save_checkpoint(folder, EdgeModel(SMALL), decoder, tokenizer, torch.float32)
 
 
-def test_a_checkpoint_gets_its_statistics(checkpoint: Checkpoint, corpus: Corpus) -> None:
+def test_codec_tables_are_computed_for_a_checkpoint(checkpoint: Checkpoint, corpus: Corpus) -> None:
     assert checkpoint.codec_tables() is None
     sample = codec.collect_statistics(checkpoint, corpus, 30)
     assert len(sample.features) == 30
@@ -108,12 +108,12 @@ def test_a_checkpoint_gets_its_statistics(checkpoint: Checkpoint, corpus: Corpus
     assert len(packet) < wire.HEADER_BYTES + features.nbytes / 4
     decoded = wire.decode(packet, codec_tables).features
     assert np.square(decoded - features).mean() < 0.3 * np.square(features - tables.mean).mean()
-    # Gathering again gives the same.
+    # The statistics are repeatable.
     again = codec.collect_statistics(checkpoint, corpus, 30)
     np.testing.assert_allclose(again.gradients, sample.gradients, atol=1e-5)
 
 
-def test_new_weights_take_the_statistics_away(
+def test_new_weights_invalidate_codec_tables(
     checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     decoder = Gemma3ForCausalLM(decoder_config(SMALL, tokenizer))

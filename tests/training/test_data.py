@@ -1,4 +1,4 @@
-"""Batches: what the model hears, what it must write, and what does not count."""
+"""Batches: log-mels, prompts and targets, padding, and CTC targets."""
 
 import itertools
 
@@ -27,7 +27,7 @@ def collator(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> Collator:
 
 
 def items_of(corpus: Corpus, *tasks: Task) -> list[Item]:
-    """An item of each task, each of another language, into Turkish or English."""
+    """Make an item of each task, in different languages, into Turkish or English."""
     return [
         Item(example, "eng" if example.language == "tur" else "tur", task)
         for example, task in zip(corpus.examples, tasks, strict=False)
@@ -39,12 +39,12 @@ def speech_of(corpus: Corpus, items: list[Item]) -> list[Float32Array]:
 
 
 def parts(item: Item) -> tuple[str, str, str]:
-    """Separator, transcript and translation."""
+    """Return separator, transcript and translation."""
     tags = separator(*direction(item.example.language, item.target))
     return tags, item.example.texts[item.example.language], item.example.texts[item.target]
 
 
-def written(tokenizer: PreTrainedTokenizerFast, row: Tensor) -> str:
+def decode(tokenizer: PreTrainedTokenizerFast, row: Tensor) -> str:
     text: str = tokenizer.decode(row[row != IGNORE].tolist())
     return text
 
@@ -61,7 +61,7 @@ def test_log_mels_are_padded_at_the_end(corpus: Corpus) -> None:
         assert not row[:, count:].any()
 
 
-def test_padded_models_hear_one_length(corpus: Corpus) -> None:
+def test_padded_models_get_one_length(corpus: Corpus) -> None:
     audio = [corpus.speech(corpus.examples[0]), np.tile(corpus.speech(corpus.examples[1]), 20)]
     mel, frames = mel_batch(PADDED, audio)
     assert mel.shape == (2, 128, 200)
@@ -76,7 +76,7 @@ def test_no_audio_is_an_empty_batch() -> None:
     assert frames.shape == (0,)
 
 
-def test_translating_speech_asks_for_transcript_and_translation(
+def test_the_srt_target_is_transcript_and_translation(
     corpus: Corpus, collator: Collator, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     items = items_of(corpus, *[Task.SRT] * 12)
@@ -84,35 +84,35 @@ def test_translating_speech_asks_for_transcript_and_translation(
     for item, labels in zip(items, batch.labels, strict=True):
         _, transcript, translation = parts(item)
         pair = direction(item.example.language, item.target)
-        asked = target_text(transcript, translation, *pair)
-        assert written(tokenizer, labels) == asked + tokenizer.eos_token
+        expected = target_text(transcript, translation, *pair)
+        assert decode(tokenizer, labels) == expected + tokenizer.eos_token
 
 
-def test_recognition_ends_with_the_separator(
+def test_the_asr_target_ends_with_the_separator(
     corpus: Corpus, collator: Collator, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     items = items_of(corpus, *[Task.ASR] * 12)
     batch = collator(items, speech_of(corpus, items))
     for item, labels in zip(items, batch.labels, strict=True):
         tags, transcript, _ = parts(item)
-        assert written(tokenizer, labels) == transcript + tags
+        assert decode(tokenizer, labels) == transcript + tags
     assert not (batch.labels == tokenizer.eos_token_id).any()
 
 
-def test_translating_text_is_given_the_transcript(
+def test_the_smt_prompt_contains_the_transcript(
     corpus: Corpus, collator: Collator, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     items = items_of(corpus, *[Task.SMT] * 12)
     batch = collator(items, [])
     for item, text, labels in zip(items, batch.text, batch.labels, strict=True):
         tags, transcript, translation = parts(item)
-        assert written(tokenizer, labels) == translation + tokenizer.eos_token
+        assert decode(tokenizer, labels) == translation + tokenizer.eos_token
         first = int((labels != IGNORE).nonzero()[0])
         assert tokenizer.decode(text[:first].tolist()) == transcript + tags
     assert batch.mel.shape[0] == len(batch.frames) == len(batch.letters) == len(batch.pieces) == 0
 
 
-def test_what_is_given_and_padding_do_not_count(
+def test_prompt_and_padding_have_no_loss(
     corpus: Corpus, collator: Collator, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     items = items_of(corpus, Task.SRT, Task.SRT, Task.ASR, Task.SMT, Task.SMT)
@@ -168,9 +168,9 @@ def test_a_stream_mixes_the_stages_tasks(
     assert 0 < sum(spoken) < 4 * len(found)
     for batch in found:
         assert batch.mel.shape[0] == len(batch.letter_counts) == len(batch.frames)
-        # What has speech comes first: it is given two tags alone.
-        given = [int((labels != IGNORE).nonzero()[0]) for labels in batch.labels]
-        assert [count == 2 for count in given] == [n < len(batch.frames) for n in range(4)]
+        # Items with speech come first; their prompt is two tags.
+        prompts = [int((labels != IGNORE).nonzero()[0]) for labels in batch.labels]
+        assert [count == 2 for count in prompts] == [n < len(batch.frames) for n in range(4)]
 
 
 def test_a_stream_follows_its_seed(corpus: Corpus, collator: Collator) -> None:
@@ -187,7 +187,7 @@ def test_a_stream_follows_its_seed(corpus: Corpus, collator: Collator) -> None:
     )
 
 
-def test_a_stream_changes_the_sound_and_nothing_else(corpus: Corpus, collator: Collator) -> None:
+def test_augmentation_changes_only_the_audio(corpus: Corpus, collator: Collator) -> None:
     plain = batches(corpus, collator, 0, 4)
     noisy = batches(corpus, collator, 0, 4, augmentation=Augmentation(noise=1))
     for one, other in zip(plain, noisy, strict=True):
@@ -198,7 +198,7 @@ def test_a_stream_changes_the_sound_and_nothing_else(corpus: Corpus, collator: C
             assert not torch.allclose(one.mel, other.mel, atol=1e-3)
 
 
-def test_a_batch_moves_whole(corpus: Corpus, collator: Collator) -> None:
+def test_all_tensors_of_a_batch_move(corpus: Corpus, collator: Collator) -> None:
     (batch,) = batches(corpus, collator, 0, 1)
     moved = batch.to(torch.device("meta"))
     assert {value.device.type for value in vars(moved).values()} == {"meta"}

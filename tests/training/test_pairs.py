@@ -1,4 +1,4 @@
-"""Speech by drawn voices, and the same by one voice: as long, and alike in voice."""
+"""Parallel speech: random voices, and the reference voice with the same length and rhythm."""
 
 import shutil
 from random import Random
@@ -24,58 +24,58 @@ def paired(tmp_path_factory: pytest.TempPathFactory, splits: dict[str, list[Sent
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "sentences", lambda name: splits[name])
         # Several folders of voices, as 800 voices need.
-        patch.setattr(voices, "_VOICES_AT_ONCE", 5)
+        patch.setattr(voices, "_VOICES_PER_FOLDER", 5)
         folder = tmp_path_factory.mktemp("corpus")
         module.build_pairs(folder, VOICES, SENTENCES)
         return module.load_pairs(folder)
 
 
 def _timbre(audio: np.ndarray) -> np.ndarray:
-    """The logarithm of an utterance's spectrum, in 20 bands."""
+    """Compute the log spectrum of an utterance in 20 bands."""
     power = np.abs(np.fft.rfft(audio)) ** 2
     bands = np.array_split(power[: len(power) * 5 // 8], 20)
     return np.log([band.mean() + 1e-9 for band in bands])
 
 
 @needs_espeak
-def test_every_sentence_is_said_in_every_language(paired: Corpus) -> None:
+def test_every_sentence_is_spoken_in_every_language(paired: Corpus) -> None:
     assert len(paired.examples) == SENTENCES * len(paired.examples[0].texts)
-    said = {example.variant for example in paired.examples}
-    assert said & {f"voice{number}" for number in range(VOICES)}
-    assert not any(variant.endswith("twin") for variant in said)
+    variants = {example.variant for example in paired.examples}
+    assert variants & {f"voice{number}" for number in range(VOICES)}
+    assert not any(variant.endswith("reference") for variant in variants)
 
 
 @needs_espeak
-def test_a_twin_is_as_long_and_another_sound(paired: Corpus) -> None:
+def test_parallel_speech_is_as_long_and_sounds_different(paired: Corpus) -> None:
     drawn = [example for example in paired.examples if example.variant.startswith("voice")]
     assert len(drawn) > len(paired.examples) / 2
     for example in drawn:
-        own, twin = paired.speech(example), paired.twin(example)
-        assert own.shape == twin.shape == (example.samples,)
-        assert np.abs(twin).max() > 0.05
-        assert np.abs(own - twin).max() > 0.05
+        own, parallel = paired.speech(example), paired.parallel_speech(example)
+        assert own.shape == parallel.shape == (example.samples,)
+        assert np.abs(parallel).max() > 0.05
+        assert np.abs(own - parallel).max() > 0.05
 
 
 @needs_espeak
-def test_twins_are_of_one_voice(paired: Corpus) -> None:
-    own, parallel_audio = (
-        np.stack([_timbre(hear(example)) for example in paired.examples])
-        for hear in (paired.speech, paired.twin)
+def test_parallel_speech_has_one_voice(paired: Corpus) -> None:
+    own, parallel = (
+        np.stack([_timbre(audio_of(example)) for example in paired.examples])
+        for audio_of in (paired.speech, paired.parallel_speech)
     )
-    assert parallel_audio.std(axis=0).mean() < 0.8 * own.std(axis=0).mean()
+    assert parallel.std(axis=0).mean() < 0.8 * own.std(axis=0).mean()
 
 
 @needs_espeak
-def test_a_twin_keeps_the_rhythm() -> None:
+def test_the_reference_voice_takes_over_the_rhythm() -> None:
     voice = voices.draw_voice(Random(1))
-    twin = voices.with_rhythm_of(voice, "m3")
+    reference = voices.with_rhythm_of(voice, "m3")
     rhythm = [line for line in voice.splitlines() if line.startswith("stressAdd")]
-    assert [line for line in twin.splitlines() if line.startswith("stressAdd")] == rhythm
-    assert "pitch 80 122" in twin
+    assert [line for line in reference.splitlines() if line.startswith("stressAdd")] == rhythm
+    assert "pitch 80 122" in reference
 
 
 @needs_espeak
-def test_a_voice_that_espeak_does_not_take_is_noticed() -> None:
-    # Two lines that espeak-ng does not know, so that what is left is its default voice.
+def test_a_voice_file_that_espeak_ignores_is_an_error() -> None:
+    # An empty voice file leaves the default voice.
     with pytest.raises(CheckFailed, match="default voice instead of a voice file"):
         voices.speak_all([Utterance("eng", "hello", "odd", 180, 50)], {"odd": "language variant\n"})

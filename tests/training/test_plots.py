@@ -1,4 +1,4 @@
-"""Pictures: they are PNG files, whole, and show what they were given."""
+"""Plots: complete PNG files that show the given scores."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_a_heat_map_shows_the_scores(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["good.png"]
 
 
-def test_directions_that_are_not_there_stay_empty(tmp_path: Path) -> None:
+def test_missing_directions_stay_empty(tmp_path: Path) -> None:
     heat_map(directions(50.0)[:2], tmp_path / "some.png")
     pixels(tmp_path / "some.png")
 

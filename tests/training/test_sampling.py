@@ -1,4 +1,4 @@
-"""Drawing examples: balanced over languages and pairs, none again before all, tasks as asked."""
+"""Sampling of examples: balance of languages and pairs, no early repeats, shares of tasks."""
 
 import itertools
 from collections import Counter, defaultdict
@@ -19,8 +19,8 @@ quick = settings(max_examples=30, deadline=None)
 counts = st.dictionaries(st.sampled_from(CODES), st.integers(1, 12), min_size=1)
 
 
-def made_of(sizes: dict[str, int]) -> Corpus:
-    """So many examples spoken in each language, each with a text in all four."""
+def corpus_of(sizes: dict[str, int]) -> Corpus:
+    """Make a corpus with the given number of examples in each language, with four texts each."""
     spoken = [code for code, size in sizes.items() for _ in range(size)]
     lengths = Random(0).sample(range(1000, 100_000), len(spoken))
     examples = [
@@ -31,7 +31,7 @@ def made_of(sizes: dict[str, int]) -> Corpus:
 
 
 def sampler(sizes: dict[str, int], seed: int = 0, **balance: float) -> Sampler:
-    return Sampler(made_of(sizes), Balance.model_validate(balance), SRT, Random(seed))
+    return Sampler(corpus_of(sizes), Balance.model_validate(balance), SRT, Random(seed))
 
 
 def drawn(source: Sampler, count: int) -> list[Item]:
@@ -39,7 +39,7 @@ def drawn(source: Sampler, count: int) -> list[Item]:
 
 
 def by_pair(items: list[Item]) -> dict[tuple[str, str], list[int]]:
-    """Each pair's examples, in the order drawn."""
+    """Group the start of each drawn example by pair, in order."""
     found: dict[tuple[str, str], list[int]] = defaultdict(list)
     for item in items:
         found[item.example.language, item.target].append(item.example.start)
@@ -56,7 +56,7 @@ def test_the_cap_holds_for_every_pair(sizes: dict[str, int], cap: int, seed: int
 
 @quick
 @given(sizes=counts, seed=st.integers())
-def test_all_of_a_pair_come_before_any_comes_again(sizes: dict[str, int], seed: int) -> None:
+def test_examples_repeat_only_after_all_were_drawn(sizes: dict[str, int], seed: int) -> None:
     for (source, _), starts in by_pair(drawn(sampler(sizes, seed), 500)).items():
         size = sizes[source]
         for start in range(0, len(starts), size):
@@ -64,35 +64,32 @@ def test_all_of_a_pair_come_before_any_comes_again(sizes: dict[str, int], seed: 
             assert len(set(part)) == len(part)
 
 
-@quick
-@given(sizes=counts, temperature=st.floats(1, 100))
-def test_shares_follow_the_temperature(sizes: dict[str, int], temperature: float) -> None:
-    """n^(1/T) of the examples n of a source language, that is of all its pairs."""
-    shares = sampler(sizes, temperature=temperature).shares()
-    weights = {code: (3 * size) ** (1 / temperature) for code, size in sizes.items()}
-    total = sum(weights.values())
-    assert shares == pytest.approx({code: weight / total for code, weight in weights.items()})
-
-
-def test_the_cap_counts_before_the_temperature() -> None:
-    shares = sampler({"eng": 400, "deu": 10}, cap=40).shares()
-    assert shares == pytest.approx({"eng": 0.8, "deu": 0.2})
-
-
-@pytest.mark.parametrize(("temperature", "share"), [(1, 0.9), (2, 0.75), (1000, 0.5)])
-def test_languages_are_drawn_by_their_shares(temperature: float, share: float) -> None:
-    items = drawn(sampler({"eng": 90, "kor": 10}, temperature=temperature), 3000)
+@pytest.mark.parametrize(
+    ("sizes", "balance", "share"),
+    [
+        ({"eng": 90, "kor": 10}, {"temperature": 1}, 0.9),
+        ({"eng": 90, "kor": 10}, {"temperature": 2}, 0.75),
+        ({"eng": 90, "kor": 10}, {"temperature": 1000}, 0.5),
+        ({"eng": 400, "kor": 10}, {"cap": 40}, 0.8),
+        ({"eng": 400, "kor": 10}, {"cap": 90, "temperature": 2}, 0.75),
+    ],
+)
+def test_languages_are_drawn_by_their_shares(
+    sizes: dict[str, int], balance: dict[str, float], share: float
+) -> None:
+    """The cap applies before the temperature: n^(1/T) of n examples."""
+    items = drawn(sampler(sizes, **balance), 3000)
     found = Counter(item.example.language for item in items)
     assert found["eng"] / 3000 == pytest.approx(share, abs=0.04)
 
 
-def test_every_direction_is_drawn_alike() -> None:
+def test_every_direction_is_drawn_equally_often() -> None:
     found = by_pair(drawn(sampler(dict.fromkeys(CODES, 5)), 6000))
     assert len(found) == 12
     assert all(len(starts) == pytest.approx(500, rel=0.25) for starts in found.values())
 
 
-def test_languages_without_speech_are_targets_alone() -> None:
+def test_languages_without_speech_are_targets_only() -> None:
     items = drawn(sampler({"eng": 3}), 100)
     assert {item.example.language for item in items} == {"eng"}
     assert {item.target for item in items} == {"deu", "kor", "tur"}
@@ -100,12 +97,12 @@ def test_languages_without_speech_are_targets_alone() -> None:
 
 def test_tasks_come_in_proportion() -> None:
     tasks = {Task.ASR: 1.0, Task.SMT: 3.0, Task.SRT: 6.0}
-    items = drawn(Sampler(made_of({"eng": 20}), Balance(), tasks, Random(0)), 4000)
+    items = drawn(Sampler(corpus_of({"eng": 20}), Balance(), tasks, Random(0)), 4000)
     found = Counter(item.task for item in items)
     assert {task: found[task] / 400 for task in tasks} == pytest.approx(tasks, abs=0.35)
 
 
-def test_batches_hold_like_lengths() -> None:
+def test_batches_hold_similar_lengths() -> None:
     batches = list(itertools.islice(sampler(dict.fromkeys(CODES, 50)).batches(8), 50))
     assert {len(batch) for batch in batches} == {8}
     lengths = [[item.example.samples for item in batch] for batch in batches]

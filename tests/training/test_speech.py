@@ -1,4 +1,4 @@
-"""Speech by espeak-ng: repeatable, at the front end's rate, and of many speakers."""
+"""Speech by espeak-ng: repeatable, at 16 kHz, with many speakers."""
 
 import dataclasses
 import io
@@ -42,8 +42,8 @@ def test_the_same_utterance_always_sounds_the_same() -> None:
     assert audio.ndim == 1
     again = speak(UTTERANCE)
     assert again.shape == audio.shape
-    # Nearly always every sample is the same; espeak-ng has been seen to differ slightly, once in
-    # some thousand runs of the same command.
+    # Nearly always the samples are equal; about once in some thousand runs espeak-ng differs
+    # slightly.
     assert np.corrcoef(again, audio)[0, 1] > 0.99
     assert 0.05 < np.abs(audio).max() <= 1.05
 
@@ -59,7 +59,7 @@ def test_audio_is_at_16_khz() -> None:
 
 @needs_espeak
 @pytest.mark.parametrize("change", [{"pitch": 65}, {"variant": "m3"}, {"text": "Good morning."}])
-def test_speaker_and_text_are_heard(change: dict[str, object]) -> None:
+def test_speaker_and_text_change_the_audio(change: dict[str, object]) -> None:
     audio, other = speak(UTTERANCE), speak(dataclasses.replace(UTTERANCE, **change))  # type: ignore[arg-type]
     length = min(len(audio), len(other))
     assert np.abs(audio[:length] - other[:length]).max() > 0.05
@@ -88,34 +88,34 @@ def test_every_speaker_sounds_different() -> None:
 
 
 @needs_espeak
-def test_it_says_which_version_speaks() -> None:
+def test_the_version_is_one_line() -> None:
     assert "1." in espeak_version() and "\n" not in espeak_version()
 
 
-def test_a_refusal_of_espeak_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refusing = tmp_path / "espeak-ng"
-    refusing.write_text("#!/bin/sh\necho 'Error: no voice.' >&2\nexit 1\n")
-    refusing.chmod(0o755)
+def test_a_failure_of_espeak_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = tmp_path / "espeak-ng"
+    failing.write_text("#!/bin/sh\necho 'Error: no voice.' >&2\nexit 1\n")
+    failing.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SpeechError, match=r"espeak-ng failed: Error: no voice\..+--voices"):
         speak(UTTERANCE)
 
 
-def test_unseen_speakers_are_others() -> None:
+def test_unseen_speakers_are_not_in_training() -> None:
     assert not set(VARIANTS) & set(UNSEEN_VARIANTS)
 
 
-def test_casting_follows_the_seed() -> None:
-    def casts(seed: int) -> list[Utterance]:
+def test_random_speakers_follow_the_seed() -> None:
+    def speakers(seed: int) -> list[Utterance]:
         random = Random(seed)
         return [make_utterance("deu", "Hallo", random) for number in range(50)]
 
-    assert casts(0) == casts(0) != casts(1)
-    assert len({(u.variant, u.speed, u.pitch) for u in casts(0)}) > 40
-    assert {u.variant for u in casts(0)} == set(VARIANTS)
+    assert speakers(0) == speakers(0) != speakers(1)
+    assert len({(u.variant, u.speed, u.pitch) for u in speakers(0)}) > 40
+    assert {u.variant for u in speakers(0)} == set(VARIANTS)
 
 
-def test_casting_keeps_to_the_speakers_it_is_given() -> None:
+def test_random_speakers_have_the_given_variants() -> None:
     random = Random(0)
     found = {
         make_utterance("deu", "Hallo", random, UNSEEN_VARIANTS).variant for number in range(50)
@@ -123,7 +123,7 @@ def test_casting_keeps_to_the_speakers_it_is_given() -> None:
     assert found == set(UNSEEN_VARIANTS)
 
 
-def test_without_espeak_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_espeak_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SpeechError, match="apt-get install espeak-ng") as caught:
         speak(UTTERANCE)

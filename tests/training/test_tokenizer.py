@@ -1,4 +1,4 @@
-"""nano's tokenizer: no character is lost, and a tag is one token wherever it stands."""
+"""Tokenizer of nano: lossless, with one token for each tag."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -42,7 +42,7 @@ def test_target_texts_come_back(
     text = target_text(transcript, translation, *pair)
     ids = ids_of(tokenizer, text)
     assert tokenizer.decode(ids, skip_special_tokens=False) == text
-    # The separator's tokens stand between those of its parts, whatever is beside them.
+    # The parts are tokenized independently of their neighbours.
     parts = (transcript, separator(*pair), translation)
     assert ids == [token for part in parts for token in ids_of(tokenizer, part)]
 
@@ -54,7 +54,7 @@ def test_every_tag_is_one_token_of_its_own(tokenizer: PreTrainedTokenizerFast) -
 
 
 def test_separators_of_all_directions_have_one_length(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Batched decoding counts on it."""
+    """Batched decoding relies on equal lengths."""
     lengths = {
         len(ids_of(tokenizer, a.tag + b.tag))
         for a in LANGUAGES.values()

@@ -1,4 +1,4 @@
-"""The model as it is trained: its losses, the parts it starts from, and those that keep still."""
+"""Training model: losses, pretrained parts, and frozen parts."""
 
 from pathlib import Path
 
@@ -28,15 +28,15 @@ from training.training_model import TrainingModel
 TAGS = [language.tag for language in LANGUAGES.values()]
 
 
-def batch_of(learner: TrainingModel, corpus: Corpus, *tasks: Task, first: int = 0) -> Batch:
-    """An item of each task, from the corpus's first on."""
+def batch_of(model: TrainingModel, corpus: Corpus, *tasks: Task, first: int = 0) -> Batch:
+    """Make an item of each task, from consecutive examples."""
     chosen = corpus.examples[first : first + len(tasks)]
     items = [
         Item(example, "eng" if example.language == "tur" else "tur", task)
         for example, task in zip(chosen, tasks, strict=True)
     ]
     speech = [corpus.speech(item.example) for item in items if item.task is not Task.SMT]
-    return learner.collator(items, speech)
+    return model.collator(items, speech)
 
 
 def copied(part: torch.nn.Module) -> dict[str, Tensor]:
@@ -48,33 +48,33 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def learner(corpus: Corpus) -> TrainingModel:
+def model(corpus: Corpus) -> TrainingModel:
     torch.manual_seed(0)
     return TrainingModel(recipe(), corpus).eval()
 
 
-def test_it_has_the_corpuss_languages(learner: TrainingModel, corpus: Corpus) -> None:
-    assert learner.config.languages == tuple(corpus.examples[0].texts)
-    assert learner.edge.config == learner.config
+def test_the_model_has_the_languages_of_the_corpus(model: TrainingModel, corpus: Corpus) -> None:
+    assert model.config.languages == tuple(corpus.examples[0].texts)
+    assert model.edge.config == model.config
 
 
-def test_the_total_weighs_the_losses(learner: TrainingModel, corpus: Corpus) -> None:
-    losses = learner(batch_of(learner, corpus, Task.ASR, Task.SRT, Task.SMT))
+def test_the_total_is_the_weighted_sum(model: TrainingModel, corpus: Corpus) -> None:
+    losses = model(batch_of(model, corpus, Task.ASR, Task.SRT, Task.SMT))
     assert losses.keys() == {"letters", "pieces", "text", "total"}
     expected = 0.3 * losses["letters"] + 0.3 * losses["pieces"] + losses["text"]
     torch.testing.assert_close(losses["total"], expected)
 
 
-def test_text_alone_has_no_loss_of_the_ear(learner: TrainingModel, corpus: Corpus) -> None:
-    losses = learner(batch_of(learner, corpus, Task.SMT, Task.SMT))
+def test_text_only_batches_have_no_speech_losses(model: TrainingModel, corpus: Corpus) -> None:
+    losses = model(batch_of(model, corpus, Task.SMT, Task.SMT))
     assert losses.keys() == {"text", "total"}
-    learner.zero_grad()
+    model.zero_grad()
     losses["total"].backward()
-    assert all(weight.grad is None for weight in learner.edge.parameters())
-    assert any(weight.grad is not None for weight in learner.decoder.parameters())
+    assert all(weight.grad is None for weight in model.edge.parameters())
+    assert any(weight.grad is not None for weight in model.decoder.parameters())
 
 
-def test_without_weight_there_is_no_auxiliary_loss(corpus: Corpus) -> None:
+def test_zero_weights_leave_out_the_auxiliary_losses(corpus: Corpus) -> None:
     plain = TrainingModel(recipe(letter_ctc=0, piece_ctc=0), corpus)
     losses = plain(batch_of(plain, corpus, Task.SRT))
     assert losses.keys() == {"text", "total"}
@@ -82,80 +82,80 @@ def test_without_weight_there_is_no_auxiliary_loss(corpus: Corpus) -> None:
 
 
 @torch.inference_mode()
-def test_rows_are_scored_as_they_would_be_alone(learner: TrainingModel, corpus: Corpus) -> None:
-    """Padding, and the neighbours in a batch, change nothing."""
+def test_rows_have_the_loss_that_they_have_alone(model: TrainingModel, corpus: Corpus) -> None:
+    """Padding and other rows of the batch change nothing."""
     tasks = Task.SRT, Task.ASR, Task.SRT, Task.SMT
-    batch = batch_of(learner, corpus, *tasks)
-    together = learner(batch)["text"] * (batch.labels != IGNORE).sum()
+    batch = batch_of(model, corpus, *tasks)
+    together = model(batch)["text"] * (batch.labels != IGNORE).sum()
     alone = torch.tensor(0.0)
     for number, task in enumerate(tasks):
-        one = batch_of(learner, corpus, task, first=number)
-        alone += learner(one)["text"] * (one.labels != IGNORE).sum()
+        one = batch_of(model, corpus, task, first=number)
+        alone += model(one)["text"] * (one.labels != IGNORE).sum()
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-3)
 
 
 @torch.inference_mode()
-def test_the_loss_is_that_of_the_decoder_itself(learner: TrainingModel, corpus: Corpus) -> None:
-    batch = batch_of(learner, corpus, Task.SRT)
-    features = learner.edge(batch.mel, batch.frames)
-    text = learner.decoder.get_input_embeddings()(batch.text)
+def test_the_text_loss_is_that_of_transformers(model: TrainingModel, corpus: Corpus) -> None:
+    batch = batch_of(model, corpus, Task.SRT)
+    features = model.edge(batch.mel, batch.frames)
+    text = model.decoder.get_input_embeddings()(batch.text)
     labels = torch.cat([torch.full(features.shape[:2], IGNORE), batch.labels], dim=1)
-    expected = learner.decoder(inputs_embeds=torch.cat([features, text], 1), labels=labels).loss
-    torch.testing.assert_close(learner(batch)["text"], expected, rtol=1e-4, atol=1e-4)
+    expected = model.decoder(inputs_embeds=torch.cat([features, text], 1), labels=labels).loss
+    torch.testing.assert_close(model(batch)["text"], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_speech_teaches_every_part(learner: TrainingModel, corpus: Corpus) -> None:
-    learner.zero_grad()
-    learner(batch_of(learner, corpus, Task.SRT))["total"].backward()
-    for part in (learner.edge.encoder, learner.edge.q_former, learner.edge.mlp, learner.decoder):
+def test_every_part_gets_a_gradient_from_speech(model: TrainingModel, corpus: Corpus) -> None:
+    model.zero_grad()
+    model(batch_of(model, corpus, Task.SRT))["total"].backward()
+    for part in (model.edge.encoder, model.edge.q_former, model.edge.mlp, model.decoder):
         assert any(w.grad is not None and w.grad.abs().sum() > 0 for w in part.parameters())
 
 
-# One voice.
+# Speaker invariance.
 
 
 @pytest.fixture(scope="module")
-def initial(learner: TrainingModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def initial(model: TrainingModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("initial")
     edge = random_edge_model(SMALL.name, seed=9)
-    save_checkpoint(folder, edge, learner.decoder, learner.tokenizer, torch.float32)
+    save_checkpoint(folder, edge, model.decoder, model.tokenizer, torch.float32)
     return folder
 
 
-def paired_with_itself(learner: TrainingModel, corpus: Corpus) -> Batch:
-    """Speech that is its own twin."""
+def parallel_to_itself(model: TrainingModel, corpus: Corpus) -> Batch:
+    """Make a batch whose parallel audio is the speech itself."""
     items = [Item(example, "tur", Task.SRT) for example in corpus.examples[:3]]
     speech = [corpus.speech(item.example) for item in items]
-    return learner.collator(items, speech, speech)
+    return model.collator(items, speech, speech)
 
 
-def astray(learner: TrainingModel) -> None:
-    """Move the Q-Former's weights away from where they started."""
+def perturb(model: TrainingModel) -> None:
+    """Add noise to the weights of the Q-Former."""
     torch.manual_seed(1)
     with torch.no_grad():
-        for weight in learner.edge.q_former.parameters():
+        for weight in model.edge.q_former.parameters():
             weight += 0.1 * torch.randn_like(weight)
 
 
-def test_a_voice_like_the_one_voice_has_nothing_to_learn(corpus: Corpus, initial: Path) -> None:
-    hardened = TrainingModel(recipe(initial=initial, speaker_invariance=2.0), corpus)
-    batch = paired_with_itself(hardened, corpus)
-    assert hardened(batch)["voice"] < 1e-4
-    astray(hardened)
-    losses = hardened(batch)
+def test_the_voice_loss_of_equal_features_is_zero(corpus: Corpus, initial: Path) -> None:
+    invariant = TrainingModel(recipe(initial=initial, speaker_invariance=2.0), corpus)
+    batch = parallel_to_itself(invariant, corpus)
+    assert invariant(batch)["voice"] < 1e-4
+    perturb(invariant)
+    losses = invariant(batch)
     assert losses["voice"] > 0.1
     others = 0.3 * losses["letters"] + 0.3 * losses["pieces"] + losses["text"]
     torch.testing.assert_close(losses["total"], 2 * losses["voice"] + others)
 
 
-def test_features_come_near_the_one_voice(corpus: Corpus, initial: Path, tmp_path: Path) -> None:
+def test_training_lowers_the_voice_loss(corpus: Corpus, initial: Path, tmp_path: Path) -> None:
     settings = {"letter_ctc": 0, "piece_ctc": 0, "frozen": ["mlp", "decoder"]}
     run = Run(recipe(initial=initial, speaker_invariance=1.0, **settings), corpus, tmp_path)
-    batch, teacher = paired_with_itself(run.learner, corpus), copied(run.learner.teacher)
-    astray(run.learner)
+    batch, teacher = parallel_to_itself(run.model, corpus), copied(run.model.teacher)
+    perturb(run.model)
     losses = [run.train_step(batch)["voice"] for _ in range(30)]
     assert losses[-1] < 0.5 * losses[0]
-    assert same(teacher, run.learner.teacher.state_dict())
+    assert same(teacher, run.model.teacher.state_dict())
 
 
 # Pretrained parts.
@@ -167,7 +167,7 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def saved_whisper(folder: Path, **changes: int) -> Path:
-    """A Whisper of the padded model's shape."""
+    """Save a Whisper of the padded model's shape."""
     shape = PADDED.encoder
     settings = {
         "vocab_size": 60,
@@ -196,7 +196,7 @@ def gemma(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus) -> Path:
 
 
 def saved_gemma(folder: Path, corpus: Corpus, width: int = 32, spare: int = 0) -> Path:
-    """A Gemma 3 with a tokenizer that knows no languages, and room for that many tokens more."""
+    """Save a Gemma 3 with a tokenizer without language tags, and spare embeddings."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -237,7 +237,7 @@ def padded(**changes: object) -> dict[str, object]:
     return {"model": PADDED.name, "piece_ctc": 0, **changes}
 
 
-def test_it_starts_from_pretrained_parts(corpus: Corpus, whisper: Path, gemma: Path) -> None:
+def test_pretrained_parts_are_loaded(corpus: Corpus, whisper: Path, gemma: Path) -> None:
     found = TrainingModel(recipe(**padded(encoder=str(whisper), decoder=str(gemma))), corpus)
     encoder = WhisperModel.from_pretrained(whisper).encoder
     assert same(found.edge.encoder.state_dict(), encoder.state_dict())
@@ -251,7 +251,7 @@ def test_it_starts_from_pretrained_parts(corpus: Corpus, whisper: Path, gemma: P
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
-def test_a_pretrained_decoder_learns_the_tags(corpus: Corpus, gemma: Path) -> None:
+def test_a_pretrained_decoder_gets_the_tags(corpus: Corpus, gemma: Path) -> None:
     found = TrainingModel(recipe(**padded(decoder=str(gemma))), corpus)
     ids = [found.tokenizer(tag, add_special_tokens=False).input_ids for tag in TAGS]
     assert all(len(one) == 1 for one in ids)
@@ -259,7 +259,7 @@ def test_a_pretrained_decoder_learns_the_tags(corpus: Corpus, gemma: Path) -> No
     assert found.decoder.config.vocab_size == len(found.tokenizer)
 
 
-def test_room_for_the_tags_is_used(corpus: Corpus, tmp_path: Path) -> None:
+def test_spare_embeddings_are_used_for_the_tags(corpus: Corpus, tmp_path: Path) -> None:
     folder = saved_gemma(tmp_path, corpus, spare=100)
     size = Gemma3ForCausalLM.from_pretrained(folder).config.vocab_size
     found = TrainingModel(recipe(**padded(decoder=str(folder))), corpus)
@@ -271,7 +271,7 @@ def test_room_for_the_tags_is_used(corpus: Corpus, tmp_path: Path) -> None:
     [{"d_model": 64}, {"encoder_layers": 2}, {"max_source_positions": 300}, {"num_mel_bins": 80}],
     ids=str,
 )
-def test_an_encoder_of_another_shape_is_refused(
+def test_an_encoder_of_another_shape_is_an_error(
     corpus: Corpus, tmp_path: Path, change: dict[str, int]
 ) -> None:
     folder = saved_whisper(tmp_path, **change)
@@ -280,9 +280,9 @@ def test_an_encoder_of_another_shape_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_a_decoder_of_another_width_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_decoder_of_another_width_is_an_error(corpus: Corpus, tmp_path: Path) -> None:
     folder = saved_gemma(tmp_path, corpus, width=48)
-    with pytest.raises(RecipeError, match="is 48 wide, and esrt-padded asks for 32"):
+    with pytest.raises(RecipeError, match="has width 48, but esrt-padded needs 32"):
         TrainingModel(recipe(**padded(decoder=str(folder))), corpus)
 
 
@@ -291,20 +291,20 @@ def test_the_loss_on_tokens_needs_tokens_that_follow_time(corpus: Corpus) -> Non
         TrainingModel(recipe(**padded(piece_ctc=0.3)), corpus)
 
 
-def test_it_starts_from_the_edge_of_a_checkpoint(
-    learner: TrainingModel, corpus: Corpus, tmp_path: Path
+def test_the_edge_of_the_initial_checkpoint_is_loaded(
+    model: TrainingModel, corpus: Corpus, tmp_path: Path
 ) -> None:
     edge = random_edge_model(SMALL.name, seed=9)
-    save_checkpoint(tmp_path, edge, learner.decoder, learner.tokenizer, torch.float32)
+    save_checkpoint(tmp_path, edge, model.decoder, model.tokenizer, torch.float32)
     found = TrainingModel(recipe(initial=tmp_path), corpus)
     assert same(found.edge.state_dict(), edge.state_dict())
 
 
-def test_a_checkpoint_of_another_model_is_refused(
-    learner: TrainingModel, corpus: Corpus, tmp_path: Path
+def test_a_checkpoint_of_another_model_is_an_error(
+    model: TrainingModel, corpus: Corpus, tmp_path: Path
 ) -> None:
     edge = random_edge_model(PADDED.name)
-    save_checkpoint(tmp_path, edge, learner.decoder, learner.tokenizer, torch.float32)
+    save_checkpoint(tmp_path, edge, model.decoder, model.tokenizer, torch.float32)
     with pytest.raises(CheckpointError, match="do not fit the configuration"):
         TrainingModel(recipe(initial=tmp_path), corpus)
 
@@ -312,14 +312,14 @@ def test_a_checkpoint_of_another_model_is_refused(
 @pytest.mark.parametrize(
     "frozen", [["encoder"], ["q_former", "mlp"], ["decoder"], ["encoder", "decoder"]], ids=str
 )
-def test_frozen_parts_keep_still(corpus: Corpus, tmp_path: Path, frozen: list[str]) -> None:
+def test_frozen_parts_do_not_change(corpus: Corpus, tmp_path: Path, frozen: list[str]) -> None:
     run = Run(recipe(frozen=frozen), corpus, tmp_path)
-    learner = run.learner
-    parts = {"decoder": learner.decoder} | {
-        name: getattr(learner.edge, name) for name in ("encoder", "q_former", "mlp")
+    model = run.model
+    parts = {"decoder": model.decoder} | {
+        name: getattr(model.edge, name) for name in ("encoder", "q_former", "mlp")
     }
     before = {name: copied(part) for name, part in parts.items()}
     for _ in range(2):
-        run.train_step(batch_of(learner, corpus, Task.SRT, Task.ASR))
+        run.train_step(batch_of(model, corpus, Task.SRT, Task.ASR))
     still = {name for name, part in parts.items() if same(before[name], part.state_dict())}
     assert still == set(frozen)

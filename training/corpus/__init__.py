@@ -1,1 +1,1 @@
-"""The synthetic corpus: parallel text from a phrasebook and CLDR, spoken by espeak-ng."""
+"""Synthetic corpus: parallel text from a phrasebook and CLDR, spoken by espeak-ng."""

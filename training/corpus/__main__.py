@@ -1,4 +1,4 @@
-"""The corpus by hand: ``python -m training.corpus build`` and ``... samples``."""
+"""Corpus commands: ``python -m training.corpus build`` or ``samples``."""
 
 import json
 from pathlib import Path
@@ -10,18 +10,18 @@ import typer
 from esrt import bundled
 from esrt.cli import exit_on_error
 from esrt.features import SAMPLE_RATE
-from training.corpus.build import CORPUS, build, utterances
+from training.corpus.build import CORPUS, SPLITS, build, utterances
 from training.corpus.speech import speak
 from training.corpus.synthesis_languages import SYNTHESIS_LANGUAGES
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
-Out = Annotated[Path, typer.Option(help="Folder to write.")]
+Out = Annotated[Path, typer.Option(help="Output folder.")]
 
 
 @app.command("build")
 def build_command(out: Out = CORPUS) -> None:
-    """Speak all splits (under ten minutes on two cores)."""
-    for name in ("test", "validation", "train"):
+    """Synthesize all splits (under ten minutes on two cores)."""
+    for name in SPLITS:
         build(out, name)
 
 
@@ -30,15 +30,15 @@ def samples(
     out: Out = bundled.SAMPLES,
     count: Annotated[int, typer.Option(help="Clips in each language.")] = 2,
 ) -> None:
-    """Write some test phrases as FLAC, with an index of what is said and its translations."""
+    """Write test phrases as FLAC, with an index of their transcripts and translations."""
     out.mkdir(parents=True, exist_ok=True)
     phrases = (pair for pair in utterances("test") if pair[0].kind == "phrase")
     index = []
     for clip in range(1, count + 1):
         for number, code in enumerate(SYNTHESIS_LANGUAGES):
-            sentence, said = next(phrases)
+            sentence, spoken = next(phrases)
             name = f"{code}-{clip}.flac"
-            soundfile.write(out / name, speak(said[number]), SAMPLE_RATE, subtype="PCM_16")
+            soundfile.write(out / name, speak(spoken[number]), SAMPLE_RATE, subtype="PCM_16")
             index.append({"file": name, "language": code, "texts": sentence.texts})
     (out / "index.json").write_text(json.dumps(index, ensure_ascii=False, indent=2) + "\n", "utf-8")
 

@@ -1,16 +1,13 @@
-"""Builds the corpus: every utterance's audio, and an index beside it, a folder for each split.
+"""Builds the corpus: audio and an index, in one folder for each split.
 
-``audio.npy`` holds the samples of all utterances one after the other (int16, 16 kHz),
-``index.jsonl`` one sentence a line (its texts, and who says it and where in ``audio.npy``), and
-``manifest.json`` the versions it was made with.
+``audio.npy`` holds the samples of all utterances, one after the other (int16, 16 kHz).
+``index.jsonl`` has one sentence a line: texts, speakers, and places in ``audio.npy``.
+``manifest.json`` records the seed and the versions of the tools.
 """
 
 import dataclasses
 import json
-import os
-import shutil
 from collections.abc import Collection
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
@@ -18,10 +15,10 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from numpy.typing import NDArray
-from rich.progress import track
 
+from esrt.arrays import Float32Array
 from esrt.features import SAMPLE_RATE
+from esrt.files import replace_folder
 from training.corpus.speech import (
     UNSEEN_VARIANTS,
     VARIANTS,
@@ -29,26 +26,37 @@ from training.corpus.speech import (
     Utterance,
     espeak_version,
     make_utterance,
-    speak,
-    stored,
+    speak_parallel,
 )
-from training.corpus.text import Sentence, Texts, split
+from training.corpus.splits import draw_splits
+from training.corpus.text import Sentence, Texts
 
 # A sentence, and its utterances.
 SpokenSentence = tuple[Sentence, list[Utterance]]
 
 CORPUS = Path("build/corpus")
-_INDEX, _AUDIO, _TWINS = "index.jsonl", "audio.npy", "twins.npy"
+SPLITS = ("test", "validation", "train")
 SEED = 17
 TRAIN_SENTENCES = 3000
 HELD_OUT_SENTENCES = {"test": 120, "validation": 20}
-# So many of the test sentences, the last ones, are said by the unseen voices.
+# Number of test sentences, the last ones, that unseen voices speak.
 UNSEEN_SENTENCES = 40
+PARALLEL_AUDIO = "parallel_audio.npy"
+_INDEX, _AUDIO = "index.jsonl", "audio.npy"
 
 
 @dataclass(frozen=True)
 class Example:
-    """An utterance of the built corpus: its place in the audio, who says what, the translations."""
+    """Utterance of a built corpus.
+
+    Attributes:
+        start: first sample in the split's audio.
+        samples: number of samples.
+        language: ISO 639-3 code of the spoken language.
+        variant: name of the voice.
+        kind: kind of the sentence (`Sentence`).
+        texts: transcript and translations, by language.
+    """
 
     start: int
     samples: int
@@ -60,27 +68,30 @@ class Example:
 
 @dataclass(frozen=True)
 class Corpus:
-    """One split, the audio memory-mapped.
+    """A split with memory-mapped audio.
 
-    ``parallel_audio``, where there are any, hold for each utterance the same words at the same pace
-    by one voice, at the same place as ``audio`` holds the utterance.
+    Attributes:
+        audio: samples of all utterances.
+        examples: the utterances.
+        parallel_audio: the same utterances by the reference voice, at the same places; ``None`` if
+            the split has none.
     """
 
     audio: Samples
     examples: list[Example]
     parallel_audio: Samples | None = None
 
-    def speech(self, example: Example) -> NDArray[np.float32]:
-        """The utterance, shape (samples,), in [-1, 1]."""
+    def speech(self, example: Example) -> Float32Array:
+        """Audio of an utterance, shape (samples,), in [-1, 1]."""
         return _cut(self.audio, example)
 
-    def twin(self, example: Example) -> NDArray[np.float32]:
-        """The same by the one voice; the split has ``parallel_audio``."""
+    def parallel_speech(self, example: Example) -> Float32Array:
+        """Audio of an utterance by the reference voice; needs ``parallel_audio``."""
         assert self.parallel_audio is not None
         return _cut(self.parallel_audio, example)
 
     def only(self, languages: Collection[str]) -> "Corpus":
-        """What is said in some languages, with its texts in these."""
+        """Select the utterances and the texts in some languages."""
         return replace(
             self,
             examples=[
@@ -91,23 +102,23 @@ class Corpus:
         )
 
 
-def _cut(audio: Samples, example: Example) -> NDArray[np.float32]:
+def _cut(audio: Samples, example: Example) -> Float32Array:
     samples = audio[example.start : example.start + example.samples]
     return samples.astype(np.float32) / np.float32(32768)
 
 
+@cache
+def _splits() -> dict[str, list[Sentence]]:
+    return draw_splits(SEED, HELD_OUT_SENTENCES, TRAIN_SENTENCES)
+
+
 def sentences(name: str) -> list[Sentence]:
-    """The sentences of a split: ``train``, ``validation`` or ``test``."""
+    """Sentences of a split: ``train``, ``validation`` or ``test``."""
     return _splits()[name]
 
 
-@cache
-def _splits() -> dict[str, list[Sentence]]:
-    return split(SEED, HELD_OUT_SENTENCES, TRAIN_SENTENCES)
-
-
 def utterances(name: str) -> list[SpokenSentence]:
-    """Every sentence of a split in every language, each by a speaker of its own."""
+    """Give every sentence of a split a random speaker in every language."""
     random, drawn = Random(SEED), sentences(name)
     known = len(drawn) - UNSEEN_SENTENCES if name == "test" else len(drawn)
     return [
@@ -126,24 +137,16 @@ def build(folder: Path, name: str) -> None:
     """Write one split to ``folder/name``, whole or not at all.
 
     Raises:
-        SpeechError: espeak-ng is not installed.
+        SpeechError: espeak-ng is not installed, or failed.
     """
-    espeak_version()  # before the work, and before other processes are started
+    espeak_version()  # fails before the work begins, in this process
     spoken = utterances(name)
-    everything = [utterance for _, group in spoken for utterance in group]
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        audio = list(
-            track(
-                pool.map(_samples, everything, chunksize=32),
-                description=f"speaking {name}",
-                total=len(everything),
-            )
-        )
-    write(folder / name, spoken, audio)
+    flat = [utterance for _, group in spoken for utterance in group]
+    write_split(folder / name, spoken, speak_parallel(flat, f"speaking {name}"))
 
 
-def write(
-    place: Path,
+def write_split(
+    folder: Path,
     spoken: list[SpokenSentence],
     audio: list[Samples],
     parallel_audio: list[Samples] | None = None,
@@ -151,67 +154,63 @@ def write(
     """Write a split, whole or not at all.
 
     Args:
-        place: its folder.
-        spoken: the sentences and who says them.
-        audio: what that sounds like, utterance by utterance.
-        parallel_audio: other audio of the same lengths, if any (`Corpus`).
+        folder: the split's folder.
+        spoken: sentences and utterances.
+        audio: samples of each utterance.
+        parallel_audio: samples of the reference voice, of the same lengths, if any (`Corpus`).
     """
-    temporary = place.with_name(f"{place.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    start, following = 0, iter(audio)
-    with (temporary / _INDEX).open("w", encoding="utf-8") as index:
-        for sentence, group in spoken:
-            said = []
-            for utterance in group:
-                samples = len(next(following))
-                row = dataclasses.asdict(utterance) | {"start": start, "samples": samples}
-                said.append({key: value for key, value in row.items() if key != "text"})
-                start += samples
-            line = {"kind": sentence.kind, "texts": sentence.texts, "utterances": said}
-            index.write(json.dumps(line, ensure_ascii=False) + "\n")
-    np.save(temporary / _AUDIO, np.concatenate(audio))
-    if parallel_audio is not None:
-        np.save(temporary / _TWINS, np.concatenate(parallel_audio))
-    manifest = {
-        "seed": SEED,
-        "sentences": len(spoken),
-        "utterances": len(audio),
-        "hours": round(start / SAMPLE_RATE / 3600, 3),
-        "babel": version("babel"),
-        "espeak-ng": espeak_version(),
-    }
-    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-    shutil.rmtree(place, ignore_errors=True)
-    temporary.rename(place)
+    start, remaining = 0, iter(audio)
+    with replace_folder(folder) as partial:
+        with (partial / _INDEX).open("w", encoding="utf-8") as index:
+            for sentence, group in spoken:
+                rows = []
+                for utterance in group:
+                    samples = len(next(remaining))
+                    row = dataclasses.asdict(utterance) | {"start": start, "samples": samples}
+                    rows.append({key: value for key, value in row.items() if key != "text"})
+                    start += samples
+                line = {"kind": sentence.kind, "texts": sentence.texts, "utterances": rows}
+                index.write(json.dumps(line, ensure_ascii=False) + "\n")
+        np.save(partial / _AUDIO, np.concatenate(audio))
+        if parallel_audio is not None:
+            np.save(partial / PARALLEL_AUDIO, np.concatenate(parallel_audio))
+        manifest = {
+            "seed": SEED,
+            "sentences": len(spoken),
+            "utterances": len(audio),
+            "hours": round(start / SAMPLE_RATE / 3600, 3),
+            "babel": version("babel"),
+            "espeak-ng": espeak_version(),
+        }
+        (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
 
 
 def load(folder: Path, name: str) -> Corpus:
-    """A split of the corpus; builds it first where that has not been done."""
+    """Load a split of the corpus; build it if it is missing.
+
+    Raises:
+        SpeechError: the split is missing, and espeak-ng is not installed.
+    """
     place = folder / name
     if not place.exists():
         build(folder, name)
     examples = []
     for line in (place / _INDEX).read_text("utf-8").splitlines():
-        row = json.loads(line)
+        sentence = json.loads(line)
         examples += [
             Example(
-                said["start"],
-                said["samples"],
-                said["language"],
-                said["variant"],
-                row["kind"],
-                row["texts"],
+                row["start"],
+                row["samples"],
+                row["language"],
+                row["variant"],
+                sentence["kind"],
+                sentence["texts"],
             )
-            for said in row["utterances"]
+            for row in sentence["utterances"]
         ]
-    audio, parallel_audio = place / _AUDIO, place / _TWINS
+    parallel = place / PARALLEL_AUDIO
     return Corpus(
-        np.load(audio, mmap_mode="r"),
+        np.load(place / _AUDIO, mmap_mode="r"),
         examples,
-        np.load(parallel_audio, mmap_mode="r") if parallel_audio.exists() else None,
+        np.load(parallel, mmap_mode="r") if parallel.exists() else None,
     )
-
-
-def _samples(utterance: Utterance) -> Samples:
-    return stored(speak(utterance))

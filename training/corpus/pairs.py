@@ -1,7 +1,7 @@
-"""The training sentences by many voices, and each time by one voice at the same pace.
+"""Parallel speech for speaker invariance: utterances by many voices, each also by one voice.
 
-What the encoder makes of the one voice is what it is to make of all: the disentanglement in
-teachers of ContentVec (Qian et al., arXiv 2204.09224), with speech that is exactly parallel.
+The trained encoder learns to give every voice the features of the reference voice. This is the
+teacher disentanglement of ContentVec (Qian et al., arXiv 2204.09224) with exactly parallel speech.
 """
 
 from dataclasses import replace
@@ -11,66 +11,75 @@ from random import Random
 import numpy as np
 import soxr
 
-from training.corpus.build import SEED, Corpus, load, sentences, write
+from training.corpus.build import PARALLEL_AUDIO, SEED, Corpus, load, sentences, write_split
 from training.corpus.speech import VARIANTS, Samples, Utterance, make_utterance
-from training.corpus.voices import draw_voice, own_voice, speak_all, with_rhythm_of
+from training.corpus.voices import builtin_voice, draw_voice, speak_all, with_rhythm_of
 
 PAIRS = "pairs"
 VOICES, SENTENCES = 800, 1200
-# The voice that all others are to be like: of espeak-ng's, the plainest among those of training.
-_ONE = "m3"
-# How much of the speech is by espeak-ng's own voices, as in the rest of the corpus.
-_OWN_SHARE = 0.25
+# The voice of the parallel audio: the plainest of espeak-ng's voices in the training split.
+_REFERENCE_VARIANT = "m3"
+# Share of the speech by espeak-ng's own voices, the voices of the training split.
+_BUILTIN_SHARE = 0.25
 
 
 def build_pairs(folder: Path, voices: int = VOICES, count: int = SENTENCES) -> None:
     """Write the pairs to ``folder/pairs``, whole or not at all.
 
     Raises:
-        SpeechError: espeak-ng is not installed.
-        CheckFailed: espeak-ng did not take a voice file.
+        SpeechError: espeak-ng is not installed, or failed.
+        CheckFailed: espeak-ng ignored a voice file.
     """
     random = Random(f"{SEED} {PAIRS}")
     drawn = {f"voice{number}": draw_voice(random) for number in range(voices)}
-    own = {variant: own_voice(variant) for variant in VARIANTS}
-    chosen = sentences("train")
-    said = [
+    builtin = {variant: builtin_voice(variant) for variant in VARIANTS}
+    names, training = list(drawn), sentences("train")
+    spoken = [
         (
             sentence,
-            [_cast(code, text, list(drawn), random) for code, text in sentence.texts.items()],
+            [_draw_utterance(code, text, names, random) for code, text in sentence.texts.items()],
         )
-        for sentence in random.sample(chosen, min(count, len(chosen)))
+        for sentence in random.sample(training, min(count, len(training)))
     ]
-    everything = [utterance for _, group in said for utterance in group]
-    parallel_audio = [replace(one, variant=_twin(one.variant), pitch=50) for one in everything]
-    files = drawn | own
-    files |= {_twin(name): with_rhythm_of(text, _ONE) for name, text in files.items()}
-    audio = speak_all([*everything, *parallel_audio], files)
-    first, second = audio[: len(everything)], audio[len(everything) :]
-    write(
-        folder / PAIRS, said, first, [_as_long(*pair) for pair in zip(second, first, strict=True)]
-    )
+    utterances = [utterance for _, group in spoken for utterance in group]
+    parallel = [
+        replace(utterance, variant=_reference_name(utterance.variant), pitch=50)
+        for utterance in utterances
+    ]
+    files = drawn | builtin
+    files |= {
+        _reference_name(name): with_rhythm_of(text, _REFERENCE_VARIANT)
+        for name, text in files.items()
+    }
+    audio = speak_all([*utterances, *parallel], files)
+    original, reference = audio[: len(utterances)], audio[len(utterances) :]
+    parallel_audio = [_stretch(*pair) for pair in zip(reference, original, strict=True)]
+    write_split(folder / PAIRS, spoken, original, parallel_audio)
 
 
 def load_pairs(folder: Path) -> Corpus:
-    """The pairs, as a split with twins; builds them first where that has not been done."""
-    if not (folder / PAIRS).exists():
+    """Load the pairs as a split with parallel audio; build them if they are missing."""
+    if not (folder / PAIRS / PARALLEL_AUDIO).exists():
         build_pairs(folder)
     return load(folder, PAIRS)
 
 
-def _cast(language: str, text: str, voices: list[str], random: Random) -> Utterance:
+def _draw_utterance(language: str, text: str, voices: list[str], random: Random) -> Utterance:
     utterance = make_utterance(language, text, random)
-    if random.random() < _OWN_SHARE:
+    if random.random() < _BUILTIN_SHARE:
         return utterance
     return replace(utterance, variant=random.choice(voices))
 
 
-def _twin(variant: str) -> str:
-    return f"{variant}-twin"
+def _reference_name(variant: str) -> str:
+    """Make the name of the reference voice with the rhythm of a variant."""
+    return f"{variant}-reference"
 
 
-def _as_long(audio: Samples, model: Samples) -> Samples:
-    """Stretch by the percent or less by which voices differ in pace; pitch goes with it."""
-    stretched = soxr.resample(audio, len(audio), len(model))[: len(model)]
-    return np.pad(stretched, (0, len(model) - len(stretched)))
+def _stretch(audio: Samples, original: Samples) -> Samples:
+    """Resample the audio to the original's length.
+
+    Voices differ in pace by a percent or less, so the pitch hardly changes.
+    """
+    stretched = soxr.resample(audio, len(audio), len(original))[: len(original)]
+    return np.pad(stretched, (0, len(original) - len(stretched)))

@@ -1,10 +1,13 @@
-"""Speech for the sentences, by espeak-ng: who says it, how fast and how high, and the audio."""
+"""Speech synthesis by espeak-ng: utterances with random speakers, and their audio."""
 
 import io
+import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from random import Random
 
@@ -12,15 +15,17 @@ import numpy as np
 import soundfile
 import soxr
 from numpy.typing import NDArray
+from rich.progress import track
 
+from esrt.arrays import Float32Array
 from esrt.errors import EsrtError
 from esrt.features import SAMPLE_RATE
 from training.corpus.synthesis_languages import SYNTHESIS_LANGUAGES
 
-# Audio as a corpus keeps it.
+# Audio as stored in a corpus.
 Samples = NDArray[np.int16]
 
-# espeak-ng's voice variants; the unseen ones speak in the test split alone.
+# espeak-ng's voice variants; only the test split has the unseen ones.
 VARIANTS = ("m1", "m3", "m4", "m6", "m7", "f1", "f2", "f4")
 UNSEEN_VARIANTS = ("m2", "m5", "f3")
 
@@ -31,7 +36,15 @@ class SpeechError(EsrtError):
 
 @dataclass(frozen=True)
 class Utterance:
-    """One sentence said once. Speed in words a minute, pitch from 0 to 99."""
+    """A sentence with its speaker.
+
+    Attributes:
+        language: ISO 639-3 code.
+        text: the sentence.
+        variant: name of the voice variant.
+        speed: words per minute.
+        pitch: from 0 to 99.
+    """
 
     language: str
     text: str
@@ -43,7 +56,7 @@ class Utterance:
 def make_utterance(
     language: str, text: str, random: Random, variants: Sequence[str] = VARIANTS
 ) -> Utterance:
-    """An utterance with a random speaker."""
+    """Give a sentence a random speaker."""
     return Utterance(
         language,
         text,
@@ -53,27 +66,51 @@ def make_utterance(
     )
 
 
-def speak(utterance: Utterance) -> NDArray[np.float32]:
-    """The utterance's audio, mono at 16 kHz; the same utterance always sounds the same.
+def speak(utterance: Utterance, data: Path | None = None) -> Float32Array:
+    """Synthesize an utterance, mono at 16 kHz.
+
+    Args:
+        utterance: sentence and speaker.
+        data: folder that holds ``espeak-ng-data`` with other voices; the installed one if
+            ``None``.
 
     Raises:
-        SpeechError: espeak-ng is not installed or refused.
+        SpeechError: espeak-ng is not installed, or failed.
     """
     voice = f"{SYNTHESIS_LANGUAGES[utterance.language].voice}+{utterance.variant}"
     arguments = ["-v", voice, "-s", str(utterance.speed), "-p", str(utterance.pitch), "--stdout"]
-    wave = _espeak(*arguments, utterance.text)
+    wave = _espeak(*arguments, utterance.text, data=data)
     audio, rate = soundfile.read(io.BytesIO(wave), dtype="float32")
-    resampled: NDArray[np.float32] = soxr.resample(audio, rate, SAMPLE_RATE)
+    resampled: Float32Array = soxr.resample(audio, rate, SAMPLE_RATE)
     return resampled
 
 
-def stored(audio: NDArray[np.float32]) -> Samples:
-    """Audio in [-1, 1] as a corpus keeps it; clipped."""
-    return np.round(np.clip(audio, -1, 1) * 32767).astype(np.int16)
+def speak_samples(utterance: Utterance, data: Path | None = None) -> Samples:
+    """Synthesize an utterance as int16 samples; see `speak`."""
+    audio = np.clip(speak(utterance, data), -1, 1)
+    return np.round(audio * 32767).astype(np.int16)
+
+
+def speak_parallel(
+    utterances: Sequence[Utterance], description: str, data: Iterable[Path | None] = repeat(None)
+) -> list[Samples]:
+    """Synthesize utterances as int16 samples, in one process per processor.
+
+    Args:
+        utterances: sentences and speakers.
+        description: label of the progress bar.
+        data: folder of espeak-ng's voices for each utterance; see `speak`.
+
+    Raises:
+        SpeechError: espeak-ng is not installed, or failed.
+    """
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        audio = pool.map(speak_samples, utterances, data, chunksize=32)
+        return list(track(audio, description=description, total=len(utterances)))
 
 
 def espeak_version() -> str:
-    """The version that speaks, as it names itself.
+    """Version of espeak-ng, as the program prints it.
 
     Raises:
         SpeechError: espeak-ng is not installed.
@@ -82,7 +119,7 @@ def espeak_version() -> str:
 
 
 def espeak_data() -> Path:
-    """The folder of espeak-ng's data: its voices, and what it knows of languages.
+    """Folder of espeak-ng's voices and language data.
 
     Raises:
         SpeechError: espeak-ng is not installed.
@@ -90,14 +127,15 @@ def espeak_data() -> Path:
     return Path(_espeak("--version").decode().split("Data at:")[1].strip())
 
 
-def _espeak(*arguments: str) -> bytes:
+def _espeak(*arguments: str, data: Path | None = None) -> bytes:
     command = shutil.which("espeak-ng")
     if command is None:
         raise SpeechError("espeak-ng is not installed.", "On Debian: apt-get install espeak-ng.")
-    done = subprocess.run([command, *arguments], capture_output=True, check=False)
+    environment = os.environ | ({"ESPEAK_DATA_PATH": str(data)} if data else {})
+    done = subprocess.run([command, *arguments], capture_output=True, check=False, env=environment)
     if done.returncode:
         raise SpeechError(
             f"espeak-ng failed: {done.stderr.decode(errors='replace').strip()}.",
-            "See which voices it has: espeak-ng --voices.",
+            "List its voices: espeak-ng --voices.",
         )
     return done.stdout

@@ -1,27 +1,30 @@
-"""The languages of the corpus: to add one, an entry here and its file in ``phrasebook/``."""
+"""Languages of the corpus.
+
+A new language needs an entry here and a file in ``phrasebook/``.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """A language as CLDR and espeak-ng name it."""
+class SynthesisLanguage:
+    """A language's CLDR locale and espeak-ng voice."""
 
     locale: str
     voice: str
 
 
-SYNTHESIS_LANGUAGES: dict[str, Spoken] = {
-    "eng": Spoken("en", "en-us"),
-    "deu": Spoken("de", "de"),
-    "spa": Spoken("es", "es"),
-    "fra": Spoken("fr", "fr"),
-    "rus": Spoken("ru", "ru"),
-    "hin": Spoken("hi", "hi"),
-    "ara": Spoken("ar", "ar"),
-    "tur": Spoken("tr", "tr"),
-    "fin": Spoken("fi", "fi"),
-    "kor": Spoken("ko", "ko"),
-    "ind": Spoken("id", "id"),
-    "cmn": Spoken("zh_Hans", "cmn-latn-pinyin"),
+SYNTHESIS_LANGUAGES = {
+    "eng": SynthesisLanguage("en", "en-us"),
+    "deu": SynthesisLanguage("de", "de"),
+    "spa": SynthesisLanguage("es", "es"),
+    "fra": SynthesisLanguage("fr", "fr"),
+    "rus": SynthesisLanguage("ru", "ru"),
+    "hin": SynthesisLanguage("hi", "hi"),
+    "ara": SynthesisLanguage("ar", "ar"),
+    "tur": SynthesisLanguage("tr", "tr"),
+    "fin": SynthesisLanguage("fi", "fi"),
+    "kor": SynthesisLanguage("ko", "ko"),
+    "ind": SynthesisLanguage("id", "id"),
+    "cmn": SynthesisLanguage("zh_Hans", "cmn-latn-pinyin"),
 }

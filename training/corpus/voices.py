@@ -1,28 +1,25 @@
-"""Voices of espeak-ng's that it does not come with: drawn at random, installed for a while."""
+"""Random espeak-ng voices: drawn voice files, and speech with them."""
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from random import Random
 
 import numpy as np
-from rich.progress import track
 
 from esrt.errors import CheckFailed
-from training.corpus.speech import Samples, Utterance, espeak_data, speak, stored
+from training.corpus.speech import Samples, Utterance, espeak_data, speak_parallel, speak_samples
 
-# The line of a voice file that says how much longer syllables are, by their stress.
+# The line of a voice file that lengthens syllables by their stress.
 _STRESS = "stressAdd "
-# espeak-ng refuses to speak where it finds more than 349 voices.
-_VOICES_AT_ONCE = 100
+# espeak-ng fails if its data folder has more than 349 voices.
+_VOICES_PER_FOLDER = 100
 
 
 def draw_voice(random: Random) -> str:
-    """A voice file's text, at random within what the voices that espeak-ng comes with have.
+    """Draw the text of a voice file, within the ranges of espeak-ng's own voice files.
 
-    A long vocal tract goes with a low pitch, loosely, as in people.
+    A long vocal tract loosely correlates with a low pitch, as in people.
     """
     tract = random.random()
     base = 75 * (230 / 75) ** (0.6 * tract + 0.4 * random.random())
@@ -39,19 +36,19 @@ def draw_voice(random: Random) -> str:
             *(random.randrange(lowest, lowest + 90) for lowest in (80, 40, 50, 10))
         ),
     ]
-    if random.random() < 0.3:  # another source of voice, harsher
+    if random.random() < 0.3:  # a harsher glottal source (Klatt synthesis)
         lines.append(f"klatt {random.randrange(1, 6)}")
     return "\n".join(lines) + "\n"
 
 
 def _formant(number: int, frequency: float, random: Random) -> str:
-    """A line of a voice file: frequency, height and width in percent; 0 is below the first."""
+    """Format a formant's frequency, height and width in percent; formant 0 is below the first."""
     percent = frequency * random.uniform(0.95, 1.05) if number else 100
     return f"formant {number} {percent:.0f} {random.randrange(60, 131)} {random.randrange(75, 151)}"
 
 
-def own_voice(variant: str) -> str:
-    """The text of a voice file that espeak-ng comes with.
+def builtin_voice(variant: str) -> str:
+    """Read one of espeak-ng's own voice files.
 
     Raises:
         SpeechError: espeak-ng is not installed.
@@ -60,38 +57,38 @@ def own_voice(variant: str) -> str:
 
 
 def with_rhythm_of(voice: str, variant: str) -> str:
-    """A voice that espeak-ng comes with, lengthening syllables as another voice does."""
-    own = [line for line in own_voice(variant).splitlines() if not line.startswith(_STRESS)]
+    """Combine one of espeak-ng's own voices with the syllable lengths of another voice file."""
+    builtin = [line for line in builtin_voice(variant).splitlines() if not line.startswith(_STRESS)]
     rhythm = [line for line in voice.splitlines() if line.startswith(_STRESS)]
-    return "\n".join([*own, *rhythm, ""])
+    return "\n".join([*builtin, *rhythm, ""])
 
 
 def speak_all(utterances: Sequence[Utterance], voices: Mapping[str, str]) -> list[Samples]:
-    """What the utterances sound like, at 16 kHz, by all processors.
+    """Synthesize utterances with the given voices, on all processors.
 
     Args:
-        utterances: their variants are among the voices.
-        voices: the voice files' texts by name.
+        utterances: sentences and speakers; each variant is a key of ``voices``.
+        voices: texts of voice files by name.
 
     Raises:
-        SpeechError: espeak-ng is not installed.
-        CheckFailed: espeak-ng did not take a voice file.
+        SpeechError: espeak-ng is not installed, or failed.
+        CheckFailed: espeak-ng ignored a voice file.
     """
-    with tempfile.TemporaryDirectory() as temporary, ProcessPoolExecutor(os.cpu_count()) as pool:
-        places: dict[str, Path] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folders: dict[str, Path] = {}
         names = list(voices)
-        for first in range(0, len(names), _VOICES_AT_ONCE):
-            part, place = names[first : first + _VOICES_AT_ONCE], Path(temporary, str(first))
-            _install({name: voices[name] for name in part}, place)
-            places |= dict.fromkeys(part, place)
-        _check(list(pool.map(_samples, map(_hello, names), places.values())))
-        where = [places[utterance.variant] for utterance in utterances]
-        spoken = pool.map(_samples, utterances, where, chunksize=32)
-        return list(track(spoken, description="speaking", total=len(utterances)))
+        for first in range(0, len(names), _VOICES_PER_FOLDER):
+            part, folder = names[first : first + _VOICES_PER_FOLDER], Path(temporary, str(first))
+            _install({name: voices[name] for name in part}, folder)
+            folders |= dict.fromkeys(part, folder)
+        _check_voices(folders)
+        return speak_parallel(
+            utterances, "speaking", [folders[utterance.variant] for utterance in utterances]
+        )
 
 
 def _install(voices: Mapping[str, str], folder: Path) -> None:
-    """Make a folder that espeak-ng takes as its data: its own, with these voices alone."""
+    """Make a copy of espeak-ng's data folder that has these voices only."""
     copy = folder / "espeak-ng-data"
     variants = copy / "voices" / "!v"
     variants.mkdir(parents=True)
@@ -102,21 +99,17 @@ def _install(voices: Mapping[str, str], folder: Path) -> None:
         (variants / name).write_text(text, "ascii")
 
 
-def _hello(variant: str) -> Utterance:
-    return Utterance("eng", "hello", variant, 180, 50)
-
-
-def _check(audio: Sequence[Samples]) -> None:
-    # espeak-ng takes a voice that it does not know, without a word, as its default voice.
-    plain = stored(speak(_hello("none")))
-    if any(np.array_equal(one, plain) for one in audio):
+def _check_voices(folders: Mapping[str, Path]) -> None:
+    # espeak-ng replaces an unknown voice by its default voice, without an error.
+    default = speak_samples(_test_utterance("none"))
+    utterances = [_test_utterance(name) for name in folders]
+    audio = speak_parallel(utterances, "checking voices", folders.values())
+    if any(np.array_equal(samples, default) for samples in audio):
         raise CheckFailed(
             "espeak-ng speaks with its default voice instead of a voice file.",
             "Compare the voice files' form with the docs/voices.md of this espeak-ng.",
         )
 
 
-def _samples(utterance: Utterance, data: Path) -> Samples:
-    """The utterance by the voices of a folder; in a process that speaks one at a time."""
-    os.environ["ESPEAK_DATA_PATH"] = str(data)
-    return stored(speak(utterance))
+def _test_utterance(variant: str) -> Utterance:
+    return Utterance("eng", "hello", variant, 180, 50)

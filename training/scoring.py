@@ -1,0 +1,164 @@
+"""Scores of predicted transcripts and translations: exact match, chrF, WER and CER."""
+
+import re
+import statistics
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jiwer
+from sacrebleu.metrics import CHRF
+
+from esrt.benchmark_report import Threshold
+from training.corpus.speech import UNSEEN_VARIANTS
+
+# Languages written without spaces between words: scored by CER instead of WER.
+BY_CHARACTER = frozenset({"cmn", "jpn", "khm", "lao", "mya", "tha", "yue"})
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted transcript and translation of an utterance, with their references.
+
+    Attributes:
+        source: ISO 639-3 code of the spoken language.
+        target: ISO 639-3 code of the translation's language.
+        variant: name of the voice.
+        transcript: predicted transcript.
+        reference_transcript: correct transcript.
+        translation: predicted translation.
+        reference_translation: correct translation.
+    """
+
+    source: str
+    target: str
+    variant: str
+    transcript: str
+    reference_transcript: str
+    translation: str
+    reference_translation: str
+
+
+def score(predictions: list[Prediction]) -> dict[str, Any]:
+    """Score exact match and chrF of translations, exact match of transcripts: 0 to 100."""
+    if not predictions:
+        return {"n": 0}
+    chrf = CHRF().corpus_score(
+        [one.translation for one in predictions],
+        [[one.reference_translation for one in predictions]],
+    )
+    return {
+        "n": len(predictions),
+        "exact": _percent(one.translation == one.reference_translation for one in predictions),
+        "chrf": round(chrf.score, 2),
+        "transcript_exact": _percent(
+            one.transcript == one.reference_transcript for one in predictions
+        ),
+    }
+
+
+def error_rate(predictions: list[Prediction]) -> dict[str, float]:
+    """Compute WER or CER in percent for the transcripts of one source language."""
+    references = [one.reference_transcript for one in predictions]
+    transcripts = [one.transcript for one in predictions]
+    if predictions[0].source in BY_CHARACTER:
+        return {"cer": round(100 * jiwer.cer(references, transcripts), 2)}
+    return {"wer": round(100 * jiwer.wer(references, transcripts), 2)}
+
+
+def report(
+    predictions: list[Prediction], trained: set[str], contaminated: Collection[str] = frozenset()
+) -> dict[str, Any]:
+    """Score all predictions, groups of them, and each source language and direction.
+
+    Groups: ``uncontaminated`` leaves out sentences that the initial weights were trained on.
+    ``beyond_numbers`` leaves out sentences that differ from a training sentence in numbers only.
+    ``unseen_voices`` has the voices that training lacks, ``known_voices`` all others.
+    ``consistency`` compares means of exact match: best and worst source language, directions with
+    and without English.
+
+    Args:
+        predictions: the predictions.
+        trained: texts of the training split.
+        contaminated: texts of test sentences that the initial weights were trained on.
+    """
+    patterns = {_without_numbers(text) for text in trained}
+    by_direction = _grouped(predictions, lambda one: (one.source, one.target))
+    directions = [
+        {"src": source, "tgt": target} | score(group)
+        for (source, target), group in by_direction.items()
+    ]
+    sources = [
+        {"src": source} | score(group) | error_rate(group)
+        for source, group in _grouped(predictions, lambda one: one.source).items()
+    ]
+
+    def score_where(condition: Callable[[Prediction], bool]) -> dict[str, Any]:
+        return score([one for one in predictions if condition(one)])
+
+    return {
+        "overall": score(predictions),
+        "uncontaminated": score_where(lambda one: one.reference_transcript not in contaminated),
+        "beyond_numbers": score_where(
+            lambda one: _without_numbers(one.reference_transcript) not in patterns
+        ),
+        "known_voices": score_where(lambda one: one.variant not in UNSEEN_VARIANTS),
+        "unseen_voices": score_where(lambda one: one.variant in UNSEEN_VARIANTS),
+        "consistency": _consistency(directions, sources),
+        "sources": sources,
+        "directions": directions,
+    }
+
+
+def _consistency(
+    directions: list[dict[str, Any]], sources: list[dict[str, Any]]
+) -> dict[str, float | None]:
+    exact = [row["exact"] for row in sources]
+    with_english = [row["exact"] for row in directions if "eng" in (row["src"], row["tgt"])]
+    without = [row["exact"] for row in directions if "eng" not in (row["src"], row["tgt"])]
+    return {
+        "source_spread": round(max(exact) - min(exact), 2),
+        "with_english": round(statistics.mean(with_english), 2) if with_english else None,
+        "without_english": round(statistics.mean(without), 2) if without else None,
+    }
+
+
+def bars(result: dict[str, Any], checkpoint_bytes: int) -> list[Threshold]:
+    """Thresholds that a bundled model must pass.
+
+    Args:
+        result: scores from `report`.
+        checkpoint_bytes: size of the weights.
+    """
+    worst = min(row["exact"] for row in result["directions"])
+    thresholds = [
+        Threshold("exact_all", result["overall"]["exact"], 90, at_least=True),
+        Threshold("chrf_all", result["overall"]["chrf"], 95, at_least=True),
+        Threshold("exact_worst_direction", worst, 80, at_least=True),
+        Threshold("checkpoint_mb", round(checkpoint_bytes / 1e6, 2), 40),
+    ]
+    consistency = result["consistency"]
+    if None not in consistency.values():
+        gap = consistency["with_english"] - consistency["without_english"]
+        thresholds.append(Threshold("english_gap", round(gap, 2), 3))
+    if result["unseen_voices"]["n"]:
+        exact = result["unseen_voices"]["exact"]
+        thresholds.append(Threshold("exact_unseen_voices", exact, 75, at_least=True))
+    return thresholds
+
+
+def _grouped(
+    predictions: list[Prediction], key: Callable[[Prediction], Any]
+) -> dict[Any, list[Prediction]]:
+    groups: dict[Any, list[Prediction]] = {}
+    for prediction in predictions:
+        groups.setdefault(key(prediction), []).append(prediction)
+    return dict(sorted(groups.items()))
+
+
+def _percent(matches: Iterable[bool]) -> float:
+    return round(100 * statistics.mean(matches), 2)
+
+
+def _without_numbers(text: str) -> str:
+    return re.sub(r"\d+", "0", text)
