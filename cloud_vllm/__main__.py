@@ -46,7 +46,8 @@ def serve(
     given = {name: context.params[name] for name in context.params if name != "context"}
     # uvicorn raises the signal again once it has shut down: that is success, so it ends as such,
     # and with the interpreter's own clean-up.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))
     env_defaults.prepare()
     with exit_on_error():
         _serve(_settings({name: value for name, value in given.items() if value is not None}))

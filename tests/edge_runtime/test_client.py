@@ -1,16 +1,17 @@
-"""The client against a real server on the loopback."""
+"""The client against a real server on loopback."""
 
 import gzip
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edge_runtime.client import Client, Done
+from edge_runtime.answer import Done
+from edge_runtime.client import MAX_BODY_BYTES, Client
 from esrt.errors import (
     EsrtError,
     FingerprintMismatch,
@@ -321,7 +322,41 @@ def test_answers_that_would_fill_the_memory(gateway: Gateway, call: Call, status
     gateway.answer = lambda exchange: exchange.send(status, bytes(1 << 21), "text/event-stream")
     error = failure(gateway.url, call)
     assert error.exit_code == 3
-    assert "than" in error.cause  # more bytes, or a longer line
+    assert "more than" in error.cause
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [b"data: " + 1000 * b"x", 1000 * b"x" + b"\r", b"data: x\n", b": comment\n\n", b"data: {}\n\n"],
+    ids=["a line", "unknown fields", "an event", "comments", "events"],
+)
+def test_a_stream_without_end_is_rejected(gateway: Gateway, chunk: bytes) -> None:
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        block = chunk * (10_000 // len(chunk) + 1)
+        while sent < 16 * MAX_BODY_BYTES:
+            sent += len(block)
+            yield block
+
+    gateway.answer = lambda exchange: exchange.raw_stream(endless())
+    error = failure(gateway.url, stream)
+    assert error.exit_code == 3
+    assert "more than" in error.cause
+    assert sent < 16 * MAX_BODY_BYTES  # the client closed the connection
+
+
+def test_a_stream_in_single_bytes(gateway: Gateway) -> None:
+    events = "".join(
+        f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n" for name, data in EVENTS
+    )
+    content = f": a comment\n\nid: 7\nretry: 9\n{events}".encode()
+    gateway.answer = lambda exchange: exchange.raw_stream(
+        content[i : i + 1] for i in range(len(content))
+    )
+    with Client(gateway.url) as client:
+        assert stream(client).translation == DONE["translation"]
 
 
 @both
@@ -364,7 +399,7 @@ def test_proxy_settings_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def proxy(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A proxy that is not there, named by the environment for every address."""
+    """A closed port that the environment names as the proxy for every address."""
     url = closed_port()
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, url)
@@ -407,7 +442,7 @@ def test_a_proxy_that_refuses(gateway: Gateway, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.delenv(name, raising=False)
     for name in ("HTTPS_PROXY", "https_proxy"):
         monkeypatch.setenv(name, gateway.url)
-    error = failure("https://gateway.example", translate)  # it knows no CONNECT
+    error = failure("https://gateway.example", translate)  # the server does not support CONNECT
     assert "HTTPS_PROXY" in error.remedy
 
 
