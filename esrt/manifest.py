@@ -113,13 +113,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         languages: ISO 639-3 codes of the languages that the model was trained for.
         entry: name of the file to load.
         files: SHA-256 of each file, by its name.
-        tools: version of each distribution that took part in the export.
+        tools: version of each distribution that the export used.
         parity: figures of the comparison with torch, measured at export.
         created_from: name of the checkpoint's folder.
         format: version of this schema.
-        lengths: seconds that the graph is made for; audio is padded to the next of them. Empty for
-            a graph that takes every length up to the longest. May be missing from the file.
-        quantization: of an int8 artifact. May be missing from the file.
+        lengths: input lengths of the graph, in seconds; audio is padded to the next length. Empty
+            for a graph that takes every length up to the longest. May be missing from the file.
+        quantization: quantization of an int8 artifact. May be missing from the file.
     """
 
     model: str
