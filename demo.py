@@ -92,7 +92,9 @@ def main(
     with start_gateway("--engine", engine, log=GATEWAY_LOG, env=environment) as gateway:
         if not is_exported():
             export()
-        with Console(stderr=True, highlight=False).status(f"waiting for the {engine} engine"):
+        with Console(stderr=True, highlight=False).status(
+            f"waiting for the {engine} engine to load"
+        ):
             gateway.wait_until_ready()
         models = httpx.get(f"{gateway.address}/v1/models", trust_env=False).json()["models"]
         if not is_exported(models[0]["fingerprint"]):

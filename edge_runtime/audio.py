@@ -86,7 +86,7 @@ def _check_stream(stream: BinaryIO, path: Path) -> None:
 
 
 def _read(stream: BinaryIO, path: Path, max_seconds: float | None) -> Audio:
-    """All samples as mono 16 kHz, read by the second because a header's count may be wrong."""
+    """Mono 16 kHz samples, read by the second because a header's sample count may be wrong."""
     try:
         with soundfile.SoundFile(stream) as file:
             rate: int = file.samplerate

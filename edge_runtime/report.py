@@ -46,7 +46,7 @@ def cautions(file: Path, audio: Audio, front_end: FrontEnd, done: Done | None = 
 def figures(
     audio: Audio, encoded: Encoded, done: Done | None = None, *, warnings: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """All measurements as a JSON object: bytes, shapes, and milliseconds of each stage in order.
+    """Measurements as a JSON object: bytes, shapes, and milliseconds of each stage in order.
 
     Args:
         audio: the speech.

@@ -63,7 +63,7 @@ PROBLEM = "application/problem+json"
 
 
 def speech(seconds: float, rate: int = RATE, channels: int = 1) -> Float32Array:
-    """A sound below 4 kHz that swells like syllables, the same at every rate."""
+    """A sound below 4 kHz with the loudness of syllables, the same at every rate."""
     t = np.arange(round(seconds * rate)) / rate
     voice = sum(np.sin(2 * np.pi * hertz * t) / k for k, hertz in enumerate((140, 700, 1900), 1))
     mono = 0.2 * voice * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * t))

@@ -311,7 +311,7 @@ def test_an_interrupt_ends_quietly(gateway: Gateway, artifact: Path, utterance: 
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # A test run in the background may ignore interrupts, which its children would inherit.
+        # A background process may ignore SIGINT, and its children would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert waiting.wait(60)

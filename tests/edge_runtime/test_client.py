@@ -88,7 +88,7 @@ def test_the_api_key(gateway: Gateway, call: Call) -> None:
 
 
 @pytest.mark.parametrize("key", ["a b", "a\n", "a\r\nX: y", "schlüssel", "\x00"])
-def test_what_cannot_be_an_api_key(key: str) -> None:
+def test_invalid_api_keys(key: str) -> None:
     with pytest.raises(RequestError, match="ESRT_API_KEY") as caught:
         Client("http://127.0.0.1:9", api_key=key)
     assert key not in str(caught.value)
@@ -161,7 +161,7 @@ def test_times_without_streaming(gateway: Gateway) -> None:
     assert times.network == pytest.approx(times.done - DONE["timings_ms"]["total"])
 
 
-def test_times_that_the_server_does_not_tell(gateway: Gateway) -> None:
+def test_missing_server_times(gateway: Gateway) -> None:
     gateway.answer = lambda exchange: exchange.stream([("done", DONE | {"timings_ms": {}})])
     with Client(gateway.url) as client:
         assert stream(client).client_ms.network is None
@@ -306,7 +306,7 @@ def test_control_characters_of_a_server_are_dropped(gateway: Gateway) -> None:
 
 @both
 @pytest.mark.parametrize("status", [200, 503])
-def test_answers_that_would_fill_the_memory(gateway: Gateway, call: Call, status: int) -> None:
+def test_answers_that_could_exhaust_the_memory(gateway: Gateway, call: Call, status: int) -> None:
     def packed(exchange: Exchange) -> None:
         body = gzip.compress(bytes(1 << 24))
         exchange.handler.send_response(status)
@@ -361,7 +361,7 @@ def test_a_stream_in_single_bytes(gateway: Gateway) -> None:
 
 @both
 @pytest.mark.parametrize("text", ["\ud800", float("nan"), float("inf")], ids=ascii)
-def test_what_could_not_be_written_out_again(gateway: Gateway, call: Call, text: object) -> None:
+def test_invalid_json_values(gateway: Gateway, call: Call, text: object) -> None:
     done = DONE | {"transcript": text}
 
     def answer(exchange: Exchange) -> None:
@@ -384,7 +384,7 @@ def test_times_that_no_float_holds(gateway: Gateway) -> None:
 @pytest.mark.parametrize(
     "url", ["", "localhost:8080", "ftp://host", "http://", "http://[::1", "http://a..b"]
 )
-def test_an_address_that_is_none(url: str) -> None:
+def test_invalid_addresses(url: str) -> None:
     with pytest.raises(RequestError) as caught:
         Client(url)
     assert caught.value.exit_code == 2
@@ -428,7 +428,7 @@ def test_this_machine_is_reached_without_a_proxy(gateway: Gateway, call: Call, h
         ("127.0.0.1.example", False),
     ],
 )
-def test_where_a_proxy_stands(proxy: str, host: str, loopback: bool) -> None:
+def test_only_other_machines_are_reached_by_a_proxy(proxy: str, host: str, loopback: bool) -> None:
     server = f"http://{host}:1"
     error = failure(server, translate)
     assert error.exit_code == 3

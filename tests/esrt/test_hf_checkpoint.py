@@ -1,4 +1,4 @@
-"""Released checkpoints, rebuilt at small size: what loads, and what is refused by name."""
+"""Small checkpoints in the released format: loading, and errors that name tensors or files."""
 
 import json
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def decoder_config(layers: int = 1) -> Gemma3TextConfig:
 
 
 def rounded(model: Any) -> Any:
-    """The model with weights that survive bfloat16, in which the released ones are stored."""
+    """The model with weights rounded to bfloat16, the type of the released weights."""
     for weights in model.parameters():
         weights.data = weights.data.to(torch.bfloat16).float()
     return model.eval()
@@ -67,7 +67,7 @@ def llm() -> Gemma3ForCausalLM:
 
 @pytest.fixture
 def tensors(edge: EdgeModel, llm: Gemma3ForCausalLM) -> Tensors:
-    """As the released code names and stores them; of tied tensors, files hold one."""
+    """Tensors with the released names and type; files store only one of two tied tensors."""
     named = {
         **edge.state_dict(),
         **{f"llm.{name}": tensor for name, tensor in llm.state_dict().items()},
@@ -208,7 +208,7 @@ Q = "q_former.qformer.encoder.layer"
     ],
     ids=str,
 )  # fmt: skip
-def test_what_does_not_fit_is_listed(
+def test_wrong_tensors_are_listed(
     write: Callable[[Path, Tensors], Path],
     change: Callable[[Tensors], None],
     problems: list[str],
@@ -258,7 +258,7 @@ def test_an_index_that_does_not_fit_its_shards(
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '{"weight_map": null}'], ids=len)
-def test_an_index_that_is_no_index(text: str, tmp_path: Path) -> None:
+def test_an_invalid_index(text: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(CheckpointError, match="damaged"):
         open_hf_checkpoint(tmp_path)
