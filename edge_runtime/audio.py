@@ -108,7 +108,7 @@ def _read(stream: BinaryIO, path: Path, max_seconds: float | None) -> Audio:
     # soundfile raises TypeError for a file name in .raw, a format without a header.
     except (soundfile.SoundFileError, TypeError) as error:
         raise AudioError(
-            f"{path} is not audio that can be read: {_reason(error)}.",
+            f"{path} is not audio that libsndfile reads: {_reason(error)}.",
             "Convert it to WAV or FLAC.",
         ) from error
     if not blocks:
@@ -137,7 +137,7 @@ def _check_finite(samples: Float32Array, path: Path) -> None:
     peak = float(np.abs(samples).max())
     if peak > MAX_PEAK:
         raise AudioError(
-            f"{path} reaches {peak:.4g} where full scale is 1.",
+            f"{path} has a peak of {peak:.4g}, but full scale is 1.",
             "Scale the samples to [-1, 1], or export them as integers.",
         )
 
@@ -148,7 +148,7 @@ def _check_channels(samples: Float32Array, loudest: float, channels: int, path: 
     If only one of n channels has speech, its average keeps 1/n of the amplitude. The threshold is
     half of that, so that quiet channels are accepted.
     """
-    if _is_silent(samples) and not _is_silence(loudest / (2 * channels)):
+    if _is_silent(samples) and not _is_silent_peak(loudest / (2 * channels)):
         raise AudioError(
             f"{path} is silent after its {channels} channels are averaged: they cancel out.",
             "Export only one channel, or invert one of them.",
@@ -156,10 +156,10 @@ def _check_channels(samples: Float32Array, loudest: float, channels: int, path: 
 
 
 def _is_silent(samples: Float32Array) -> bool:
-    return not len(samples) or _is_silence(float(np.abs(samples - samples.mean()).max()))
+    return not len(samples) or _is_silent_peak(float(np.abs(samples - samples.mean()).max()))
 
 
-def _is_silence(peak: float) -> bool:
+def _is_silent_peak(peak: float) -> bool:
     return peak < 10 ** (SILENCE_DBFS / 20)
 
 

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from esrt.checkpoint import Checkpoint, check_shapes, digest, load_strictly, shapes_of
 from esrt.config import CONFIGS, EncoderConfig, ModelConfig, QFormerConfig
@@ -70,31 +69,6 @@ class HfCheckpoint(Checkpoint):
         model = Projector(config.q_former.width, config.projector_width, config.decoder_width)
         load_strictly(model, _without("mlp.", dict(self._tensors("mlp."))))
         return model.eval()
-
-    def language_model(self, config: Gemma3TextConfig) -> Gemma3ForCausalLM:
-        """The decoder from the same files, in float32.
-
-        Args:
-            config: configuration of the decoder, as published in `yxdu/ESRT-4B-LLM`.
-
-        Raises:
-            CheckpointError: the files have no decoder, or tensors are missing, unexpected or
-                misshapen.
-        """
-        tensors = _without(DECODER_PART, dict(self._tensors(DECODER_PART)))
-        if not tensors:
-            raise CheckpointError(
-                f"{self.folder} has no decoder.", "Use the decoder that is published separately."
-            )
-        model = Gemma3ForCausalLM(config)
-        if config.tie_word_embeddings:  # one tensor with two names; a file has one of them or both
-            tied = "lm_head.weight", "model.embed_tokens.weight"
-            for name, other in (tied, tied[::-1]):
-                if other in tensors:
-                    tensors.setdefault(name, tensors[other])
-        load_strictly(model, tensors)
-        decoder: Gemma3ForCausalLM = model.eval()
-        return decoder
 
     def _tensors(self, *parts: str) -> Iterator[tuple[str, Tensor]]:
         return _read(self.files, parts, lambda file, name: file.get_tensor(name))

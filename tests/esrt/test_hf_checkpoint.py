@@ -31,12 +31,12 @@ SMALL = ModelConfig(
 Tensors = dict[str, Tensor]
 
 
-def decoder_config(layers: int = 1) -> Gemma3TextConfig:
+def decoder_config() -> Gemma3TextConfig:
     return Gemma3TextConfig(
         vocab_size=40,
         hidden_size=SMALL.decoder_width,
         intermediate_size=64,
-        num_hidden_layers=layers,
+        num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=16,
@@ -100,7 +100,7 @@ WRITERS = pytest.mark.parametrize("write", [write_one, write_shards], ids=["one 
 
 
 @WRITERS
-def test_the_model_comes_back(
+def test_the_model_is_loaded(
     write: Callable[[Path, Tensors], Path], tensors: Tensors, edge: EdgeModel, tmp_path: Path
 ) -> None:
     folder = write(tmp_path / "small", tensors)
@@ -131,31 +131,10 @@ def test_the_fingerprint_is_that_of_the_edge_weights_alone(
     assert open_hf_checkpoint(write_one(tmp_path / "changed", own)).fingerprint != expected
 
 
-@WRITERS
-def test_the_decoder_comes_back(
-    write: Callable[[Path, Tensors], Path],
-    tensors: Tensors,
-    llm: Gemma3ForCausalLM,
-    tmp_path: Path,
-) -> None:
-    loaded = open_hf_checkpoint(write(tmp_path / "small", tensors)).language_model(decoder_config())
-    ids = torch.tensor([[1, 7, 3]])
-    with torch.inference_mode():
-        assert torch.equal(loaded(ids).logits, llm(ids).logits)
-
-
-def test_the_decoder_may_be_published_apart(tensors: Tensors, tmp_path: Path) -> None:
+def test_the_decoder_may_be_missing(tensors: Tensors, tmp_path: Path) -> None:
     own = {name: t for name, t in tensors.items() if not name.startswith("llm.")}
     released = open_hf_checkpoint(write_one(tmp_path / "small", own))
     assert released.config == SMALL
-    with pytest.raises(CheckpointError, match="has no decoder"):
-        released.language_model(decoder_config())
-
-
-def test_a_decoder_of_another_shape_is_listed(tensors: Tensors, tmp_path: Path) -> None:
-    released = open_hf_checkpoint(write_one(tmp_path / "small", tensors))
-    with pytest.raises(CheckpointError, match=r"model\.layers\.1\.\S+ is missing"):
-        released.language_model(decoder_config(layers=2))
 
 
 @pytest.mark.parametrize("name", ["esrt-4b", "esrt-12b"])
