@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from esrt.errors import CheckpointError
+from esrt.features import FRAMES_PER_SECOND
 from esrt.languages import LANGUAGES
 
 
@@ -89,7 +90,8 @@ class ModelConfig:
     @property
     def max_frames(self) -> int:
         """Mel frames of the longest input."""
-        return round(self.max_seconds * 100) // self.frame_multiple * self.frame_multiple
+        frames = round(self.max_seconds * FRAMES_PER_SECOND)
+        return frames // self.frame_multiple * self.frame_multiple
 
     @property
     def max_tokens(self) -> int:
