@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, Gemma3ForCausalLM
 
-from edge_runtime.backends import open_backend
+from edge_runtime.artifact import open_artifact
 from esrt import bundled
 from esrt.arrays import Float32Array
 from esrt.benchmark_report import BenchmarkReport, Threshold
@@ -115,7 +115,7 @@ def _exported(
     out = folder / f"{model}-{target.kind}-{variant.replace(' ', '-')}"
     with Console(stderr=True).status(f"exporting {model} to {target.title}, {variant}"):
         export(target, checkpoint, out, precision, SPLIT, activations=activations)
-    return open_backend(out, threads=threads).encode
+    return open_artifact(out).backend(threads=threads).encode
 
 
 def speech(config: ModelConfig, seconds: float) -> Float32Array:

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.encode import medians, speech
-from edge_runtime.backends import open_backend
+from edge_runtime.artifact import open_artifact
 from esrt.benchmark_report import BenchmarkReport, Threshold
 from esrt.cli import exit_on_error
 from esrt.config import named_config
@@ -88,7 +88,7 @@ def timed(command: Sequence[str]) -> tuple[float, int]:
 
 def latency(artifact: Path, model: str, threads: int, rounds: int) -> float:
     """Median seconds of one run on the longest input."""
-    backend, config = open_backend(artifact, threads=threads), named_config(model)
+    backend, config = open_artifact(artifact).backend(threads=threads), named_config(model)
     run = partial(backend.encode, speech(config, config.max_seconds))
     return medians({"run": run}, rounds)[0]["run"] / 1000
 

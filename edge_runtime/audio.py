@@ -1,4 +1,4 @@
-"""Audio files to mono 16 kHz samples, and the refusal of files that hold no usable speech."""
+"""Reader of audio files: mono 16 kHz samples, or an error for a file without usable speech."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +13,23 @@ from esrt.errors import AudioError
 from esrt.features import HOP, N_FFT, SAMPLE_RATE
 from esrt.manifest import FrontEnd
 
-# Silence is a peak below -60 dBFS. The peak and not the mean power, so that one quiet word in a
-# long pause still counts as speech; measured around the mean, so that a constant offset does not.
+# Audio is silent if its peak is below -60 dBFS. The peak, unlike the mean power, is not lowered by
+# long pauses around one quiet word. It is measured around the mean to ignore a constant offset.
 SILENCE_DBFS = -60.0
-# Float files may pass full scale a little; one that reaches +20 dBFS holds another unit, integers
-# written as floats for example, and its log-mel would be far from anything a model has heard.
+# Float files may exceed full scale slightly. A peak of +20 dBFS means another unit, for example
+# integers written as floats, and a log-mel spectrogram far outside of the training data.
 MAX_PEAK = 10.0
 MIN_RATE, MAX_RATE = 4_000, 384_000
 _PCM_BYTES_PER_SAMPLE = 2
 
 
-@dataclass(frozen=True, eq=False)  # a generated == would ask an array for one truth value
+@dataclass(frozen=True, eq=False)  # a generated == would fail on arrays
 class Audio:
-    """Speech. ``samples``: mono, 16 kHz, float32, nominally in [-1, 1], shape (samples,).
+    """Speech.
 
-    ``rate``: in Hz, of the file that it was read from; nothing above half of it can be heard.
+    Attributes:
+        samples: mono, 16 kHz, float32, nominally in [-1, 1], shape (samples,).
+        rate: sample rate of the file, in Hz. Frequencies above half of it are missing.
     """
 
     samples: Float32Array
@@ -35,26 +37,26 @@ class Audio:
 
     @property
     def seconds(self) -> float:
-        """Its length."""
+        """Length in seconds."""
         return len(self.samples) / SAMPLE_RATE
 
     @property
     def pcm_bytes(self) -> int:
-        """Bytes of the same audio as 16-bit 16 kHz PCM: what a packet saves is measured by it."""
+        """Bytes of the audio as 16-bit 16 kHz PCM, the reference for the size of a packet."""
         return len(self.samples) * _PCM_BYTES_PER_SAMPLE
 
 
 def read_audio(path: Path, front_end: FrontEnd | None = None) -> Audio:
-    """Read speech from any file that libsndfile reads, at any rate; channels are averaged.
+    """Read speech from an audio file in a format of libsndfile; channels are averaged.
 
     Args:
         path: the file.
-        front_end: of the model that the audio is for; with it the length is checked as well, and
-            no more is read of a file that is too long.
+        front_end: front end of the model; with it, the length is checked as well, and reading
+            stops once the audio is too long.
 
     Raises:
-        AudioError: missing, not audio, empty, silent, of channels that cancel out, not finite,
-            far beyond full scale, or shorter or longer than the model takes.
+        AudioError: the file is missing, not audio, empty, silent, not finite, far beyond full
+            scale, or too short or too long for the model; or its channels cancel out.
     """
     try:
         with path.open("rb") as stream:
@@ -71,7 +73,7 @@ def read_audio(path: Path, front_end: FrontEnd | None = None) -> Audio:
 
 
 def shortest_samples(front_end: FrontEnd) -> int:
-    """The fewest 16 kHz samples that give a model one full window and one full token."""
+    """Smallest number of 16 kHz samples that fills one window and one block of frames."""
     return max(N_FFT, front_end.frame_multiple * HOP)
 
 
@@ -84,7 +86,7 @@ def _check_stream(stream: BinaryIO, path: Path) -> None:
 
 
 def _read(stream: BinaryIO, path: Path, max_seconds: float | None) -> Audio:
-    """All samples as mono 16 kHz, read second by second: a header's sample count proves nothing."""
+    """Mono 16 kHz samples, read by the second because a header's sample count may be wrong."""
     try:
         with soundfile.SoundFile(stream) as file:
             rate: int = file.samplerate
@@ -96,23 +98,23 @@ def _read(stream: BinaryIO, path: Path, max_seconds: float | None) -> Audio:
             blocks: list[Float32Array] = []
             count, loudest = 0, 0.0
             while len(block := file.read(rate, dtype="float32", always_2d=True)):
-                with np.errstate(all="ignore"):  # what is not finite is reported below
+                with np.errstate(all="ignore"):  # samples that are not finite are reported below
                     blocks.append(block.mean(axis=1, dtype=np.float32))
                     loudest = max(loudest, float(np.ptp(block, axis=0).max()) / 2)
                 count += len(block)
                 if max_seconds is not None and count > (max_seconds + HOP / SAMPLE_RATE) * rate:
                     raise _too_long(path, max_seconds)
             channels: int = file.channels
-    # A TypeError is soundfile's answer to a name in .raw, whose samples have no header.
+    # soundfile raises TypeError for a file name in .raw, a format without a header.
     except (soundfile.SoundFileError, TypeError) as error:
         raise AudioError(
-            f"{path} is not audio that can be read: {_reason(error)}.",
+            f"{path} is not audio that libsndfile reads: {_reason(error)}.",
             "Convert it to WAV or FLAC.",
         ) from error
     if not blocks:
-        raise AudioError(f"{path} holds no samples.", "Record or export the audio again.")
+        raise AudioError(f"{path} has no samples.", "Record or export the audio again.")
     samples = np.concatenate(blocks)
-    _check_finite(samples, path)  # before resampling, which would spread one bad sample over many
+    _check_finite(samples, path)  # resampling would spread one bad sample over many
     _check_channels(samples, loudest, channels, path)
     if rate != SAMPLE_RATE:
         samples = soxr.resample(samples, rate, SAMPLE_RATE)
@@ -120,7 +122,7 @@ def _read(stream: BinaryIO, path: Path, max_seconds: float | None) -> Audio:
 
 
 def _reason(error: Exception) -> str:
-    """The words of libsndfile, without the Python object that soundfile names before them."""
+    """The message of libsndfile, without the Python object that soundfile puts before it."""
     return str(getattr(error, "error_string", error)).rstrip(".")
 
 
@@ -135,28 +137,29 @@ def _check_finite(samples: Float32Array, path: Path) -> None:
     peak = float(np.abs(samples).max())
     if peak > MAX_PEAK:
         raise AudioError(
-            f"{path} reaches {peak:.4g} where full scale is 1.",
+            f"{path} has a peak of {peak:.4g}, but full scale is 1.",
             "Scale the samples to [-1, 1], or export them as integers.",
         )
 
 
 def _check_channels(samples: Float32Array, loudest: float, channels: int, path: Path) -> None:
-    """Refuse an average that is silent where the loudest channel's amplitude is not.
+    """Reject a file whose channels cancel out when they are averaged.
 
-    One channel of n alone keeps 1/n of its amplitude; half of that is left to quiet ones.
+    If only one of n channels has speech, its average keeps 1/n of the amplitude. The threshold is
+    half of that, so that quiet channels are accepted.
     """
-    if _is_silent(samples) and not _is_silence(loudest / (2 * channels)):
+    if _is_silent(samples) and not _is_silent_peak(loudest / (2 * channels)):
         raise AudioError(
-            f"{path} falls silent when its {channels} channels are averaged: they cancel out.",
-            "Export one channel alone, or invert one of them.",
+            f"{path} is silent after its {channels} channels are averaged: they cancel out.",
+            "Export only one channel, or invert one of them.",
         )
 
 
 def _is_silent(samples: Float32Array) -> bool:
-    return not len(samples) or _is_silence(float(np.abs(samples - samples.mean()).max()))
+    return not len(samples) or _is_silent_peak(float(np.abs(samples - samples.mean()).max()))
 
 
-def _is_silence(peak: float) -> bool:
+def _is_silent_peak(peak: float) -> bool:
     return peak < 10 ** (SILENCE_DBFS / 20)
 
 
@@ -179,7 +182,7 @@ def _fit(samples: Float32Array, front_end: FrontEnd, path: Path) -> Float32Array
     longest = round(front_end.max_seconds * SAMPLE_RATE)
     if len(samples) > longest + HOP:
         raise _too_long(path, front_end.max_seconds)
-    # Up to one hop beyond the limit is rounding, by a recorder or by the resampler.
+    # A recorder or the resampler may round the length up by as much as one hop.
     return samples[:longest]
 
 

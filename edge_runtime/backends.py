@@ -1,6 +1,6 @@
-"""What runs an exported encoder: the `Backend` protocol and its implementations.
+"""Runtimes of exported encoders: the `Backend` protocol and its implementations.
 
-To add one: a class with `manifest` and `encode`, and a row of `_BACKENDS`.
+To add a backend, write a class with `manifest` and `encode`, and add it to `_BACKENDS`.
 """
 
 import os
@@ -16,9 +16,9 @@ import numpy.typing as npt
 from esrt.arrays import Float32Array
 from esrt.errors import ArtifactError
 from esrt.features import HOP, MEL_BINS, N_FFT, SAMPLE_RATE
-from esrt.manifest import Manifest, read_manifest
+from esrt.manifest import Manifest, verify_files
 
-# A phone has about four fast cores, and more threads than that wait for the slow ones.
+# A phone has about four fast cores; with more threads, the fast cores wait for the slow ones.
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)
 
 _EXPORT = "Export it again with this version."
@@ -26,7 +26,7 @@ _ORT_FATAL = 4
 
 
 class Backend(Protocol):
-    """An encoder with its adapter, ready to run."""
+    """A loaded encoder with its adapter."""
 
     @property
     def manifest(self) -> Manifest:
@@ -37,7 +37,7 @@ class Backend(Protocol):
         """Features (tokens, width) of a log-mel spectrogram (128, frames), both float32.
 
         Raises:
-            ArtifactError: the graph refuses the input or returns another shape than it declares.
+            ArtifactError: the graph rejects the input or returns an undeclared shape.
         """
         ...
 
@@ -50,37 +50,37 @@ class OnnxBackend:
 
     Args:
         folder: the artifact's folder.
+        manifest: the artifact's manifest.
         threads: threads inside an operator; operators run one after the other.
 
     Raises:
-        ArtifactError: missing, damaged, of another kind, or not the graph that it declares.
+        ArtifactError: the graph cannot be loaded or differs from its manifest.
     """
 
-    def __init__(self, folder: Path, *, threads: int = DEFAULT_THREADS) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, *, threads: int) -> None:
         import onnxruntime  # only this backend needs it
 
-        self._manifest = read_manifest(folder)
-        _check_manifest(self._manifest, folder, kind="onnx")
+        self._manifest = manifest
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # The exceptions say the same as the log, which would break into a command's own output.
+        # The exceptions repeat the log, which would mix with a command's own output.
         options.log_severity_level = _ORT_FATAL
         try:
             self._session: Any = onnxruntime.InferenceSession(
-                folder / self._manifest.entry, options, providers=["CPUExecutionProvider"]
+                folder / manifest.entry, options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # ONNX Runtime's errors share no base of their own
+        except Exception as error:  # ONNX Runtime's errors have no common base class
             raise ArtifactError(
-                f"ONNX Runtime cannot load {folder / self._manifest.entry}: {error}.", _EXPORT
+                f"ONNX Runtime cannot load {folder / manifest.entry}: {error}.", _EXPORT
             ) from error
-        self._input = self._manifest.inputs[0].name
-        self._output = self._manifest.outputs[0].name
-        found = [value.name for value in self._session.get_inputs()]
-        offered = [value.name for value in self._session.get_outputs()]
-        if found != [self._input] or self._output not in offered:
+        self._input = manifest.inputs[0].name
+        self._output = manifest.outputs[0].name
+        inputs = [value.name for value in self._session.get_inputs()]
+        outputs = [value.name for value in self._session.get_outputs()]
+        if inputs != [self._input] or self._output not in outputs:
             raise ArtifactError(
-                f"The graph in {folder} maps {found} to {offered}, but its manifest declares"
+                f"The graph in {folder} maps {inputs} to {outputs}, but its manifest declares"
                 f" {self._input!r} to {self._output!r}.",
                 _EXPORT,
             )
@@ -94,7 +94,7 @@ class OnnxBackend:
         """See :meth:`Backend.encode`."""
         try:
             (features,) = self._session.run([self._output], {self._input: mel[np.newaxis]})
-        except Exception as error:  # ONNX Runtime's errors share no base of their own
+        except Exception as error:  # ONNX Runtime's errors have no common base class
             raise ArtifactError(
                 f"ONNX Runtime failed on an input of shape {mel.shape}: {error}.", _EXPORT
             ) from error
@@ -104,22 +104,24 @@ class OnnxBackend:
 
 
 class ExecuTorchBackend:
-    """An ExecuTorch artifact on ExecuTorch's Python runtime: the phone's, behind torch tensors.
+    """An ExecuTorch artifact on ExecuTorch's Python runtime, which takes torch tensors.
+
+    The runtime's kernels are those of the phone.
 
     Args:
         folder: the artifact's folder.
-        threads: threads of the pool that all ExecuTorch backends of a process share; the first
-            one decides, because a pool in use cannot be replaced.
+        manifest: the artifact's manifest.
+        threads: threads of the pool that all ExecuTorch backends of a process share. The first
+            backend sets them, because a pool in use cannot be replaced.
 
     Raises:
-        ArtifactError: missing, damaged, of another kind, or not the graph that it declares; or
-            ExecuTorch or torch is not installed.
+        ArtifactError: the program cannot be loaded or differs from its manifest, or ExecuTorch or
+            torch is not installed.
     """
 
-    def __init__(self, folder: Path, *, threads: int = DEFAULT_THREADS) -> None:
-        self._manifest = read_manifest(folder)
-        _check_manifest(self._manifest, folder, kind="executorch")
-        path = folder / self._manifest.entry
+    def __init__(self, folder: Path, manifest: Manifest, *, threads: int) -> None:
+        self._manifest = manifest
+        path = folder / manifest.entry
         try:  # only this backend needs them
             import torch
             from executorch.extension.pybindings import portable_lib
@@ -135,19 +137,16 @@ class ExecuTorchBackend:
                 if not _executorch_threads:
                     portable_lib._unsafe_reset_threadpool(threads)
                     _executorch_threads.append(threads)
-                # The method runs in memory that the program holds.
+                # The program owns the method's memory, so it has to be kept.
                 self._program: Any = Runtime.get().load_program(path)
                 self._method: Any = self._program.load_method("forward")
                 metadata = self._method.metadata
                 inputs = [
                     metadata.input_tensor_meta(i).sizes() for i in range(metadata.num_inputs())
                 ]
-        except Exception as error:  # ExecuTorch's errors share no base of their own
+        except Exception as error:  # ExecuTorch's errors have no common base class
             raise ArtifactError(f"ExecuTorch cannot load {path}: {error}.", _EXPORT) from error
-        front_end = self._manifest.front_end
-        longest = round(front_end.max_seconds * SAMPLE_RATE) // HOP
-        longest -= longest % front_end.frame_multiple
-        self._longest = longest
+        longest = manifest.front_end.max_frames
         if [tuple(sizes) for sizes in inputs] != [(1, MEL_BINS, longest)]:
             raise ArtifactError(
                 f"The program in {folder} takes {inputs}, but its manifest declares"
@@ -162,20 +161,21 @@ class ExecuTorchBackend:
 
     def encode(self, mel: Float32Array) -> Float32Array:
         """See :meth:`Backend.encode`."""
-        # What does not fit may abort the process or, with a broken last block, pass unnoticed.
+        # ExecuTorch may abort the process on a wrong shape, or ignore an incomplete last block.
         bins, frames = mel.shape
+        longest = self._manifest.front_end.max_frames
         multiple = self._manifest.front_end.frame_multiple
-        whole = frames % multiple == 0 and 0 < frames <= self._longest
-        if mel.dtype != np.float32 or bins != MEL_BINS or not whole:
+        valid_length = frames % multiple == 0 and 0 < frames <= longest
+        if mel.dtype != np.float32 or bins != MEL_BINS or not valid_length:
             raise ArtifactError(
                 f"ExecuTorch failed on an input: it is {mel.dtype} {mel.shape}, but the program"
-                f" takes float32 ({MEL_BINS}, up to {self._longest} in steps of {multiple}).",
+                f" takes float32 ({MEL_BINS}, up to {longest} in steps of {multiple}).",
                 "Cut the speech into shorter segments.",
             )
         try:
             tensor = self._tensor(np.ascontiguousarray(mel[np.newaxis]))
             (output,) = self._method.execute([tensor])
-        except Exception as error:  # ExecuTorch's errors share no base of their own
+        except Exception as error:  # ExecuTorch's errors have no common base class
             raise ArtifactError(
                 f"ExecuTorch failed on an input of shape {mel.shape}: {error}.", _EXPORT
             ) from error
@@ -185,22 +185,22 @@ class ExecuTorchBackend:
         return result
 
 
-# How many threads the process's pool was given, once it was.
+# Threads of the process's pool; empty until the first backend has set them.
 _executorch_threads: list[int] = []
 
 
 @contextmanager
 def _quiet_native_log() -> Iterator[None]:
-    """Keep ExecuTorch's log, which knows no levels, out of a command's own output."""
+    """Discard ExecuTorch's log, which has no levels, instead of mixing it with our output."""
     sys.stderr.flush()
-    kept = os.dup(2)
-    with Path(os.devnull).open("wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    stderr = os.dup(2)
+    with Path(os.devnull).open("wb") as devnull:
+        os.dup2(devnull.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 _BACKENDS: dict[str, type[OnnxBackend] | type[ExecuTorchBackend]] = {
@@ -209,31 +209,34 @@ _BACKENDS: dict[str, type[OnnxBackend] | type[ExecuTorchBackend]] = {
 }
 
 
-def open_backend(folder: Path, *, threads: int = DEFAULT_THREADS) -> Backend:
-    """Load an artifact with the backend for its kind.
+def load_backend(folder: Path, manifest: Manifest, *, threads: int) -> Backend:
+    """Verify an artifact's files and load the encoder with the backend for the artifact's kind.
+
+    Args:
+        folder: the artifact's folder.
+        manifest: the artifact's manifest.
+        threads: threads of the backend.
 
     Raises:
-        ArtifactError: missing or damaged, or of a kind that this runtime does not run.
+        ArtifactError: a file is missing, differs from the exported one or cannot be loaded, or
+            this runtime does not support the artifact.
     """
-    kind = read_manifest(folder, verify=False).kind
     try:
-        backend = _BACKENDS[kind]
+        backend = _BACKENDS[manifest.kind]
     except KeyError:
         raise ArtifactError(
-            f"The artifact in {folder} is of kind {kind!r}, which this runtime does not run.",
+            f"The artifact in {folder} is of kind {manifest.kind!r}, which this runtime does not"
+            " run.",
             f"Name one of kind {' or '.join(_BACKENDS)}.",
         ) from None
-    return backend(folder, threads=threads)
+    _check_manifest(manifest, folder)
+    verify_files(folder, manifest)
+    return backend(folder, manifest, threads=threads)
 
 
-def _check_manifest(manifest: Manifest, folder: Path, *, kind: str) -> None:
-    """Refuse what this runtime's front end or graph contract cannot serve."""
-    if manifest.kind != kind:
-        raise ArtifactError(
-            f"The artifact in {folder} is of kind {manifest.kind!r}, not {kind!r}.",
-            f"Name an artifact of kind {kind}.",
-        )
-    if manifest.entry not in manifest.files:  # else a file that no hash covers would be loaded
+def _check_manifest(manifest: Manifest, folder: Path) -> None:
+    """Reject a front end or a graph interface that this runtime does not support."""
+    if manifest.entry not in manifest.files:  # no SHA-256 would cover the file
         raise ArtifactError(
             f"The manifest in {folder} does not list its entry {manifest.entry!r}.", _EXPORT
         )
@@ -256,8 +259,8 @@ def _check_manifest(manifest: Manifest, folder: Path, *, kind: str) -> None:
 
 def _check_features(features: npt.NDArray[Any], manifest: Manifest) -> None:
     shape = features.shape
-    fits = len(shape) == 3 and shape[0] == 1 and shape[2] == manifest.feature_width
-    if not fits or shape[1] > manifest.max_tokens or features.dtype != np.float32:
+    one_utterance = len(shape) == 3 and shape[0] == 1 and shape[2] == manifest.feature_width
+    if not one_utterance or shape[1] > manifest.max_tokens or features.dtype != np.float32:
         raise ArtifactError(
             f"The graph returned {features.dtype} {shape}, but its manifest declares float32"
             f" (1, up to {manifest.max_tokens}, {manifest.feature_width}).",

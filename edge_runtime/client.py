@@ -1,100 +1,68 @@
-"""The client of the gateway: a packet there, text back, whole or as it is decoded."""
+"""HTTP client of the gateway: sends a packet, receives the text whole or as it is decoded."""
 
-import ipaddress
-import json
 import re
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
+import msgspec
+from httpx_sse import EventSource, ServerSentEvent
 
-from edge_runtime.problems import START_SERVER, not_understood, problem_error
-from edge_runtime.sse import ServerSentEvent, parse_events
+from edge_runtime.answer import AnswerData, DeltaData, Done, timed
+from edge_runtime.problems import START_SERVER, invalid_answer, problem_error
 from esrt.errors import RequestError, ServerError
 from esrt.languages import Language
+from esrt.network import is_loopback
 from esrt.prompt import TextDelta
 from esrt.wire import MEDIA_TYPE
 
 EVENT_STREAM = "text/event-stream"
-# The environment and not an option, which everyone on the machine could read in the process list.
+# An environment variable, because every user of a machine can read options in its process list.
 API_KEY_VARIABLE = "ESRT_API_KEY"
 CONNECT_SECONDS = 5.0
-# The server decodes silently until its first token, for a large model behind a queue.
+# A large model behind a queue sends nothing until its first token.
 READ_SECONDS = 60.0
-# No answer is as long: the gateway cuts it after some hundred tokens.
-_MAX_BODY = 1 << 20
-_CHECK_WAY = "Check its address, and the proxy if HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names one."
+# Bytes of a whole answer or stream; the gateway stops decoding after some hundred tokens.
+MAX_BODY_BYTES = 1 << 20
+_CHECK_ROUTE = "Check its address, and the proxy if HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names one."
+_RETRY = "Try again. If that fails, read the server's log."
 
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class ClientTimes:
-    """Milliseconds as the client saw them, each from the moment that it began to send.
-
-    ``network``: until the first event, less the server's own time to its first token (without
-    streaming: until the answer, less the server's total), so sending, queues and the way back;
-    ``None`` where the server did not tell. ``first_token``: until the first event; ``None``
-    without streaming. ``done``: until the answer was complete.
-    """
-
-    network: float | None
-    first_token: float | None
-    done: float
-
-
-@dataclass(frozen=True)
-class Done:
-    """The complete answer. ``tokens`` and ``server_ms`` are the server's counts and timings."""
-
-    source: str
-    target: str
-    transcript: str
-    translation: str
-    model: str
-    fingerprint: str
-    finish: str
-    tokens: dict[str, int]
-    server_ms: dict[str, float]
-    client_ms: ClientTimes
-
-
 class Client:
-    """A connection to one gateway, never by a proxy to this machine; a context manager.
+    """Connection to one gateway, and a context manager. Loopback is reached without a proxy.
 
     Args:
-        server: its address, ``http://host:port``.
-        api_key: what a guarded gateway lets in with; ``None`` or empty sends none.
-        read_seconds: the longest silence to wait through.
+        server: the gateway's address, ``http://host:port``.
+        api_key: API key to send; ``None`` or an empty string sends none.
+        read_seconds: longest time without a byte from the server.
 
     Raises:
-        RequestError: the address is no http(s) URL, the key cannot be one, or the environment's
-            proxy or certificate settings fail.
+        RequestError: the address is not an http(s) URL, the API key has invalid characters, or
+            the proxy or certificate settings of the environment are invalid.
     """
 
     def __init__(
         self, server: str, *, api_key: str | None = None, read_seconds: float = READ_SECONDS
     ) -> None:
         self._server = server.rstrip("/")
-        self._loopback = _is_loopback(_url(server).host)
-        timeout = httpx.Timeout(read_seconds, connect=min(CONNECT_SECONDS, read_seconds))
+        self._loopback = is_loopback(parse_address(server).host)
         try:
             self._http = httpx.Client(
-                timeout=timeout,
-                headers={"Accept-Encoding": "identity", **_authorization(api_key)},
-                # A proxy would look for the server on its own loopback, and be shown the key.
+                timeout=httpx.Timeout(read_seconds, connect=min(CONNECT_SECONDS, read_seconds)),
+                headers={"Accept-Encoding": "identity", **authorization(api_key)},
+                # A proxy would connect to its own loopback, and would read the API key.
                 trust_env=not self._loopback,
-                # The environment's certificates (SSL_CERT_FILE) count everywhere.
+                # The environment's certificates (SSL_CERT_FILE) apply to loopback as well.
                 verify=httpx.create_ssl_context(),
             )
         except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
             raise RequestError(
-                f"The proxy or certificate settings of the environment cannot be used: {error}.",
+                f"The proxy or certificate settings of the environment are invalid: {error}.",
                 "Correct or unset HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE.",
             ) from error
 
@@ -117,14 +85,15 @@ class Client:
         """Send a packet and wait for the whole answer.
 
         Raises:
-            EsrtError: with exit code 2, the server refuses the request.
-            ServerError: it cannot be reached, is not ready, broke off, or is no gateway.
+            EsrtError: with exit code 2, the server rejected the request.
+            ServerError: the server cannot be reached, is not ready, broke off, or is not a
+                gateway.
         """
         start = perf_counter()
         with self._post(packet, source, target, accept="application/json") as response:
-            body = self._body(response)
-            done = perf_counter()
-            return self._done(body, start, None, done)
+            body = b"".join(self._chunks(response))
+            end = perf_counter()
+            return timed(self._decode(body, AnswerData), start, None, end)
 
     def stream(
         self, packet: bytes, source: Language, target: Language
@@ -132,36 +101,35 @@ class Client:
         """Send a packet and yield the text as it is decoded; the last event is a `Done`.
 
         Raises:
-            EsrtError: as :meth:`translate`; after some deltas, too.
+            EsrtError: as for :meth:`translate`, possibly after some deltas.
         """
         start = perf_counter()
-        first = None
+        first_event = None
         with self._post(packet, source, target, accept=EVENT_STREAM) as response:
             if not response.headers.get("content-type", "").startswith(EVENT_STREAM):
-                raise not_understood(self._server, "no event stream")
+                raise invalid_answer(self._server, "is not an event stream")
             for event in self._events(response):
                 now = perf_counter()
-                first = first or now
+                first_event = first_event or now
                 match event.event:
                     case "transcript" | "translation" as part:
-                        yield TextDelta(part, self._delta(event.data))
+                        yield TextDelta(part, self._decode(event.data, DeltaData).text)
                     case "done":
-                        yield self._done(event.data, start, first, now)
+                        yield timed(self._decode(event.data, AnswerData), start, first_event, now)
                         return
                     case "error":
-                        raise problem_error(
-                            response.status_code, self._json(event.data), self._server
-                        )
+                        problem = self._decode(event.data, dict[str, Any])
+                        raise problem_error(response.status_code, problem, self._server)
         raise ServerError(
-            f"The server {self._server} ended its stream before the translation was done.",
-            "Try again, and look into the server's log.",
+            f"The server {self._server} ended the stream before the translation was complete.",
+            _RETRY,
         )
 
     @contextmanager
     def _post(
         self, packet: bytes, source: Language, target: Language, *, accept: str
     ) -> Iterator[httpx.Response]:
-        """A response whose status is 200; its body is unread."""
+        """Yield a response with status 200 and an unread body."""
         request = self._http.build_request(
             "POST",
             f"{self._server}/v1/translate",
@@ -169,115 +137,92 @@ class Client:
             content=packet,
             headers={"Content-Type": MEDIA_TYPE, "Accept": accept},
         )
-        with self._reading():
+        with self._transport_errors():
             response = self._http.send(request, stream=True)
         try:
-            # Unpacked, a few bytes could be more than there is memory.
+            # A few compressed bytes could expand beyond the memory.
             if response.headers.get("content-encoding", "identity") != "identity":
-                raise not_understood(self._server, "a compressed body")
+                raise invalid_answer(self._server, "is compressed")
             if response.status_code != httpx.codes.OK:
-                problem = _loads(self._body(response))
+                problem = _json_or_none(b"".join(self._chunks(response)))
                 raise problem_error(response.status_code, problem, self._server)
             yield response
         finally:
             response.close()
 
-    def _body(self, response: httpx.Response) -> bytes:
-        body = bytearray()
-        with self._reading():
-            for part in response.iter_bytes():
-                body += part
-                if len(body) > _MAX_BODY:
-                    raise not_understood(self._server, f"more than {_MAX_BODY} bytes")
-        return bytes(body)
+    def _chunks(self, response: httpx.Response) -> Iterator[bytes]:
+        """Yield the body as it arrives, up to `MAX_BODY_BYTES`."""
+        size = 0
+        with self._transport_errors():
+            for chunk in response.iter_bytes():
+                size += len(chunk)
+                if size > MAX_BODY_BYTES:
+                    raise invalid_answer(self._server, f"has more than {MAX_BODY_BYTES} bytes")
+                yield chunk
+
+    def _events(self, response: httpx.Response) -> Iterator[ServerSentEvent]:
+        """Yield server-sent events from a body of limited size."""
+        # EventSource buffers a line of any length, so it gets a response over limited chunks.
+        limited = httpx.Response(
+            response.status_code,
+            headers={"Content-Type": f"{EVENT_STREAM}; charset=utf-8"},
+            content=self._chunks(response),
+        )
+        return EventSource(limited).iter_sse()
 
     @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Turn what httpx raises on the way into a `ServerError`."""
+    def _transport_errors(self) -> Iterator[None]:
+        """Turn httpx's transport errors into a `ServerError`."""
         try:
             yield
         except httpx.TimeoutException as error:
             raise ServerError(
                 f"The server {self._server} did not answer in time.",
-                f"Check that it is up and not overloaded. {START_SERVER}",
+                f"Check that it runs and is not overloaded. {START_SERVER}",
             ) from error
         except (httpx.ConnectError, httpx.ProxyError) as error:
             raise ServerError(
                 f"The server {self._server} cannot be reached: {error}.",
-                START_SERVER if self._loopback else _CHECK_WAY,
+                START_SERVER if self._loopback else _CHECK_ROUTE,
             ) from error
         except (httpx.TransportError, httpx.DecodingError) as error:
             raise ServerError(
-                f"The connection to the server {self._server} broke off: {error}.",
-                "Try again, and look into the server's log.",
+                f"The connection to the server {self._server} broke off: {error}.", _RETRY
             ) from error
 
-    def _events(self, response: httpx.Response) -> Iterator[ServerSentEvent]:
-        with self._reading():
-            try:
-                yield from parse_events(response.iter_bytes())
-            except ValueError as error:
-                raise not_understood(self._server, str(error)) from error
-
-    def _json(self, text: str | bytes) -> Mapping[str, Any]:
-        value = _loads(text)
-        if not isinstance(value, dict):
-            raise not_understood(self._server, "what is not a JSON object")
-        return value
-
-    def _delta(self, text: str) -> str:
-        return self._field(self._json(text), "text", str)
-
-    def _field(self, fields: Mapping[str, Any], key: str, kind: type[_T]) -> _T:
-        value = fields.get(key)
-        if not isinstance(value, kind):
-            raise not_understood(self._server, f"no {key!r} of type {kind.__name__}")
-        return value
-
-    def _done(self, text: str | bytes, start: float, first: float | None, done: float) -> Done:
-        fields = self._json(text)
-
-        def word(key: str) -> str:
-            return self._field(fields, key, str)
-
-        tokens = self._field(fields, "tokens", dict)
-        server_ms = _numbers(self._field(fields, "timings_ms", dict))
-        within = server_ms.get("total" if first is None else "first_token")
-        outside = done if first is None else first
-        return Done(
-            source=word("src"),
-            target=word("tgt"),
-            transcript=word("transcript"),
-            translation=word("translation"),
-            model=word("model"),
-            fingerprint=word("fingerprint"),
-            finish=word("finish"),
-            tokens={str(key): n for key, n in tokens.items() if type(n) is int},
-            server_ms=server_ms,
-            client_ms=ClientTimes(
-                network=None if within is None else 1000 * (outside - start) - within,
-                first_token=None if first is None else 1000 * (first - start),
-                done=1000 * (done - start),
-            ),
-        )
+    def _decode(self, text: str | bytes, kind: type[_T]) -> _T:
+        """Decode JSON of a known schema."""
+        try:
+            return msgspec.json.decode(text, type=kind)
+        except (ValueError, RecursionError) as error:
+            raise invalid_answer(self._server, f"does not fit the schema: {error}") from error
 
 
-def _authorization(api_key: str | None) -> dict[str, str]:
+def authorization(api_key: str | None) -> dict[str, str]:
+    """The HTTP header for an API key; no header without a key.
+
+    Raises:
+        RequestError: the key has characters other than printable ASCII.
+    """
     if not api_key:
         return {}
-    # Also what an HTTP header can hold: a line break in it would begin another header.
-    if not re.fullmatch(r"[!-~]+", api_key):
+    if not re.fullmatch(r"[!-~]+", api_key):  # a line break would begin another header
         raise RequestError(
-            "The API key holds characters that no key has.",
+            "The API key has invalid characters.",
             f"Set {API_KEY_VARIABLE} to the key as it was shown, without spaces or line breaks.",
         )
     return {"Authorization": f"Bearer {api_key}"}
 
 
-def _url(server: str) -> httpx.URL:
+def parse_address(server: str) -> httpx.URL:
+    """The URL of a gateway.
+
+    Raises:
+        RequestError: the address is not an http(s) URL with a host.
+    """
     with suppress(httpx.InvalidURL, UnicodeError):
         url = httpx.URL(server)
-        url.host.encode("idna")  # as the system will, to look it up
+        url.host.encode("idna")  # the resolver does the same, and fails on an empty label
         if url.scheme in ("http", "https") and url.host:
             return url
     raise RequestError(
@@ -285,29 +230,8 @@ def _url(server: str) -> httpx.URL:
     )
 
 
-def _is_loopback(host: str) -> bool:
-    """Whether it names this machine: 127.0.0.0/8, ::1 or localhost."""
+def _json_or_none(body: bytes) -> Any:
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _loads(text: str | bytes) -> Any:
-    """Parsed JSON; ``None`` for what is none, NaN or half a character included."""
-    try:
-        value = json.loads(text)
-        # Neither of these could be written out again.
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        return msgspec.json.decode(body)
     except (ValueError, RecursionError):
         return None
-    return value
-
-
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Those that are numbers, and no larger than a float can be."""
-    return {
-        str(key): float(n)
-        for key, n in values.items()
-        if type(n) in (int, float) and abs(n) <= sys.float_info.max
-    }

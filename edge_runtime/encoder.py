@@ -1,19 +1,17 @@
-"""Audio to packet: log-mel, encoder, wire format, each timed."""
+"""Audio to packet: log-mel, encoder and wire format, with the time of each stage."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 
 from edge_runtime.audio import Audio
 from edge_runtime.backends import Backend
 from esrt import wire
 from esrt.features import log_mel_features
-from esrt.manifest import Manifest
 
 
 @dataclass(frozen=True)
 class EncodeTimes:
-    """Milliseconds of each stage on the device."""
+    """Time of each stage on the device, in milliseconds."""
 
     log_mel: float
     encode: float
@@ -22,24 +20,13 @@ class EncodeTimes:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A packet, the shape of the features in it, and what it took to make it."""
+    """A packet, its codec, the shape of its features, and the time that encoding took."""
 
     packet: bytes
     codec: wire.Codec
     tokens: int
     width: int
     times: EncodeTimes
-
-
-def codec_tables_of(artifact: Path, manifest: Manifest) -> wire.CodecTables | None:
-    """What an artifact brings for the learned codecs; ``None`` where it brings nothing.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    if wire.CODEC_TABLES_FILE not in manifest.files:
-        return None
-    return wire.read_codec_tables(artifact / wire.CODEC_TABLES_FILE, manifest.fingerprint)
 
 
 def encode_audio(
@@ -53,12 +40,12 @@ def encode_audio(
     Args:
         audio: the speech.
         backend: the encoder.
-        codec: how to write the features; by default ``klt`` with tables and ``int8`` without.
-        codec_tables: the transform codecs' tables of this model.
+        codec: codec of the packet; by default ``klt`` with codec tables, ``int8`` without.
+        codec_tables: the model's tables for the transform codecs.
 
     Raises:
-        ArtifactError: the encoder fails.
-        PacketContentError: its features do not fit the codec, or are not finite.
+        ArtifactError: the encoder failed.
+        PacketContentError: the features do not fit the codec, or are not finite.
     """
     codec = codec or (wire.Codec.KLT if codec_tables else wire.Codec.INT8)
     manifest, front_end = backend.manifest, backend.manifest.front_end
@@ -68,7 +55,7 @@ def encode_audio(
         frame_multiple=front_end.frame_multiple,
         padded_seconds=front_end.padded_seconds,
     )
-    heard = perf_counter()
+    transformed = perf_counter()
     features = backend.encode(mel)
     encoded = perf_counter()
     packet = wire.encode(
@@ -81,8 +68,8 @@ def encode_audio(
     )
     packed = perf_counter()
     times = EncodeTimes(
-        log_mel=1000 * (heard - start),
-        encode=1000 * (encoded - heard),
+        log_mel=1000 * (transformed - start),
+        encode=1000 * (encoded - transformed),
         pack=1000 * (packed - encoded),
     )
     tokens, width = features.shape

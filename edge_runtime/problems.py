@@ -1,4 +1,4 @@
-"""A server's problem document (RFC 9457) as the error that this project raises for it."""
+"""Conversion of a server's problem document (RFC 9457) into an exception of this project."""
 
 import re
 from collections.abc import Mapping
@@ -34,27 +34,27 @@ _REJECTIONS: dict[str, type[EsrtError]] = {
         RequestError,
     )
 }
-# Client errors by number, but of the moment and not of the request: the same one may pass later.
-_PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+# Client errors by number, but temporary: the same request may succeed later.
+_TEMPORARY = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 
 
 def problem_error(status: int, problem: Any, server: str) -> EsrtError:
     """The error for an unsuccessful answer, with the server's own detail and remedy.
 
     Args:
-        status: of the HTTP response; that inside the problem counts where this one is 2xx, as for
-            a problem that a stream carries.
-        problem: the answer's JSON, or ``None`` where it was none.
+        status: status of the HTTP response. If it is 2xx, as for a problem inside a stream, the
+            status inside the problem applies.
+        problem: the answer's JSON; ``None`` if the answer was not JSON.
         server: the gateway's address, for the message.
 
     Returns:
-        For 4xx one with exit code 2, of the problem's ``type`` where that is known; for anything
-        else a `ServerError`.
+        For 4xx an error with exit code 2, chosen by the problem's ``type``; otherwise a
+        `ServerError`.
     """
     fields = problem if isinstance(problem, Mapping) else {}
     if status < HTTPStatus.BAD_REQUEST and type(fields.get("status")) is int:
         status = fields["status"]
-    rejected = 400 <= status < 500 and status not in _PASSING
+    rejected = 400 <= status < 500 and status not in _TEMPORARY
     cause = _text(fields, "detail") or _text(fields, "title")
     remedy = _text(fields, "remedy")
     if not cause:
@@ -63,12 +63,17 @@ def problem_error(status: int, problem: Any, server: str) -> EsrtError:
     if rejected:
         name = re.split("[:/]", _text(fields, "type"))[-1]  # of urn:esrt:problem:NAME
         return _REJECTIONS.get(name, RequestError)(cause, remedy or "Correct the request.")
-    return ServerError(cause, remedy or "Try again, and look into the server's log.")
+    return ServerError(cause, remedy or "Try again. If that fails, read the server's log.")
 
 
-def not_understood(server: str, what: str) -> ServerError:
-    """The error for an answer that is no answer of this API."""
-    return ServerError(f"The server {server} sent an answer with {what}.", _CHECK_SERVER)
+def invalid_answer(server: str, reason: str) -> ServerError:
+    """The error for an answer that does not follow the gateway's interface.
+
+    Args:
+        server: the gateway's address.
+        reason: continues "The answer of the server ...", for example "is compressed".
+    """
+    return ServerError(f"The answer of the server {server} {reason}.", _CHECK_SERVER)
 
 
 def _text(fields: Mapping[str, Any], key: str) -> str:

@@ -1,4 +1,4 @@
-"""What a command tells its reader: text as it arrives, a table of figures, or one JSON object."""
+"""Output of the commands: text as it arrives, a table of figures, or one JSON object."""
 
 import dataclasses
 import os
@@ -7,41 +7,52 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edge_runtime.answer import Done
 from edge_runtime.audio import Audio
-from edge_runtime.client import Done
 from edge_runtime.encoder import Encoded
 from esrt.errors import printable
 from esrt.manifest import FrontEnd
 from esrt.prompt import TextDelta
 
-# These two add up from the moment of sending; every other time is of one stage.
+# Both times count from the start of sending; every other time belongs to one stage.
 _NOTES = {"first_token": "since sending", "done": "since sending"}
 
 
 def cautions(file: Path, audio: Audio, front_end: FrontEnd, done: Done | None = None) -> list[str]:
-    """What a reader should know before trusting an answer: a sentence each, mostly none."""
-    found = []
+    """Reasons to distrust an answer, one sentence each; usually none.
+
+    Args:
+        file: the audio file, for the message.
+        audio: the audio in the file.
+        front_end: front end of the model.
+        done: the answer, if there is one.
+    """
+    warnings = []
     if audio.rate < front_end.sample_rate:
-        name = os.fsencode(file).decode(errors="replace")  # JSON holds no undecodable bytes
-        found.append(
+        name = os.fsencode(file).decode(errors="replace")  # JSON cannot hold undecodable bytes
+        warnings.append(
             f"{name} is sampled at {audio.rate} Hz; the model was trained on"
             f" {front_end.sample_rate} Hz speech and will misunderstand much of it."
         )
     if done is not None and done.finish != "stop":
-        found.append("the answer was cut at its longest; send shorter speech.")
+        warnings.append("the answer was cut at its longest; send shorter speech.")
     if done is not None and not done.translation.strip():
-        found.append(
+        warnings.append(
             "the decoder wrote no translation; the speech may be outside the model's domain."
         )
-    return found
+    return warnings
 
 
 def figures(
     audio: Audio, encoded: Encoded, done: Done | None = None, *, warnings: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Everything measured, as JSON: bytes, shapes, and milliseconds of each stage in order.
+    """Measurements as a JSON object: bytes, shapes, and milliseconds of each stage in order.
 
-    With ``done`` also the answer; ``warnings`` are handed through.
+    Args:
+        audio: the speech.
+        encoded: the packet.
+        done: the answer; its fields become part of the object.
+        warnings: sentences for the object's ``warnings``.
     """
     times = dataclasses.asdict(encoded.times)
     result: dict[str, Any] = {
@@ -64,7 +75,7 @@ def figures(
 
 
 def print_figures(figures: dict[str, Any]) -> None:
-    """The figures as a compact table; with colours only where a person looks at a terminal."""
+    """Print the figures as a compact table, with colours only on a terminal."""
     audio, packet = figures["audio"], figures["packet"]
     rows = [
         ("audio", f"{audio['pcm_bytes']:,} bytes", f"{audio['seconds']:.2f} s, 16-bit 16 kHz"),

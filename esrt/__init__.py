@@ -1,8 +1,8 @@
-"""ESRT's shared core: what the phone, the cloud, export and training all agree on."""
+"""Shared core of the phone side, the cloud side, export and training."""
 
 import logging
 
-# transformers imports torchao, which warns of GPU kernels that this torch cannot load and nothing
-# here uses; torch warns of how torchao registers its classes.
+# transformers imports torchao. torchao warns about GPU kernels that are not used here, and torch
+# warns about the way in which torchao registers its classes.
 for _name in ("torchao", "torch.utils._pytree"):
     logging.getLogger(_name).setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""What every measurement writes: where and what it ran, its rows, and the bars it is held to."""
+"""JSON report of a benchmark: machine, versions, settings, rows of results, and thresholds."""
 
 import dataclasses
 import json
@@ -10,10 +10,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from esrt.files import replace_file
+
 
 @dataclass(frozen=True)
 class Threshold:
-    """A figure with its bound, which it must not exceed, or with ``at_least`` must reach."""
+    """A figure and its bound.
+
+    Attributes:
+        name: name of the figure.
+        value: measured value.
+        bound: largest accepted value, or smallest with ``at_least``.
+        at_least: whether ``bound`` is a lower bound.
+    """
 
     name: str
     value: float
@@ -22,20 +31,25 @@ class Threshold:
 
     @property
     def passed(self) -> bool:
-        """Whether the figure is within its bound; a NaN is not."""
+        """Whether the value is within its bound; false for NaN."""
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
     def __str__(self) -> str:
         """One line for the report."""
-        verdict = "holds" if self.passed else "misses"
+        verdict = "passed" if self.passed else "failed"
         return f"{self.name} {self.value:.3f}, bound {self.bound:g}: {verdict}"
 
 
 @dataclass(frozen=True)
 class BenchmarkReport:
-    """A measurement's result.
+    """Result of a benchmark.
 
-    ``tools`` are the distributions whose versions matter; ``more`` is what does not fit rows.
+    Attributes:
+        settings: settings of the benchmark.
+        rows: one JSON object per measurement.
+        bars: thresholds of the figures.
+        tools: names of the distributions whose versions are recorded.
+        more: further entries of the JSON object.
     """
 
     settings: dict[str, Any]
@@ -45,7 +59,7 @@ class BenchmarkReport:
     more: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        """Write as JSON, whole or not at all."""
+        """Write the report as JSON; a failure keeps the former file."""
         data = {
             "machine": machine(),
             "versions": {name: version(name) for name in self.tools},
@@ -56,13 +70,12 @@ class BenchmarkReport:
             "bars": [{**dataclasses.asdict(bar), "holds": bar.passed} for bar in self.bars],
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        partial.rename(path)
+        with replace_file(path) as partial:
+            partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def machine() -> dict[str, Any]:
-    """The processor, as Linux names it, and how many of its cores there are here."""
+    """Processor, number of cores, architecture and operating system of this machine."""
     info = Path("/proc/cpuinfo")
     names = [
         line.split(":", 1)[1].strip()
@@ -78,7 +91,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with a ``+`` where files differ from it; ``None`` outside of git."""
+    """Short hash of the checkout's commit, with ``+`` if files differ; ``None`` outside of git."""
     try:
         head = _git("rev-parse", "--short", "HEAD")
         return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
@@ -87,5 +100,5 @@ def commit() -> str | None:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    result = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    return result.stdout.strip()

@@ -1,4 +1,4 @@
-"""Paths of the repository and of the model that comes with it."""
+"""Paths of the repository and of the bundled model."""
 
 from pathlib import Path
 

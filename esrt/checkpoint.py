@@ -1,8 +1,11 @@
-"""Checkpoints on disk, and the fingerprint that ties a phone's artifact to a cloud's decoder.
+"""Checkpoints on disk, and the fingerprint that ties a phone's artifact to the cloud's decoder.
 
-A checkpoint is a folder: ``config.json`` (the model's shapes), ``edge.safetensors`` (encoder,
-Q-Former, projector) and ``decoder/`` (a Gemma 3 causal language model with its tokenizer, as
-transformers and vLLM read it).
+A checkpoint is a folder with these parts:
+
+- ``config.json``: the model's configuration,
+- ``edge.safetensors``: weights of encoder, Q-Former and projector,
+- ``decoder/``: a Gemma 3 causal language model with its tokenizer, in transformers' format,
+- ``codec.safetensors``: tables of the transform codecs; may be missing.
 """
 
 import copy
@@ -12,6 +15,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from esrt.config import ModelConfig, named_config
+from esrt.config import ModelConfig
 from esrt.errors import CheckpointError
 from esrt.model import EdgeModel, Projector
 from esrt.wire import CODEC_TABLES_FILE, CodecTables, read_codec_tables
@@ -32,7 +36,7 @@ DECODER_FOLDER = "decoder"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose configuration has been read; weights are loaded on demand."""
+    """A checkpoint whose configuration has been read; weights load on demand."""
 
     folder: Path
     config: ModelConfig
@@ -40,7 +44,7 @@ class Checkpoint:
 
     @property
     def decoder(self) -> Path:
-        """The decoder's folder."""
+        """Folder of the decoder."""
         return self.folder / DECODER_FOLDER
 
     def edge_model(self) -> EdgeModel:
@@ -54,7 +58,7 @@ class Checkpoint:
         return model.eval()
 
     def projector(self) -> Projector:
-        """The projector alone, for the side that receives ``qformer`` features.
+        """The projector alone, for the cloud, which receives ``qformer`` features.
 
         Raises:
             CheckpointError: tensors are missing, unexpected or misshapen.
@@ -72,10 +76,10 @@ class Checkpoint:
         return model.eval()
 
     def codec_tables(self) -> CodecTables | None:
-        """What the learned codecs know of the features; ``None`` where they were not gathered.
+        """Tables of the transform codecs; ``None`` if the checkpoint has none.
 
         Raises:
-            CheckpointError: the file is damaged, or was made of other weights.
+            CheckpointError: the file is damaged, or was made for other weights.
         """
         path = self.folder / CODEC_TABLES_FILE
         return read_codec_tables(path, self.fingerprint) if path.is_file() else None
@@ -83,7 +87,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class RandomCheckpoint(Checkpoint):
-    """A configuration with random weights, always the same; there are no files, and no decoder."""
+    """A configuration with random weights, fixed by the seed; it has no files and no decoder."""
 
     seed: int
 
@@ -99,9 +103,9 @@ class RandomCheckpoint(Checkpoint):
 
 
 def random_checkpoint(config: ModelConfig, seed: int = 0) -> RandomCheckpoint:
-    """Random weights of a configuration, for tests and measurements of size and speed."""
-    marked = digest(config, [("random", torch.tensor([seed]))])
-    return RandomCheckpoint(Path(f"random:{config.name}"), config, marked, seed)
+    """Random weights for a configuration, for tests and measurements of size and speed."""
+    fingerprint = digest(config, [("random", torch.tensor([seed]))])
+    return RandomCheckpoint(Path(f"random:{config.name}"), config, fingerprint, seed)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -110,7 +114,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: the folder is not a checkpoint, or a file in it is damaged.
     """
-    remedy = "Name a folder with config.json, edge.safetensors and decoder/, as models/esrt-nano."
+    remedy = "Name a folder with config.json, edge.safetensors and decoder/, like models/esrt-nano."
     try:
         config = ModelConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text("utf-8")))
         (folder / DECODER_FOLDER / "config.json").stat()
@@ -122,47 +126,33 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"The checkpoint in {folder} is damaged: {error}.", remedy) from error
 
 
-def random_edge_model(name: str, seed: int = 0) -> EdgeModel:
-    """A named configuration with random weights, for tests and measurements of size and speed.
-
-    Raises:
-        CheckpointError: there is no configuration of that name.
-    """
-    config = named_config(name)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return EdgeModel(config).eval()
-
-
 def save_checkpoint(
     folder: Path, model: EdgeModel, decoder: PreTrainedModel, tokenizer: Any, dtype: torch.dtype
 ) -> Checkpoint:
-    """Write a checkpoint, whole or not at all.
+    """Write a checkpoint; an error leaves no incomplete checkpoint.
 
     Args:
-        folder: where to; an existing checkpoint there is replaced, other files in it stay.
+        folder: the folder to write. A checkpoint in it is replaced; other files in it stay.
         model: the edge model.
         decoder: a transformers causal language model.
-        tokenizer: its transformers tokenizer.
-        dtype: in what precision the weights are stored.
+        tokenizer: the decoder's transformers tokenizer.
+        dtype: element type of the stored weights.
     """
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    text = json.dumps(model.config.to_dict(), indent=2) + "\n"
-    (temporary / CONFIG_FILE).write_text(text, "utf-8")
-    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, temporary / EDGE_FILE)
-    copy.deepcopy(decoder).to(dtype).save_pretrained(temporary / DECODER_FOLDER)
-    tokenizer.save_pretrained(temporary / DECODER_FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
-    # Only the checkpoint's own parts make way; the configuration goes first and comes back last,
-    # so that a broken-off replacement is not taken for a checkpoint.
-    for name in (CONFIG_FILE, EDGE_FILE, DECODER_FOLDER, CODEC_TABLES_FILE):
-        _remove(folder / name)
-    for name in (DECODER_FOLDER, EDGE_FILE, CONFIG_FILE):
-        (temporary / name).rename(folder / name)
-    temporary.rmdir()
+    with TemporaryDirectory(prefix=".checkpoint.", dir=folder) as name:
+        partial = Path(name)
+        text = json.dumps(model.config.to_dict(), indent=2) + "\n"
+        (partial / CONFIG_FILE).write_text(text, "utf-8")
+        tensors = {key: tensor.to(dtype).contiguous() for key, tensor in model.state_dict().items()}
+        save_file(tensors, partial / EDGE_FILE)
+        copy.deepcopy(decoder).to(dtype).save_pretrained(partial / DECODER_FOLDER)
+        tokenizer.save_pretrained(partial / DECODER_FOLDER)
+        # The configuration is removed first and renamed last: an interrupted replacement leaves a
+        # folder that is not a checkpoint.
+        for part in (CONFIG_FILE, EDGE_FILE, DECODER_FOLDER, CODEC_TABLES_FILE):
+            _remove(folder / part)
+        for part in (DECODER_FOLDER, EDGE_FILE, CONFIG_FILE):
+            (partial / part).rename(folder / part)
     return open_checkpoint(folder)
 
 
@@ -174,58 +164,62 @@ def _remove(path: Path) -> None:
 
 
 def fingerprint(config: ModelConfig, weights: Path) -> str:
-    """16 hex digits over the configuration and the stored edge weights; see `digest`."""
+    """Fingerprint of a configuration and a file of edge weights; see `digest`."""
     with safe_open(weights, "pt") as file:
         return digest(config, ((name, file.get_tensor(name)) for name in sorted(file.keys())))
 
 
 def digest(config: ModelConfig, tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """16 hex digits over a configuration and tensors, which come in order of name.
+    """Fingerprint of a configuration and tensors: the first 16 hex digits of their SHA-256.
 
-    SHA-256, cut to 64 bits, over the configuration as compact JSON with sorted keys (without name
-    and languages, which change no feature), then for each tensor: its name, dtype and shape as one
-    line of text, and its bytes.
+    The hash covers the configuration as compact JSON with sorted keys, without ``name`` and
+    ``languages``, which change no feature. Then follows, for each tensor, one line of text with
+    name, dtype and shape, and the tensor's bytes.
+
+    Args:
+        config: the configuration.
+        tensors: names and tensors, sorted by name.
     """
     shapes = {
         key: value for key, value in config.to_dict().items() if key not in ("name", "languages")
     }
-    hashed = hashlib.sha256(json.dumps(shapes, sort_keys=True, separators=(",", ":")).encode())
+    sha256 = hashlib.sha256(json.dumps(shapes, sort_keys=True, separators=(",", ":")).encode())
     for name, tensor in tensors:
-        hashed.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        hashed.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return hashed.hexdigest()[:16]
+        sha256.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        sha256.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha256.hexdigest()[:16]
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Load weights whose names and shapes are exactly the model's.
+    """Load weights whose names and shapes have to equal the model's.
 
     Raises:
-        CheckpointError: tensors are missing, unexpected or misshapen; it lists them.
+        CheckpointError: tensors are missing, unexpected or misshapen; the message lists them.
     """
     check_shapes(shapes_of(model.state_dict()), shapes_of(tensors))
     model.load_state_dict(tensors)
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Each tensor's shape."""
+    """Shape of each tensor, by name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def check_shapes(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+    expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Compare names and shapes.
+    """Compare names and shapes of tensors.
 
     Raises:
-        CheckpointError: tensors are missing, unexpected or misshapen; it lists them.
+        CheckpointError: tensors are missing, unexpected or misshapen; the message lists them.
     """
     wrong = [
-        *(f"{name} is missing" for name in expected.keys() - found.keys()),
-        *(f"{name} is unexpected" for name in found.keys() - expected.keys()),
+        *(f"{name} is missing" for name in expected.keys() - actual.keys()),
+        *(f"{name} is unexpected" for name in actual.keys() - expected.keys()),
         *(
-            f"{name} has shape {found[name]} instead of {expected[name]}"
-            for name in expected.keys() & found.keys()
-            if found[name] != expected[name]
+            f"{name} has shape {actual[name]} instead of {expected[name]}"
+            for name in expected.keys() & actual.keys()
+            if actual[name] != expected[name]
         ),
     ]
     if wrong:

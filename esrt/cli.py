@@ -1,4 +1,4 @@
-"""How this project's commands end when something is wrong: one line, and a stable exit code."""
+"""Error convention of all commands: one line on stderr and a stable exit code."""
 
 import sys
 from collections.abc import Iterator
@@ -9,19 +9,22 @@ from esrt.errors import EsrtError, printable
 
 @contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Turn a deliberate error, or one of the file system, into a line on stderr and an exit.
+    """Turn an `EsrtError` or an `OSError` into one line on stderr and an exit code.
 
     Raises:
-        SystemExit: with the error's exit code; 2 for the file system.
+        SystemExit: with the error's exit code; 2 for an `OSError`.
     """
     try:
         yield
     except EsrtError as error:
-        message, code = str(error), error.exit_code
+        print_line("error", str(error))
+        raise SystemExit(error.exit_code) from None
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        message, code = f"{where}{error.strerror or error}. Check the path and its rights.", 2
-    else:
-        return
-    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
-    raise SystemExit(code)
+        path = f"{error.filename}: " if error.filename else ""
+        print_line("error", f"{path}{error.strerror or error}. Check the path and its permissions.")
+        raise SystemExit(2) from None
+
+
+def print_line(label: str, message: str) -> None:
+    """Print ``label: message`` on stderr as one line, without control characters."""
+    print(f"{label}: {printable(' '.join(message.split()))}", file=sys.stderr)

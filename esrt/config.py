@@ -1,16 +1,26 @@
-"""Shapes of the model's parts, the named configurations, and their JSON form. No torch."""
+"""Configurations of the model: shapes of its parts, and the named configurations. No torch."""
 
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from esrt.errors import CheckpointError
+from esrt.features import FRAMES_PER_SECOND
 from esrt.languages import LANGUAGES
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """A Whisper encoder: width, layers, attention heads, inner width, mel bins, longest output."""
+    """Shape of a Whisper encoder.
+
+    Attributes:
+        width: width of the states.
+        layers: number of layers.
+        heads: attention heads of a layer.
+        inner_width: inner width of the feed-forward layers.
+        mel_bins: mel bins of the input.
+        max_positions: longest output, in states of 20 ms.
+    """
 
     width: int
     layers: int
@@ -22,14 +32,14 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class QFormerConfig:
-    """A Q-Former over the encoder's states.
+    """Shape of a Q-Former over the encoder's states.
 
-    Without ``stride``, ``queries`` learned queries each read all encoder states: the form of the
-    released models, with a fixed number of tokens. With ``stride``, there is one token for every
-    ``stride`` encoder states (20 ms each), which reads those and ``overlap`` more on either side:
-    the token count follows the length of the speech, and a token's place is its time (the
-    window-level Q-Former of SALMONN, arXiv 2310.13289). Its queries are ``queries`` = 1 learned
-    vector plus the sinusoid of the position.
+    Without ``stride``, each of the ``queries`` learned queries attends to all encoder states, and
+    the number of tokens is fixed. The released models have this form. With ``stride``, there is
+    one token for every ``stride`` encoder states (20 ms each). The token attends to these states
+    and to ``overlap`` more on either side, so the number of tokens follows the length of the
+    speech (window-level Q-Former, SALMONN, arXiv 2310.13289). A query then is one learned vector
+    (``queries`` is 1) plus the sinusoid of its position.
     """
 
     width: int
@@ -43,11 +53,19 @@ class QFormerConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The whole model. ``max_seconds`` bounds the speech that one packet holds.
+    """Configuration of the whole model.
 
-    ``padded`` models were trained on audio padded or trimmed to ``max_seconds`` and get that;
-    the others encode only what was spoken. ``languages`` are those that the model was trained
-    for, in every direction.
+    Attributes:
+        name: name of the model.
+        encoder: shape of the encoder.
+        q_former: shape of the Q-Former.
+        decoder_width: width of the decoder's embeddings.
+        projector_width: inner width of the projector.
+        padded: whether audio is padded or trimmed to ``max_seconds``, as in training. Other models
+            encode only what was spoken.
+        max_seconds: longest speech of one packet.
+        languages: ISO 639-3 codes of the languages that the model was trained for, in every
+            direction.
     """
 
     name: str
@@ -61,26 +79,27 @@ class ModelConfig:
 
     @property
     def frame_multiple(self) -> int:
-        """Mel frames (10 ms each) come in multiples of this; the encoder halves them."""
+        """The number of mel frames (10 ms each) is a multiple of this; the encoder halves it."""
         return 2 * (self.q_former.stride or 1)
 
     @property
     def padded_seconds(self) -> float | None:
-        """What audio is padded or trimmed to; ``None`` for models that encode what was spoken."""
+        """Length that audio is padded or trimmed to; ``None`` encodes only what was spoken."""
         return self.max_seconds if self.padded else None
 
     @property
     def max_frames(self) -> int:
-        """The most mel frames that the model takes."""
-        return round(self.max_seconds * 100) // self.frame_multiple * self.frame_multiple
+        """Mel frames of the longest input."""
+        frames = round(self.max_seconds * FRAMES_PER_SECOND)
+        return frames // self.frame_multiple * self.frame_multiple
 
     @property
     def max_tokens(self) -> int:
-        """The most feature tokens that a packet of this model holds."""
+        """Feature tokens of the longest input."""
         return self.tokens(self.max_frames)
 
     def tokens(self, frames: int) -> int:
-        """Feature tokens made from that many mel frames."""
+        """Feature tokens for a number of mel frames."""
         stride = self.q_former.stride
         return self.q_former.queries if stride is None else frames // (2 * stride)
 
@@ -110,7 +129,7 @@ class ModelConfig:
             )
         except (KeyError, TypeError) as error:
             raise CheckpointError(
-                f"The model configuration is not understood: {error}.",
+                f"The model configuration is not valid: {error}.",
                 f"Compare its keys with those of {cls.__name__} in esrt/config.py.",
             ) from error
 
@@ -137,7 +156,7 @@ CONFIGS: dict[str, ModelConfig] = {
             max_seconds=12.0,
             languages=tuple("eng deu spa fra rus hin ara tur fin kor ind cmn".split()),
         ),
-        # Not a released model: an encoder of whisper-small's size, to measure on.
+        # Not a released model: an encoder of whisper-small's size, for benchmarks.
         ModelConfig("whisper-small", _SMALL, _LARGE_Q_FORMER, 1152, 1536, True, 30.0, _ALL),
         ModelConfig("esrt-4b", _LARGE_V3, _LARGE_Q_FORMER, 2560, 1536, True, 30.0, _ALL),
         ModelConfig("esrt-12b", _LARGE_V3, _LARGE_Q_FORMER, 3840, 2560, True, 30.0, _ALL),
@@ -149,11 +168,11 @@ def named_config(name: str) -> ModelConfig:
     """A configuration by name.
 
     Raises:
-        CheckpointError: there is none of that name.
+        CheckpointError: no configuration has the name.
     """
     try:
         return CONFIGS[name]
     except KeyError:
         raise CheckpointError(
-            f"There is no configuration {name!r}.", f"Use one of: {', '.join(CONFIGS)}."
+            f"No configuration is named {name!r}.", f"Use one of: {', '.join(CONFIGS)}."
         ) from None

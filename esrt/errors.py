@@ -1,7 +1,7 @@
-"""Every error that this project raises on purpose.
+"""Errors of this project.
 
-An error names its cause and a remedy in one line, and knows how it ends: as a command's exit code
-or as an HTTP problem (RFC 9457) with a stable ``type`` and a status.
+An error has a cause and a remedy, which make one line. It also has a command's exit code, and the
+status and stable ``type`` of an HTTP problem document (RFC 9457).
 """
 
 import re
@@ -9,11 +9,11 @@ from typing import ClassVar
 
 
 class EsrtError(Exception):
-    """Base of all deliberate errors.
+    """Base class of the errors.
 
     Args:
         cause: what is wrong, as a sentence.
-        remedy: what the reader can do about it, as a sentence.
+        remedy: how the user can correct the problem, as a sentence.
     """
 
     exit_code: ClassVar[int] = 2
@@ -30,80 +30,80 @@ class EsrtError(Exception):
 
 
 class CheckFailed(EsrtError):
-    """A check ran and found the result out of bounds (parity after export, for example)."""
+    """A check found a result out of bounds, for example parity after an export."""
 
     exit_code = 1
 
 
 class AudioError(EsrtError):
-    """The input is not speech that can be encoded: unreadable, empty or silent."""
+    """Audio without usable speech: unreadable, empty or silent."""
 
 
 class ArtifactError(EsrtError):
-    """An exported artifact or its manifest is missing, damaged or not what was asked for."""
+    """Exported artifact or manifest that is missing, damaged or not supported."""
 
 
 class CheckpointError(EsrtError):
-    """A checkpoint is missing, incomplete or of another shape than its configuration."""
+    """Checkpoint that is missing, incomplete or does not fit its configuration."""
 
 
 class LanguageError(EsrtError):
-    """An unknown language, or a direction that is none."""
+    """Unknown language code, or identical source and target languages."""
 
     status = 422
     type = "language"
 
 
 class PacketError(EsrtError):
-    """Bytes that are not a packet this version can read."""
+    """Bytes that are not a packet of this version."""
 
     status = 400
     type = "packet-malformed"
 
 
 class PacketTooLarge(PacketError):
-    """A packet beyond the size limit of the wire format."""
+    """Packet that exceeds the size limit of the wire format."""
 
     status = 413
     type = "packet-too-large"
 
 
 class PacketContentError(PacketError):
-    """A well-formed packet whose features this model cannot take (width, count, split, NaN)."""
+    """Well-formed packet whose features do not fit the model: width, count, split or NaN."""
 
     status = 422
     type = "packet-content"
 
 
 class FingerprintMismatch(PacketError):
-    """A packet made by another model than the one that serves."""
+    """Packet of another model than the serving one."""
 
     status = 409
     type = "fingerprint-mismatch"
 
 
 class MediaTypeError(EsrtError):
-    """A request body that is not declared as a feature packet."""
+    """Request body whose content type is not that of a feature packet."""
 
     status = 415
     type = "media-type"
 
 
 class RequestError(EsrtError):
-    """A request that lacks a parameter or carries one of the wrong form."""
+    """Request with a missing or invalid parameter."""
 
     status = 422
     type = "request"
 
 
 class IdempotencyKeyReused(RequestError):
-    """A key that stands for another request already."""
+    """Idempotency key that was already used for another request."""
 
     type = "idempotency-key"
 
 
 class UploadTimeout(EsrtError):
-    """A request body that did not arrive in time."""
+    """Request body that did not arrive in time."""
 
     exit_code = 3
     status = 408
@@ -111,7 +111,7 @@ class UploadTimeout(EsrtError):
 
 
 class NotReady(EsrtError):
-    """The engine is still loading, or has died."""
+    """Engine that is still loading, or has died."""
 
     exit_code = 3
     status = 503
@@ -119,7 +119,7 @@ class NotReady(EsrtError):
 
 
 class EngineFailed(EsrtError):
-    """The engine could not be loaded, or broke off while it decoded."""
+    """Engine that could not be loaded, or failed while decoding."""
 
     exit_code = 3
     status = 503
@@ -127,11 +127,11 @@ class EngineFailed(EsrtError):
 
 
 class EngineDied(EngineFailed):
-    """The engine's process has ended or hangs; it is no fault of the request, it seems."""
+    """Engine process that died or hung; the request can be retried."""
 
 
 class DeadlineExceeded(EsrtError):
-    """An answer that took longer than the service allows."""
+    """Answer that took longer than the service allows."""
 
     exit_code = 3
     status = 504
@@ -139,7 +139,7 @@ class DeadlineExceeded(EsrtError):
 
 
 class ServerError(EsrtError):
-    """The client's view: the server cannot be reached, is not ready, or broke off."""
+    """Server that cannot be reached, is not ready, or broke off; raised by clients."""
 
     exit_code = 3
     status = 502
@@ -147,26 +147,26 @@ class ServerError(EsrtError):
 
 
 class Unauthorized(EsrtError):
-    """A request without a valid API key."""
+    """Request without a valid API key."""
 
     status = 401
     type = "unauthorized"
 
 
 class Forbidden(EsrtError):
-    """A valid API key that was made for something else."""
+    """Valid API key without permission for the request."""
 
     status = 403
     type = "forbidden"
 
 
-class _Later(EsrtError):
-    """A refusal of the moment.
+class _RetryLater(EsrtError):
+    """Temporary rejection.
 
     Args:
         cause: what is wrong, as a sentence.
-        remedy: what the reader can do about it, as a sentence.
-        retry_after: the seconds after which another attempt makes sense.
+        remedy: how the user can correct the problem, as a sentence.
+        retry_after: seconds until the next attempt.
     """
 
     exit_code: ClassVar[int] = 3
@@ -176,27 +176,27 @@ class _Later(EsrtError):
         self.retry_after = retry_after
 
 
-class TooManyRequests(_Later):
-    """A key that asks faster, or for more at once, than it may."""
+class TooManyRequests(_RetryLater):
+    """API key that exceeds its request rate or its number of concurrent requests."""
 
     status = 429
     type = "too-many-requests"
 
 
-class Overloaded(_Later):
-    """A service whose queue is full, whoever asks."""
+class Overloaded(_RetryLater):
+    """Service with a full queue."""
 
     status = 503
     type = "overloaded"
 
 
 class UnknownFeatures(EsrtError):
-    """A handle that names no features that the caller may use: never, no longer, or not theirs."""
+    """Handle that is unknown, has expired, or belongs to another API key."""
 
     status = 404
     type = "features-unknown"
 
 
 def printable(text: str) -> str:
-    """Text from elsewhere without control characters, which could drive a terminal."""
+    """Text without control characters, which could change the state of a terminal."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)

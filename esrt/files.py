@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Atomic replacement of files and folders: a failed write keeps the former content."""
 
 import os
 import shutil

@@ -1,9 +1,12 @@
-"""Released checkpoints: transformers repositories such as ``yxdu/ESRT-4B``, read by tensor name.
+"""Released checkpoints: Hugging Face repositories such as ``yxdu/ESRT-4B``, read by tensor name.
 
-Their own loader is code that comes with the weights; none of it runs here. Only safetensors are
-read, and every tensor must be one that the model has. The parts: ``encoder`` (a Whisper encoder),
-``q_former`` (``query`` and ``qformer``, a `Blip2QFormerModel`), ``mlp`` (``linear1``, ``linear2``,
-``norm``) and, unless it is published apart, ``llm`` (a Gemma 3 causal language model).
+The repositories contain their own loader code, which never runs here: only safetensors files are
+read, and every tensor must belong to the model. The tensors' names begin with
+
+- ``encoder.``: a Whisper encoder,
+- ``q_former.``: ``query``, and ``qformer``, a `Blip2QFormerModel`,
+- ``mlp.``: the projector, ``linear1``, ``linear2`` and ``norm``,
+- ``llm.``: a Gemma 3 causal language model; missing if the decoder is published separately.
 """
 
 import json
@@ -17,7 +20,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from esrt.checkpoint import Checkpoint, check_shapes, digest, load_strictly, shapes_of
 from esrt.config import CONFIGS, EncoderConfig, ModelConfig, QFormerConfig
@@ -30,22 +32,25 @@ INDEX_FILE = "model.safetensors.index.json"
 EDGE_PARTS = ("encoder.", "q_former.", "mlp.")
 DECODER_PART = "llm."
 
-# The width of an attention head in every Whisper model, and in BERT, whose sizes Q-Formers have.
-# It is the one number that the shapes of the tensors do not tell.
+# Width of an attention head in every Whisper model, and in BERT, whose sizes Q-Formers have. It is
+# the only number of the configuration that does not follow from the tensors' shapes.
 HEAD_WIDTH = 64
 # Encoder positions per second: 100 mel frames, halved by the second convolution.
 POSITIONS_PER_SECOND = 50
 
 Shapes = dict[str, tuple[int, ...]]
 
-_REMEDY = "Name a folder with model.safetensors, or its shards and model.safetensors.index.json."
+_REMEDY = (
+    "Name a folder with model.safetensors, or with its shards and model.safetensors.index.json."
+)
 
 
 @dataclass(frozen=True)
 class HfCheckpoint(Checkpoint):
-    """A released checkpoint whose names and shapes have been checked; weights load on demand.
+    """A released checkpoint whose tensor names and shapes are valid; weights load on demand.
 
-    ``files`` maps each tensor to the file that holds it.
+    Attributes:
+        files: file of each tensor, by the tensor's name.
     """
 
     files: Mapping[str, Path]
@@ -65,45 +70,21 @@ class HfCheckpoint(Checkpoint):
         load_strictly(model, _without("mlp.", dict(self._tensors("mlp."))))
         return model.eval()
 
-    def language_model(self, config: Gemma3TextConfig) -> Gemma3ForCausalLM:
-        """The decoder that came in the same files, in float32.
-
-        Args:
-            config: its configuration, as `yxdu/ESRT-4B-LLM` publishes it.
-
-        Raises:
-            CheckpointError: there is none, or tensors are missing, unexpected or misshapen.
-        """
-        tensors = _without(DECODER_PART, dict(self._tensors(DECODER_PART)))
-        if not tensors:
-            raise CheckpointError(
-                f"{self.folder} holds no decoder.", "Take the one that is published apart."
-            )
-        model = Gemma3ForCausalLM(config)
-        if config.tie_word_embeddings:  # one tensor of two names, of which files may hold either
-            tied = "lm_head.weight", "model.embed_tokens.weight"
-            for name, other in (tied, tied[::-1]):
-                if other in tensors:
-                    tensors.setdefault(name, tensors[other])
-        load_strictly(model, tensors)
-        decoder: Gemma3ForCausalLM = model.eval()
-        return decoder
-
     def _tensors(self, *parts: str) -> Iterator[tuple[str, Tensor]]:
         return _read(self.files, parts, lambda file, name: file.get_tensor(name))
 
 
 def is_hf_checkpoint(folder: Path) -> bool:
-    """Whether a folder looks like a released checkpoint."""
+    """Whether a folder has the files of a released checkpoint."""
     return (folder / WEIGHTS_FILE).is_file() or (folder / INDEX_FILE).is_file()
 
 
 def open_hf_checkpoint(folder: Path) -> HfCheckpoint:
-    """Read names and shapes, derive the configuration, check them, compute the fingerprint.
+    """Derive and check the configuration from the tensors' shapes, and compute the fingerprint.
 
     Raises:
-        CheckpointError: the folder holds no safetensors, or a file in it is damaged; or tensors
-            are missing, unexpected or misshapen, and the error lists them.
+        CheckpointError: the folder has no safetensors file, a file is damaged, or tensors are
+            missing, unexpected or misshapen.
     """
     try:
         files = _files(folder)
@@ -124,36 +105,36 @@ def open_hf_checkpoint(folder: Path) -> HfCheckpoint:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Which file holds each tensor, in order of name."""
+    """File of each tensor, sorted by the tensors' names."""
     index = folder / INDEX_FILE
     if not index.is_file():
         with safe_open(folder / WEIGHTS_FILE, "pt") as file:
             return dict.fromkeys(sorted(file.keys()), folder / WEIGHTS_FILE)
     content = json.loads(index.read_text("utf-8"))
-    named = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+    listed = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
         raise ValueError(f"{INDEX_FILE} has no weight_map from tensors to files")
-    strange = sorted({name for name in named.values() if Path(name).name != name})
-    if strange:
-        raise ValueError(f"{INDEX_FILE} names files outside of the folder: {', '.join(strange)}")
-    held: dict[str, str] = {}
-    for shard in sorted(set(named.values())):
+    outside = sorted({name for name in listed.values() if Path(name).name != name})
+    if outside:
+        raise ValueError(f"{INDEX_FILE} names files outside of the folder: {', '.join(outside)}")
+    actual: dict[str, str] = {}
+    for shard in sorted(set(listed.values())):
         with safe_open(folder / shard, "pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
-                if name in held:
-                    raise ValueError(f"{name} is in {held[name]} and in {shard}")
-                held[name] = shard
-    moved = sorted(name for name in named.keys() & held.keys() if named[name] != held[name])
-    if moved:
-        raise ValueError(f"{INDEX_FILE} names the wrong files of {', '.join(moved)}")
-    check_shapes(dict.fromkeys(named, ()), dict.fromkeys(held, ()))
-    return {name: folder / held[name] for name in sorted(held)}
+                if name in actual:
+                    raise ValueError(f"{name} is in {actual[name]} and in {shard}")
+                actual[name] = shard
+    wrong = sorted(name for name in listed.keys() & actual.keys() if listed[name] != actual[name])
+    if wrong:
+        raise ValueError(f"{INDEX_FILE} names the wrong files of {', '.join(wrong)}")
+    check_shapes(dict.fromkeys(listed, ()), dict.fromkeys(actual, ()))
+    return {name: folder / actual[name] for name in sorted(actual)}
 
 
 def _read(
     files: Mapping[str, Path], parts: tuple[str, ...], read: Callable[[Any, str], Any]
 ) -> Iterator[tuple[str, Any]]:
-    """What ``read`` makes of each tensor of some parts, in order of name."""
+    """Name and result of ``read`` for each tensor of some parts, sorted by name."""
     with ExitStack() as stack:
         opened: dict[Path, Any] = {}
         for name, path in files.items():
@@ -164,8 +145,8 @@ def _read(
 
 
 def _config(shapes: Shapes, name: str) -> ModelConfig:
-    """The configuration that tensors of these shapes belong to."""
-    telling = {
+    """The configuration of a model with these tensors."""
+    dimensions = {
         "encoder.conv1.weight": 3,
         "encoder.embed_positions.weight": 2,
         "encoder.layers.0.fc1.weight": 2,
@@ -177,16 +158,16 @@ def _config(shapes: Shapes, name: str) -> ModelConfig:
     wrong = [
         f"{tensor} is missing"
         if tensor not in shapes
-        else f"{tensor} has shape {shapes[tensor]} instead of {dimensions} dimensions"
-        for tensor, dimensions in telling.items()
-        if len(shapes.get(tensor, ())) != dimensions
+        else f"{tensor} has shape {shapes[tensor]} instead of {count} dimensions"
+        for tensor, count in dimensions.items()
+        if len(shapes.get(tensor, ())) != count
     ]
     if wrong:
         raise CheckpointError(
             f"The tensors are not those of a released checkpoint: {'; '.join(wrong)}.", _REMEDY
         )
     convolution, positions, inner, query, q_inner, linear1, linear2 = (
-        shapes[tensor] for tensor in telling
+        shapes[tensor] for tensor in dimensions
     )
     width, q_width = convolution[0], query[2]
     encoder = EncoderConfig(
@@ -206,14 +187,14 @@ def _config(shapes: Shapes, name: str) -> ModelConfig:
     )
     seconds = positions[0] / POSITIONS_PER_SECOND
     languages = tuple(LANGUAGES)
-    found = ModelConfig(name, encoder, q_former, linear2[0], linear1[0], True, seconds, languages)
-    known = (c for c in CONFIGS.values() if {**c.to_dict(), "name": name} == found.to_dict())
-    return next(known, found)
+    config = ModelConfig(name, encoder, q_former, linear2[0], linear1[0], True, seconds, languages)
+    named = (c for c in CONFIGS.values() if {**c.to_dict(), "name": name} == config.to_dict())
+    return next(named, config)
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    """How many layers the names number; a gap among them shows as missing and unexpected ones."""
-    return len({found[1] for name in shapes if (found := re.match(pattern, name))})
+    """Number of distinct layers in the names; a gap later shows as missing, unexpected tensors."""
+    return len({match[1] for name in shapes if (match := re.match(pattern, name))})
 
 
 def _check(config: ModelConfig, shapes: Shapes) -> None:

@@ -1,4 +1,4 @@
-"""The 45 languages, after the list that the ESRT models were trained on (arXiv 2605.28642)."""
+"""The 45 languages of the ESRT models (arXiv 2605.28642)."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from esrt.errors import LanguageError
 
 @dataclass(frozen=True)
 class Language:
-    """One language: ISO 639-3 code, English name, its own name, and its family."""
+    """One language: ISO 639-3 code, English name, native name, and language family."""
 
     code: str
     name: str
@@ -74,7 +74,7 @@ LANGUAGES: dict[str, Language] = {
 
 
 def language(code: str) -> Language:
-    """The language of an ISO 639-3 code.
+    """The language with an ISO 639-3 code.
 
     Raises:
         LanguageError: the code is not one of the 45.
@@ -91,7 +91,7 @@ def direction(source: str, target: str) -> tuple[Language, Language]:
     """The two languages of a translation direction.
 
     Raises:
-        LanguageError: a code is unknown, or both are the same.
+        LanguageError: a code is unknown, or both codes are equal.
     """
     pair = language(source), language(target)
     if source == target:
@@ -102,19 +102,19 @@ def direction(source: str, target: str) -> tuple[Language, Language]:
 
 
 def check_trained(model: str, trained: Collection[str], wanted: Iterable[Language]) -> None:
-    """See that a model was trained for languages.
+    """Check that a model was trained for some languages.
 
     Args:
-        model: its name, for the message.
-        trained: the codes of its languages.
-        wanted: what is asked of it.
+        model: name of the model, for the message.
+        trained: ISO 639-3 codes of the model's languages.
+        wanted: the languages to check.
 
     Raises:
-        LanguageError: one of them is none of its own.
+        LanguageError: the model was not trained for one of the languages.
     """
-    for one in wanted:
-        if one.code not in trained:
+    for item in wanted:
+        if item.code not in trained:
             raise LanguageError(
-                f"{model} was not trained for {one.name} ({one.code}).",
+                f"{model} was not trained for {item.name} ({item.code}).",
                 f"Use one of: {' '.join(trained)}.",
             )

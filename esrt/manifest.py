@@ -14,6 +14,8 @@ from esrt.wire.codec import Split
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
 
+_REMEDY = "Export it again: python export/to_onnx.py --out FOLDER."
+
 Kind = Literal["onnx", "executorch", "coreml"]
 
 
@@ -111,13 +113,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         languages: ISO 639-3 codes of the languages that the model was trained for.
         entry: name of the file to load.
         files: SHA-256 of each file, by its name.
-        tools: version of each distribution that took part in the export.
+        tools: version of each distribution that the export used.
         parity: figures of the comparison with torch, measured at export.
         created_from: name of the checkpoint's folder.
         format: version of this schema.
-        lengths: seconds that the graph is made for; audio is padded to the next of them. Empty for
-            a graph that takes every length up to the longest. May be missing from the file.
-        quantization: of an int8 artifact. May be missing from the file.
+        lengths: input lengths of the graph, in seconds; audio is padded to the next length. Empty
+            for a graph that takes every length up to the longest. May be missing from the file.
+        quantization: quantization of an int8 artifact. May be missing from the file.
     """
 
     model: str
@@ -155,20 +157,19 @@ def read_manifest(folder: Path, *, verify: bool = True) -> Manifest:
 
     Args:
         folder: the artifact's folder.
-        verify: also compare the SHA-256 of each file.
+        verify: also compare the SHA-256 of each file; see `verify_files`.
 
     Raises:
         ArtifactError: the manifest is missing or does not fit the schema, or a file is missing or
             differs from the exported one.
     """
-    remedy = "Export it again: python export/to_onnx.py --out FOLDER."
     try:
         content = (folder / MANIFEST_FILE).read_bytes()
         manifest = msgspec.json.decode(content, type=Manifest)
     except OSError as error:
-        raise ArtifactError(f"No artifact in {folder}: {error.strerror}.", remedy) from error
+        raise ArtifactError(f"No artifact in {folder}: {error.strerror}.", _REMEDY) from error
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{folder / MANIFEST_FILE} is not valid: {error}.", remedy) from error
+        raise ArtifactError(f"{folder / MANIFEST_FILE} is not valid: {error}.", _REMEDY) from error
     if manifest.format != FORMAT:
         raise ArtifactError(
             f"{folder / MANIFEST_FILE} has format {manifest.format}; this runtime reads {FORMAT}.",
@@ -177,21 +178,31 @@ def read_manifest(folder: Path, *, verify: bool = True) -> Manifest:
     for name in (manifest.entry, *manifest.files):
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ArtifactError(
-                f"{folder / MANIFEST_FILE} names {name!r}, which is not in the folder.", remedy
+                f"{folder / MANIFEST_FILE} names {name!r}, which is not in the folder.", _REMEDY
             )
-    for name, expected in manifest.files.items() if verify else ():
+    if verify:
+        verify_files(folder, manifest)
+    return manifest
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Compare the SHA-256 of each file with the manifest.
+
+    Raises:
+        ArtifactError: a file is missing or differs from the exported one.
+    """
+    for name, expected in manifest.files.items():
         path = folder / name
         try:
-            found = sha256(path) if path.is_file() else None
+            actual = sha256(path) if path.is_file() else None
         except OSError as error:
             raise ArtifactError(
-                f"The artifact's file {path} cannot be read: {error.strerror}.", remedy
+                f"The artifact's file {path} cannot be read: {error.strerror}.", _REMEDY
             ) from error
-        if found is None:
-            raise ArtifactError(f"The artifact's file {path} is missing.", remedy)
-        if found != expected:
-            raise ArtifactError(f"{path} is not the file that was exported.", remedy)
-    return manifest
+        if actual is None:
+            raise ArtifactError(f"The artifact's file {path} is missing.", _REMEDY)
+        if actual != expected:
+            raise ArtifactError(f"{path} is not the file that was exported.", _REMEDY)
 
 
 def sha256(path: Path) -> str:

@@ -1,7 +1,8 @@
 """The edge model in torch: Whisper encoder, Q-Former adapter and projector.
 
-Built on transformers' modules, so that released weights load by name. Batches may mix lengths:
-states beyond an utterance's end are masked so that each row comes out as it would alone.
+The modules are transformers', so released weights load by name. A batch may have utterances of
+different lengths: states after the end of an utterance are masked, so that each row of the output
+equals the output for that utterance alone.
 """
 
 import math
@@ -16,7 +17,7 @@ from esrt.config import EncoderConfig, ModelConfig, QFormerConfig
 
 
 class SpeechEncoder(WhisperEncoder):  # type: ignore[misc]
-    """transformers' Whisper encoder, for any length up to ``max_positions``."""
+    """Whisper encoder of transformers, for any length up to ``max_positions``."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(
@@ -34,11 +35,11 @@ class SpeechEncoder(WhisperEncoder):  # type: ignore[misc]
         self.embed_positions.weight.data.copy_(_sinusoids(config.max_positions, config.width))
 
     def forward(self, mel: Tensor, frames: Tensor | None = None) -> Tensor:
-        """Encode.
+        """Encode log-mel spectrograms.
 
         Args:
             mel: (batch, mel_bins, frames), an even number of frames.
-            frames: (batch,) valid frames of each row, even; ``None`` when all are.
+            frames: (batch,) valid frames of each row, even; ``None`` if all frames are valid.
 
         Returns:
             (batch, frames / 2, width).
@@ -61,7 +62,7 @@ class SpeechEncoder(WhisperEncoder):  # type: ignore[misc]
 
 
 class QFormerAdapter(nn.Module):
-    """Learned queries that read the encoder's states through a BLIP-2 Q-Former."""
+    """BLIP-2 Q-Former with learned queries that attend to the encoder's states."""
 
     def __init__(self, config: QFormerConfig, encoder_width: int) -> None:
         super().__init__()
@@ -82,11 +83,11 @@ class QFormerAdapter(nn.Module):
         )
 
     def forward(self, states: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Adapt.
+        """Turn encoder states into feature tokens.
 
         Args:
             states: (batch, positions, encoder width).
-            positions: (batch,) valid states of each row; ``None`` when all are.
+            positions: (batch,) valid states of each row; ``None`` if all states are valid.
 
         Returns:
             (batch, tokens, width).
@@ -100,7 +101,7 @@ class QFormerAdapter(nn.Module):
             readable = window[None] if readable is None else window & readable
             if positions is not None:
                 valid = _valid(positions // stride, queries.shape[1])
-                # A row of the mask with nothing to attend to would be NaN.
+                # Attention with a fully masked row would give NaN.
                 readable = readable | ~valid[:, :, None]
         adapted: Tensor = self.qformer.encoder(
             self.qformer.layernorm(queries.expand(states.shape[0], -1, -1)),
@@ -112,7 +113,7 @@ class QFormerAdapter(nn.Module):
         return adapted
 
     def queries(self, length: int) -> Tensor:
-        """(1, tokens, width): what asks, for that many encoder states, before the layer norm."""
+        """Queries before the layer norm, (1, tokens, width), for a number of encoder states."""
         if self.config.stride is None:
             return self.query
         return self.query + _sinusoids(length // self.config.stride, self.config.width).to(
@@ -120,7 +121,7 @@ class QFormerAdapter(nn.Module):
         )
 
     def window(self, length: int) -> Tensor | None:
-        """(tokens, length): which encoder states each token reads; ``None`` when all."""
+        """Mask (tokens, length): states that each token attends to; ``None`` without stride."""
         stride, device = self.config.stride, self.query.device
         if stride is None:
             return None
@@ -130,7 +131,7 @@ class QFormerAdapter(nn.Module):
 
 
 class Projector(nn.Module):
-    """From the Q-Former's width to the decoder's: linear, ReLU, linear, layer norm."""
+    """Projection from the Q-Former's to the decoder's width: linear, ReLU, linear, layer norm."""
 
     def __init__(self, width: int, inner_width: int, decoder_width: int) -> None:
         super().__init__()
@@ -140,13 +141,13 @@ class Projector(nn.Module):
         self.norm = nn.LayerNorm(decoder_width, eps=1e-5)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(..., width) to (..., decoder width)."""
+        """Features (..., width) to embeddings (..., decoder width)."""
         projected: Tensor = self.norm(self.linear2(self.relu(self.linear1(features))))
         return projected
 
 
 class EdgeModel(nn.Module):
-    """Encoder, Q-Former and projector, named as in the published sibling code."""
+    """Encoder, Q-Former and projector; the names are those of the released checkpoints."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -168,34 +169,34 @@ class EdgeModel(nn.Module):
 
 
 class Tokenizer(Protocol):
-    """The part of a transformers tokenizer that decoding needs."""
+    """Interface of a transformers tokenizer, as far as decoding needs it."""
 
     eos_token_id: int
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> Any:
-        """Tokenize."""
+        """Token ids of a text."""
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
-        """Detokenize."""
+        """Text of token ids."""
 
 
 def join(embeddings: Tensor, tokens: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """The decoder's input: each row's features, then its text, with the padding in front.
+    """Input of the decoder: the padding, then the features, then the text of each row.
 
     Args:
-        embeddings: (batch, features, width), rows padded at the end.
+        embeddings: features, (batch, features, width), rows padded at the end.
         tokens: (batch,) valid features of each row.
-        text: (batch, length, width).
+        text: embeddings of the text, (batch, length, width).
 
     Returns:
-        (batch, features + length, width), and the (batch, features + length) mask of what is
-        not padding.
+        The sequence (batch, features + length, width), and its mask (batch, features + length),
+        which is false for padding.
     """
     sequence = torch.cat([embeddings, text.to(embeddings)], dim=1)
     shift = (embeddings.shape[1] - tokens)[:, None]
-    place = torch.arange(sequence.shape[1], device=tokens.device)[None] - shift
-    order = torch.where(place < tokens[:, None], place, place + shift).clamp(min=0)
-    return sequence.gather(1, order[..., None].expand_as(sequence)), place >= 0
+    position = torch.arange(sequence.shape[1], device=tokens.device)[None] - shift
+    order = torch.where(position < tokens[:, None], position, position + shift).clamp(min=0)
+    return sequence.gather(1, order[..., None].expand_as(sequence)), position >= 0
 
 
 @torch.inference_mode()
@@ -207,20 +208,20 @@ def generate_greedy(
     prompts: list[str],
     max_new_tokens: int,
 ) -> list[str]:
-    """Greedy decoding of a batch, special tokens kept: the reference for every engine.
+    """Decode a batch greedily and keep special tokens; the reference for every engine.
 
     Args:
         decoder: the language model.
-        tokenizer: its tokenizer.
+        tokenizer: the decoder's tokenizer.
         embeddings: (batch, tokens, decoder width), rows padded at the end.
         tokens: (batch,) valid tokens of each row.
-        prompts: the text after the features, one per row, all of one token length.
-        max_new_tokens: where to stop at the latest.
+        prompts: text after the features, one per row, all with the same number of tokens.
+        max_new_tokens: largest number of generated tokens.
     """
     ids = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
     text = decoder.get_input_embeddings()(torch.tensor(ids, device=embeddings.device))
     sequence, mask = join(embeddings, tokens, text)
-    written = decoder.generate(
+    generated = decoder.generate(
         inputs_embeds=sequence,
         attention_mask=mask.long(),
         max_new_tokens=max_new_tokens,
@@ -233,22 +234,22 @@ def generate_greedy(
             row[: row.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in row else row,
             skip_special_tokens=False,
         )
-        for row in written
+        for row in generated
     ]
 
 
 def _valid(lengths: Tensor, total: int) -> Tensor:
-    """(batch,) lengths to a (batch, total) mask that is true within them."""
+    """Mask (batch, total) that is true within the lengths (batch,)."""
     return torch.arange(total, device=lengths.device)[None] < lengths[:, None]
 
 
 def additive(mask: Tensor) -> Tensor:
-    """A mask that is true where attention may look, as the number added to its scores."""
+    """Values to add to attention scores: 0 where the mask is true, -1e9 elsewhere."""
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -1e9)
 
 
 def _sinusoids(positions: int, width: int) -> Tensor:
-    """Sine and cosine of positions, as in Whisper's encoder: shape (positions, width)."""
+    """Sinusoidal position embeddings of Whisper's encoder, (positions, width)."""
     scale = math.log(10_000) / (width // 2 - 1)
     angles = torch.arange(positions)[:, None] * torch.exp(-scale * torch.arange(width // 2))
     return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -1,10 +1,10 @@
-"""Facts about network addresses."""
+"""Checks of network addresses."""
 
 import ipaddress
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host names this machine: 127.0.0.0/8, ::1 or localhost."""
+    """Whether a host is this machine: an address in 127.0.0.0/8, ::1 or ``localhost``."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,25 +1,23 @@
-"""Speech to translation through everything real: exported encoder, packet, gateway, vLLM."""
+"""Speech to translation with all real parts: exported encoder, packet, gateway, vLLM."""
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
 from transformers import AutoTokenizer, Gemma3ForCausalLM
 
+from cloud_vllm.process import start_gateway
+from edge_runtime.answer import Done
+from edge_runtime.artifact import Artifact, open_artifact
 from edge_runtime.audio import read_audio
-from edge_runtime.backends import Backend, open_backend
-from edge_runtime.client import Client, Done
-from edge_runtime.encoder import codec_tables_of, encode_audio
+from edge_runtime.backends import Backend
+from edge_runtime.client import Client
+from edge_runtime.encoder import encode_audio
 from esrt import features
 from esrt.bundled import CHECKPOINT, REPOSITORY, SAMPLES
 from esrt.checkpoint import Checkpoint, open_checkpoint
@@ -31,11 +29,10 @@ from esrt.wire import Codec, CodecTables
 pytestmark = pytest.mark.vllm
 
 CLIPS: list[dict[str, Any]] = json.loads((SAMPLES / "index.json").read_text("utf-8"))
-READY_SECONDS = 240
 
 
 def target_of(clip: dict[str, Any]) -> str:
-    """A target language for a clip, so that together they cover every language."""
+    """A target language for a clip; the clips together cover every language."""
     others = sorted(set(clip["texts"]) - {clip["language"]})
     return others[CLIPS.index(clip) % len(others)]
 
@@ -46,47 +43,26 @@ def checkpoint() -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The fp32 artifact, exported as a user would."""
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The fp32 artifact, exported by the user's command."""
     out = tmp_path_factory.mktemp("artifact") / "fp32"
     command = [sys.executable, "export/to_onnx.py", "--precision", "fp32", "--out", str(out)]
     subprocess.run(command, cwd=REPOSITORY, check=True)
-    return out
+    return open_artifact(out)
 
 
 @pytest.fixture(scope="module")
-def backend(artifact: Path) -> Backend:
-    return open_backend(artifact)
+def backend(artifact: Artifact) -> Backend:
+    return artifact.backend()
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The gateway as its own process, with the real engine on the bundled model."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    """The address of a gateway process with the real engine on the bundled model."""
     log = tmp_path_factory.mktemp("gateway") / "log"
-    command = [sys.executable, "-m", "cloud_vllm", "--engine", "vllm", "--port", str(port)]
-    with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        end = time.monotonic() + READY_SECONDS
-        while not _ready(address):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.3)
-        yield address
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-
-
-def _ready(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/readyz").is_success
-    except httpx.TransportError:
-        return False
+    with start_gateway("--engine", "vllm", log=log) as gateway:
+        gateway.wait_until_ready()
+        yield gateway.address
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +116,10 @@ def test_split_equals_unsplit(
 
 @pytest.mark.parametrize("codec", [Codec.INT8, Codec.KLT])
 def test_held_out_speech_comes_out_right(
-    server: str, backend: Backend, artifact: Path, codec: Codec
+    server: str, backend: Backend, artifact: Artifact, codec: Codec
 ) -> None:
-    """The bundled model's promise, on what is sent by default, with statistics and without."""
-    codec_tables = codec_tables_of(artifact, backend.manifest)
+    """Three of four exact translations, with the default codecs with and without codec tables."""
+    codec_tables = artifact.codec_tables()
     right = sum(
         translate(server, backend, clip, codec, codec_tables).translation
         == clip["texts"][target_of(clip)]
@@ -152,11 +128,11 @@ def test_held_out_speech_comes_out_right(
     assert right >= 0.75 * len(CLIPS)
 
 
-def test_command_line(server: str, artifact: Path) -> None:
+def test_command_line(server: str, artifact: Artifact) -> None:
     clip = CLIPS[0]
     command = [sys.executable, "-m", "edge_runtime", "translate", str(SAMPLES / clip["file"])]
     command += ["--from", clip["language"], "--to", target_of(clip)]
-    command += ["--server", server, "--artifact", str(artifact), "--json"]
+    command += ["--server", server, "--artifact", str(artifact.folder), "--json"]
     done = subprocess.run(
         command,
         cwd=REPOSITORY,
@@ -165,9 +141,7 @@ def test_command_line(server: str, artifact: Path) -> None:
         check=True,
     )
     answer = json.loads(done.stdout)
-    assert (
-        answer["fingerprint"] == json.loads((artifact / "manifest.json").read_text())["fingerprint"]
-    )
+    assert answer["fingerprint"] == artifact.manifest.fingerprint
     assert answer["packet"]["codec"] == "klt"
     assert answer["packet"]["times_smaller"] > 64
     assert list(answer["ms"]) == ["log_mel", "encode", "pack", "network", "first_token", "done"]

@@ -1,9 +1,9 @@
-"""A checkpoint small enough to build in a test, whose decoder has learned to keep to the form.
+"""A checkpoint that is small enough to be built in a test.
 
-Its encoder is random, but its decoder was trained for a few seconds to answer eight prototype
-features with ``transcript<|src|><|tgt|>translation`` and the end of sequence, in two directions.
-So tests meet real separators, multi-byte characters and clear decisions instead of the near ties
-of random weights.
+The encoder is random. The decoder is trained for a few seconds to answer eight prototype features
+with ``transcript<|src|><|tgt|>translation`` and the end of sequence, in two directions. Tests then
+see real separators, multi-byte characters and clear decisions; with random weights, many tokens
+would be equally likely.
 """
 
 import functools
@@ -47,7 +47,7 @@ DIRECTIONS = (("eng", "deu"), ("deu", "eng"))
 
 
 def features(sentence: int, tokens: int, seed: int = 0) -> Float32Array:
-    """Q-Former features (tokens, width) of a sentence: its prototype under some noise."""
+    """Q-Former features (tokens, width) of a sentence: a prototype plus noise."""
     prototype = np.random.default_rng(sentence).standard_normal(TINY.q_former.width)
     noise = np.random.default_rng((sentence, tokens, seed)).standard_normal(
         (tokens, TINY.q_former.width)
@@ -56,7 +56,7 @@ def features(sentence: int, tokens: int, seed: int = 0) -> Float32Array:
 
 
 def tiny_checkpoint(folder: Path) -> Checkpoint:
-    """Write the tiny checkpoint to a folder; the first one in a process takes a few seconds."""
+    """Write the tiny checkpoint to a folder; the first call in a process takes a few seconds."""
     model, decoder, tokenizer = _parts()
     return save_checkpoint(folder, model, decoder, tokenizer, torch.float32)
 
@@ -64,7 +64,7 @@ def tiny_checkpoint(folder: Path) -> Checkpoint:
 @functools.cache
 def _parts() -> tuple[EdgeModel, Gemma3ForCausalLM, PreTrainedTokenizerFast]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums come out in one order, and the model the same everywhere
+    torch.set_num_threads(1)  # one order of sums, so that the model is the same everywhere
     try:
         return _trained()
     finally:
@@ -74,7 +74,7 @@ def _parts() -> tuple[EdgeModel, Gemma3ForCausalLM, PreTrainedTokenizerFast]:
 def _trained() -> tuple[EdgeModel, Gemma3ForCausalLM, PreTrainedTokenizerFast]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        # So small a vocabulary leaves most characters beyond ASCII spread over several tokens.
+        # With this vocabulary, most characters beyond ASCII take several tokens.
         tokenizer = train_tokenizer([text for pair in SENTENCES for text in pair], 360)
         model = EdgeModel(TINY).eval()
         decoder = Gemma3ForCausalLM(

@@ -1,10 +1,11 @@
-"""The feature packet, version 1: features to bytes and back.
+"""The feature packet, version 1: encoding to bytes and decoding; see `docs/wire-format.md`.
 
-`docs/wire-format.md` is normative and this package follows it. `packet` is the frame, `scalar` and
-`uses_tables` are the codecs.
+`packet` implements the frame, `scalar` and `transform_codec` the codecs, `codec_tables` the file of
+the transform codecs' tables.
 """
 
 from esrt.wire.codec import Codec, Split
+from esrt.wire.codec_tables import CODEC_TABLES_FILE, read_codec_tables
 from esrt.wire.packet import (
     HEADER_BYTES,
     MAX_PACKET_BYTES,
@@ -18,12 +19,7 @@ from esrt.wire.packet import (
     encode,
     payload_size,
 )
-from esrt.wire.transform_codec import (
-    CODEC_TABLES_FILE,
-    CodecTables,
-    TransformTables,
-    read_codec_tables,
-)
+from esrt.wire.transform_codec import CodecTables, TransformTables
 
 __all__ = [
     "CODEC_TABLES_FILE",

@@ -1,4 +1,4 @@
-"""The names that travel in a packet, and what every codec shares."""
+"""Names in a packet's header, and the check that all codecs share."""
 
 from enum import StrEnum
 from typing import Any, Self
@@ -13,7 +13,7 @@ CHECK_MODEL = "Check the audio and the encoder that made these features."
 
 
 class _WireName(StrEnum):
-    """A name that travels as one byte: its `wire_id`."""
+    """A name that a packet's header holds as one byte, its `wire_id`."""
 
     wire_id: int
 
@@ -25,14 +25,14 @@ class _WireName(StrEnum):
 
 
 class Split(_WireName):
-    """Where the model is cut: after the Q-Former, or after the projector ("adapter")."""
+    """Split point of the model: after the Q-Former, or after the projector ("adapter")."""
 
     QFORMER = "qformer", 0
     ADAPTER = "adapter", 1
 
 
 class Codec(_WireName):
-    """How the features are written as bytes."""
+    """Codec of the features in a packet's payload."""
 
     FP16 = "fp16", 0
     INT8 = "int8", 1
@@ -42,7 +42,7 @@ class Codec(_WireName):
 
     @property
     def uses_tables(self) -> bool:
-        """Whether it needs the statistics of a checkpoint."""
+        """Whether this is a transform codec, which needs a checkpoint's codec tables."""
         return self in (Codec.KLT, Codec.KLT_LOW)
 
 
@@ -53,10 +53,17 @@ def refuse(
     expected: str,
     remedy: str,
 ) -> None:
-    """Compare values with what a codec can carry.
+    """Reject features if one of their values is bad.
+
+    Args:
+        bad: mask in the shape of `values`.
+        values: the values, for the message.
+        noun: name of a value in the message.
+        expected: valid values in the message.
+        remedy: remedy in the message.
 
     Raises:
-        PacketContentError: for the first True of `bad`, which has the shape of `values`.
+        PacketContentError: `bad` is true somewhere; the message shows the first such value.
     """
     if bad.any():
         place = np.unravel_index(int(bad.argmax()), bad.shape)

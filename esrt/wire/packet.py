@@ -1,6 +1,6 @@
-"""The packet: header, limits and checksum, around a codec's payload.
+"""The packet: header, limits and checksum around a codec's payload.
 
-Decoding is total: any bytes give a `Packet` or a `PacketError`, and never allocate more than 16 MB.
+Decoding is total: any bytes give a `Packet` or a `PacketError`, and at most 16 MB are allocated.
 """
 
 import re
@@ -19,8 +19,8 @@ from esrt.wire.codec import CHECK_MODEL, RE_ENCODE, Codec, Split, refuse
 
 MEDIA_TYPE = "application/vnd.esrt.features"
 MAX_PACKET_BYTES = 1 << 20
-# The shape bounds what a decoder allocates, so it is bounded on its own: a codec whose payload size
-# does not follow from the shape could otherwise announce gigabytes in a few bytes.
+# The shape has its own limits, because it determines how much a decoder allocates: a packet of a
+# transform codec could otherwise claim gigabytes in a few bytes.
 MAX_TOKENS = 2048
 MAX_WIDTH = 8192
 MAX_VALUES = 1 << 20
@@ -37,16 +37,16 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 _RESEND = "Send the encoder's bytes unchanged, as one binary body."
 
 
-@dataclass(frozen=True, eq=False)  # a generated == would ask an array for one truth value
+@dataclass(frozen=True, eq=False)  # a generated == would fail on arrays
 class Packet:
     """A decoded packet.
 
     Attributes:
         features: float32, (tokens, width), all finite.
-        fingerprint: 16 lower-case hex digits that name the encoder that made the features.
-        split: which of the model's outputs the features are.
-        codec: how they were written.
-        duration_ms: length of the speech behind them, in milliseconds; 0 where unknown.
+        fingerprint: fingerprint of the encoder, 16 lower-case hex digits.
+        split: split point of the features.
+        codec: codec of the payload.
+        duration_ms: length of the speech, in milliseconds; 0 if unknown.
     """
 
     features: Float32Array
@@ -65,21 +65,21 @@ def encode(
     duration_ms: int,
     codec_tables: transform_codec.CodecTables | None = None,
 ) -> bytes:
-    """Writes features as one packet.
+    """Encode features as one packet.
 
     Args:
-        features: (tokens, width), a floating type; taken as float32.
-        fingerprint: 16 lower-case hex digits.
-        split: where the features were taken from.
-        codec: how to write them.
-        duration_ms: length of the speech, in milliseconds; 0 where unknown.
-        codec_tables: the model's tables, for a transform codec.
+        features: (tokens, width), any floating type; converted to float32.
+        fingerprint: fingerprint of the encoder, 16 lower-case hex digits.
+        split: split point of the features.
+        codec: codec of the payload.
+        duration_ms: length of the speech, in milliseconds; 0 if unknown.
+        codec_tables: the model's tables; only transform codecs need them.
 
     Raises:
-        PacketContentError: an argument that no packet can carry: not two-dimensional, no values,
-            not finite, beyond the codec's range, a bad field, or a learned codec whose statistics
-            are missing or of other features.
-        PacketTooLarge: more tokens, width, values or bytes than a packet may have.
+        PacketContentError: the features are not two-dimensional, empty, not finite or beyond the
+            codec's range; another argument is invalid; or the codec tables are missing or for
+            other features.
+        PacketTooLarge: the tokens, width, values or bytes exceed the limits of a packet.
     """
     split, codec = _by_name(Split, split), _by_name(Codec, codec)
     if not _FINGERPRINT.fullmatch(fingerprint):
@@ -116,20 +116,20 @@ def encode(
 
 
 def decode(data: bytes, codec_tables: transform_codec.CodecTables | None = None) -> Packet:
-    """Reads one packet; allocates at most 16 MB whatever the header claims.
+    """Decode one packet; allocates at most 16 MB, whatever the header claims.
 
-    The frame is checked before any field is interpreted, so that damage on the way is reported as
-    damage and not as, say, an unknown codec.
+    The checksum is verified before any field is interpreted, so a transmission error is reported
+    as damage and not, for example, as an unknown codec.
 
     Args:
-        data: the bytes.
-        codec_tables: the tables of the serving model, for its transform codecs.
+        data: the packet's bytes.
+        codec_tables: tables of the serving model; only transform codecs need them.
 
     Raises:
         PacketError: the bytes are damaged, or not a packet of this version (status 400).
-        PacketTooLarge: the packet or its shape is beyond the format's limits (status 413).
-        FingerprintMismatch: a learned codec's packet, of other statistics (status 409).
-        PacketContentError: well-formed, but without values or with values not finite (status 422).
+        PacketTooLarge: the packet or its shape exceeds the format's limits (status 413).
+        FingerprintMismatch: the packet was written with other codec tables (status 409).
+        PacketContentError: the packet has no values, or values that are not finite (status 422).
     """
     _check_size(len(data))
     view = memoryview(data)
@@ -154,13 +154,13 @@ def decode(data: bytes, codec_tables: transform_codec.CodecTables | None = None)
             f"The payload has {len(payload)} bytes, expected {payload_bytes} as in the header.",
             _RESEND,
         )
-    found = zlib.crc32(payload, zlib.crc32(view[:_CHECKED_BYTES]))
-    if found != checksum:
+    actual = zlib.crc32(payload, zlib.crc32(view[:_CHECKED_BYTES]))
+    if actual != checksum:
         raise PacketError(
-            f"The checksum of the bytes is {found:#010x}, expected {checksum:#010x}.", _RESEND
+            f"The checksum of the bytes is {actual:#010x}, expected {checksum:#010x}.", _RESEND
         )
     split, codec = _by_wire_id(Split, split_id), _by_wire_id(Codec, codec_id)
-    knowing = transform_codec.known(codec, codec_tables) if codec.uses_tables else None
+    tables = transform_codec.require_tables(codec, codec_tables) if codec.uses_tables else None
     _check_shape(tokens, width)
     expected = payload_size(codec, tokens, width)
     if expected is not None and len(payload) != expected:
@@ -169,24 +169,24 @@ def decode(data: bytes, codec_tables: transform_codec.CodecTables | None = None)
             f" for {tokens} x {width} in {codec}.",
             RE_ENCODE,
         )
-    if knowing is not None:
-        features = transform_codec.decode(codec, payload, tokens, width, split, knowing)
+    if tables is not None:
+        features = transform_codec.decode(codec, payload, tokens, width, split, tables)
     else:
         features = scalar.decode(codec, payload, tokens, width)
     return Packet(features, fingerprint.hex(), split, codec, duration_ms)
 
 
 def claimed_tokens(data: bytes) -> int:
-    """The tokens that a packet's header names, unchecked; 0 where there is no header."""
+    """Number of tokens in a packet's header, unchecked; 0 if the header is incomplete."""
     return int(_HEADER.unpack_from(data)[6]) if len(data) >= HEADER_BYTES else 0
 
 
 def payload_size(codec: Codec, tokens: int, width: int) -> int | None:
-    """Bytes after the header for this shape; None where they depend on the values."""
+    """Bytes after the header for a shape; `None` if they depend on the values."""
     return None if codec.uses_tables else scalar.size(codec, tokens, width)
 
 
-# --- Checks that both directions share ----------------------------------------------------------
+# --- Checks of both encode and decode ------------------------------------------------------------
 
 _Name = TypeVar("_Name", Split, Codec)
 
@@ -204,11 +204,11 @@ def _by_wire_id(kind: type[_Name], wire_id: int) -> _Name:
     for member in kind:
         if member.wire_id == wire_id:
             return member
-    known = ", ".join(f"{member.wire_id} ({member})" for member in kind)
+    valid = ", ".join(f"{member.wire_id} ({member})" for member in kind)
     field = kind.__name__.lower()
     raise PacketError(
-        f"The {field} id is {wire_id}, expected one of {known}.",
-        f"Use a {field} that both sides know.",
+        f"The {field} id is {wire_id}, expected one of {valid}.",
+        f"Use a {field} that both sides support.",
     )
 
 
@@ -243,7 +243,7 @@ def _as_float32(features: npt.NDArray[np.floating[Any]]) -> Float32Array:
             "Pass one utterance's features, without a batch axis.",
         )
     _check_shape(*array.shape)
-    with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, refused next
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, rejected next
         values = array.astype(np.float32)
     refuse(~np.isfinite(values), array, "value", "a finite float32", CHECK_MODEL)
     return values

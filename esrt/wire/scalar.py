@@ -1,8 +1,4 @@
-"""Codecs that write each value by itself: fp16, and int8 and int4 with a scale for each token.
-
-`size` gives the payload's bytes for (tokens, width), `encode` the payload of float32 features that
-are finite and of a legal shape, `decode` the float32 features of a payload of that size.
-"""
+"""Scalar codecs, which write each value by itself: fp16, and int8 and int4 with token scales."""
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +12,7 @@ _LARGEST = {Codec.INT8: 127, Codec.INT4: 7}
 
 
 def size(codec: Codec, tokens: int, width: int) -> int:
-    """Bytes of the payload."""
+    """Bytes of the payload for a shape."""
     values = tokens * width
     if codec is Codec.FP16:
         return 2 * values
@@ -24,7 +20,7 @@ def size(codec: Codec, tokens: int, width: int) -> int:
 
 
 def encode(codec: Codec, features: Float32Array) -> bytes:
-    """The payload.
+    """Payload of finite float32 features (tokens, width).
 
     Raises:
         PacketContentError: a value is beyond the codec's range.
@@ -38,10 +34,10 @@ def encode(codec: Codec, features: Float32Array) -> bytes:
 
 
 def decode(codec: Codec, payload: memoryview, tokens: int, width: int) -> Float32Array:
-    """The features, (tokens, width).
+    """Features (tokens, width) of a payload, which must have the length that `size` gives.
 
     Raises:
-        PacketContentError: the payload holds what no encoder may write.
+        PacketContentError: a value or a scale is not valid.
     """
     if codec is Codec.FP16:
         features = np.frombuffer(payload, _HALF).astype(np.float32).reshape(tokens, width)
@@ -55,7 +51,7 @@ def decode(codec: Codec, payload: memoryview, tokens: int, width: int) -> Float3
 
 
 def _packed(quantized: npt.NDArray[np.int8]) -> bytes:
-    """Two values in a byte, the first in its low half."""
+    """Two values in a byte, the first in the low half."""
     nibbles = quantized.ravel().astype(np.uint8) & 0xF
     if nibbles.size % 2:
         nibbles = np.append(nibbles, np.uint8(0))
@@ -64,27 +60,26 @@ def _packed(quantized: npt.NDArray[np.int8]) -> bytes:
 
 def _unpacked(pairs: npt.NDArray[np.int8], count: int) -> npt.NDArray[np.int8]:
     nibbles = np.stack([pairs << 4 >> 4, pairs >> 4], axis=1).ravel()  # >> keeps the sign
-    filling = nibbles[count:]
-    refuse(filling != 0, filling, "half byte after the last value", "0", RE_ENCODE)
+    padding = nibbles[count:]
+    refuse(padding != 0, padding, "half byte after the last value", "0", RE_ENCODE)
     return nibbles[:count]
 
 
 def _quantized(features: Float32Array, largest: int) -> tuple[bytes, npt.NDArray[np.int8]]:
-    """Scales as they are written, and the values in steps of them, `largest` at most."""
+    """Scales as bytes, and the values in steps of their scale, at most `largest` in magnitude."""
     exact: Float32Array = np.abs(features).max(axis=1) / np.float32(largest)
     refuse(exact > _FP16_MAX, exact, "scale", "at most fp16's 65504", CHECK_MODEL)
     scales = exact.astype(_HALF)
-    # Quantizing with the scale that the decoder will see keeps the error within half a step; where
-    # that scale was rounded down, the largest values pass the largest step by a little and are
-    # clipped.
+    # The decoder gets the rounded scale, so quantizing with it keeps the error within half a step.
+    # A scale that was rounded down puts the largest values slightly above the range: clip them.
     steps = scales.astype(np.float32)
-    steps[steps == 0] = 1  # every value of such a token is far below 0.5
+    steps[steps == 0] = 1  # every value of such a token rounds to 0
     rounded: Float32Array = np.rint(features / steps[:, np.newaxis])
     return scales.tobytes(), rounded.clip(-largest, largest).astype(np.int8)
 
 
 def _scales(payload: memoryview, tokens: int) -> Float32Array:
-    """The scales that a payload begins with: (tokens, 1)."""
+    """Scales at the beginning of a payload: (tokens, 1)."""
     scales = np.frombuffer(payload, _HALF, count=tokens).astype(np.float32)
     refuse(~np.isfinite(scales), scales, "scale", "a finite number", CHECK_MODEL)
     refuse(np.signbit(scales), scales, "scale", "no sign bit", RE_ENCODE)

@@ -1,34 +1,31 @@
-"""The learned codecs: a transform that knows what the decoder reads, and an entropy coder.
+"""Transform codecs: a linear transform, a cosine transform in time, and an entropy coder.
 
-Features are centred and transformed (`TransformTables.analysis`) into coefficients that are
-uncorrelated and scaled so that one step of each costs the decoder about as much as one step of any
-other; blocks of tokens go through a cosine transform; what is left is rounded to integers and
-written by an asymmetric numeral system with tables of frequencies. A coefficient whose variance
-lies below the step is not written at all, which is reverse water-filling. `training.codec`
-makes the tables.
+`TransformTables` hold one codec's parameters, which `training.codec` makes for a checkpoint:
+
+1. The mean is subtracted. A matrix turns the W values of a token into K uncorrelated coefficients,
+   scaled so that one quantization step of each costs the decoder about the same accuracy.
+2. A DCT-II transforms each coefficient along blocks of tokens.
+3. Coefficients are rounded to integers. A coefficient whose variance is below the step is not
+   written at all (reverse water-filling).
+4. An asymmetric numeral system (ANS) writes the integers by tables of frequencies.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any
 
 import constriction
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
 from esrt.arrays import Float32Array
-from esrt.errors import CheckpointError, FingerprintMismatch, PacketContentError, PacketError
+from esrt.errors import FingerprintMismatch, PacketContentError, PacketError
 from esrt.wire.codec import CHECK_MODEL, RE_ENCODE, Codec, Split, refuse
 
-CODEC_TABLES_FILE = "codec.safetensors"
 FREQUENCY_BITS = 16
 ID_BYTES = 4
-MAX_CLASSES = 64
-# The coder counts probabilities in 24 bits; the tables' frequencies are widened to that.
+# The coder's probabilities have 24 bits, so the tables' frequencies are scaled up.
 _WIDENING = 24 - FREQUENCY_BITS
 
 Integers = npt.NDArray[np.int32]
@@ -36,12 +33,12 @@ Integers = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, eq=False)
 class _ScanOrder:
-    """Where the integers of some rows (R, K) stand, flat, in the order in which they are written.
+    """Order in which the integers of R rows (R, K) are written.
 
     Attributes:
-        order: their places.
-        counts: how many there are of each class from 1.
-        zeros: the symbol that stands for 0 at each place.
+        order: indices into the flattened rows.
+        counts: number of integers of each class from 1.
+        zeros: symbol of the integer 0 at each index.
     """
 
     order: npt.NDArray[np.intp]
@@ -51,16 +48,16 @@ class _ScanOrder:
 
 @dataclass(frozen=True, eq=False)
 class TransformTables:
-    """What one learned codec knows of a checkpoint's features of width W: K coefficients.
+    """Parameters of one transform codec for features of width W.
 
     Attributes:
-        mean: float32, (W,), which is subtracted first.
-        analysis: float32, (K, W): features to coefficients, in steps of the quantizer.
+        mean: float32, (W,): mean of the features.
+        analysis: float32, (K, W): features to K coefficients, in quantization steps.
         synthesis: float32, (K, W): coefficients to features.
-        classes: uint8, (B, K): the table of each coefficient at each frequency of a block of B
-            tokens; 0 where none is written.
-        frequencies: uint16, (C, 2 M + 1): the tables of the classes from 1; how often -M to M
-            occur in 65,536, symmetric zeros at both ends being beyond the table's range.
+        classes: uint8, (B, K): frequency table of each coefficient at each frequency of a block
+            of B tokens; 0 for a coefficient that is not written.
+        frequencies: uint16, (C, 2 M + 1): tables of the classes from 1. An entry is the frequency
+            of an integer from -M to M out of 65,536; zeros at both ends limit the table's range.
     """
 
     mean: Float32Array
@@ -71,21 +68,21 @@ class TransformTables:
 
     @property
     def width(self) -> int:
-        """W, the width of the features."""
+        """Width W of the features."""
         return len(self.mean)
 
     @cached_property
-    def _limits(self) -> Integers:
-        """The largest magnitude of each class; 0 for class 0."""
-        within = np.count_nonzero(self.frequencies, axis=1) // 2
-        return np.asarray([0, *within], np.int32)
+    def limits(self) -> Integers:
+        """Largest magnitude of each class, (C + 1,); 0 for class 0."""
+        largest = np.count_nonzero(self.frequencies, axis=1) // 2
+        return np.asarray([0, *largest], np.int32)
 
     @cached_property
     def _models(self) -> list[Any]:
-        """The coder's tables of the classes from 1.
+        """Probability models of the classes from 1.
 
-        constriction gives each symbol one count and shares out the rest by weight; weights that
-        sum to just that rest come out as they are.
+        constriction gives every symbol one count and distributes the remaining counts by weight.
+        Weights that sum to the remaining counts are kept exactly.
         """
         middle = self.frequencies.shape[1] // 2
         return [
@@ -93,77 +90,80 @@ class TransformTables:
                 (table[middle - limit : middle + limit + 1].astype(np.float64) * 2**_WIDENING) - 1,
                 perfect=False,
             )
-            for table, limit in zip(self.frequencies, self._limits[1:], strict=True)
+            for table, limit in zip(self.frequencies, self.limits[1:], strict=True)
         ]
 
     @cached_property
     def _scan_orders(self) -> list["_ScanOrder"]:
-        """By the number of rows, up to those of a whole block: where its integers stand."""
+        """Scan order of each number of rows, from 0 to a whole block."""
         return [self._scan_order_of(rows) for rows in range(self._block + 1)]
 
     def _scan_order_of(self, rows: int) -> "_ScanOrder":
         classes = self._classes_of(rows).reshape(-1)
         order = np.argsort(classes, kind="stable")[np.count_nonzero(classes == 0) :]
-        counts = np.bincount(classes, minlength=len(self._limits))[1:].tolist()
-        return _ScanOrder(order, counts, self._limits[classes[order]])
+        counts = np.bincount(classes, minlength=len(self.limits))[1:].tolist()
+        return _ScanOrder(order, counts, self.limits[classes[order]])
 
     def quantize(self, features: Float32Array) -> Integers:
-        """The integers (T, K) of features (T, W), each within the range of its table.
+        """Transform and round features (T, W) to integers (T, K) within the tables' ranges.
 
         Raises:
-            PacketContentError: the features are so large that the transform is not finite.
+            PacketContentError: the features are so large that a coefficient is not finite.
         """
         with np.errstate(over="ignore", invalid="ignore"):
             coefficients = cosine(np.matmul(features - self.mean, self.analysis.T), self._block)
         refuse(~np.isfinite(coefficients), coefficients, "coefficient", "finite ones", CHECK_MODEL)
-        limits = self._limits[self._classes_of(len(features))]
+        limits = self.limits[self._classes_of(len(features))]
         return np.asarray(np.rint(coefficients).clip(-limits, limits), np.int32)
 
     def reconstruct(self, coefficients: Float32Array) -> Float32Array:
-        """The features (T, W) of coefficients (T, K)."""
-        turned = cosine(coefficients, self._block, inverse=True)
-        features: Float32Array = turned @ self.synthesis
+        """Features (T, W) from coefficients (T, K)."""
+        in_time = cosine(coefficients, self._block, inverse=True)
+        features: Float32Array = in_time @ self.synthesis
         features += self.mean
         return features
 
     def ordered(self, integers: Integers) -> list[Integers]:
-        """The integers (T, K) that are written, by class and then as they come."""
+        """The written ones of integers (T, K): one array for each class from 1, in scan order."""
         classes = self._classes_of(len(integers))
-        return [integers[classes == number] for number in range(1, len(self._limits))]
+        return [integers[classes == number] for number in range(1, len(self.limits))]
 
     def write(self, integers: Integers) -> bytes:
-        """The integers (T, K) of `quantize` as words of an asymmetric numeral system."""
+        """Entropy-code integers (T, K) from `quantize`."""
         coder = constriction.stream.stack.AnsCoder()
-        parts = zip(self.ordered(integers), self._models, self._limits[1:], strict=True)
+        parts = zip(self.ordered(integers), self._models, self.limits[1:], strict=True)
         for symbols, model, limit in reversed(list(parts)):
             coder.encode_reverse(symbols + limit, model)
         words: npt.NDArray[np.uint32] = coder.get_compressed()
         return words.astype("<u4").tobytes()
 
     def read(self, words: bytes, tokens: int) -> Float32Array:
-        """The coefficients (T, K) of so many tokens, all integers.
+        """Decode the integer coefficients (T, K) that `write` has coded.
+
+        Args:
+            words: output of `write`.
+            tokens: number of tokens T.
 
         Raises:
-            PacketContentError: the words are not what `write` makes of any integers.
+            PacketContentError: `write` does not produce these words for any integers.
         """
         compressed = np.frombuffer(words, "<u4").astype(np.uint32)
         if len(compressed) and compressed[-1] == 0:
             raise PacketContentError("The payload's last word is 0.", RE_ENCODE)
         coder = constriction.stream.stack.AnsCoder(compressed)
         blocks, rest = divmod(tokens, self._block)
-        inside, after = self._scan_orders[self._block], self._scan_orders[rest]
+        whole, last = self._scan_orders[self._block], self._scan_orders[rest]
         in_blocks, in_rest = [], []
-        for model, in_block, in_end in zip(self._models, inside.counts, after.counts, strict=True):
-            symbols = coder.decode(model, blocks * in_block + in_end)
-            in_blocks.append(symbols[: blocks * in_block].reshape(blocks, in_block))
-            in_rest.append(symbols[blocks * in_block :])
+        for model, per_block, in_last in zip(self._models, whole.counts, last.counts, strict=True):
+            symbols = coder.decode(model, blocks * per_block + in_last)
+            in_blocks.append(symbols[: blocks * per_block].reshape(blocks, per_block))
+            in_rest.append(symbols[blocks * per_block :])
         coefficients = np.zeros((tokens, len(self.analysis)), np.float32)
-        # One assignment for all classes: an array operation for each would take longer than the
-        # coder does.
-        whole = coefficients[: tokens - rest].reshape(blocks, self._block * len(self.analysis))
-        whole[:, inside.order] = np.concatenate(in_blocks, axis=1) - inside.zeros
-        end = coefficients[tokens - rest :].reshape(-1)
-        end[after.order] = np.concatenate(in_rest) - after.zeros
+        # One assignment for all classes: one for each class would take longer than the decoder.
+        body = coefficients[: tokens - rest].reshape(blocks, self._block * len(self.analysis))
+        body[:, whole.order] = np.concatenate(in_blocks, axis=1) - whole.zeros
+        tail = coefficients[tokens - rest :].reshape(-1)
+        tail[last.order] = np.concatenate(in_rest) - last.zeros
         if not coder.is_empty():
             raise PacketContentError(
                 f"The payload does not end with the last of {tokens} tokens.", RE_ENCODE
@@ -175,9 +175,10 @@ class TransformTables:
         return len(self.classes)
 
     def _classes_of(self, tokens: int) -> npt.NDArray[np.uint8]:
-        """The class of every coefficient, (T, K); a short last block takes the nearest lower row.
+        """Class of every coefficient, (T, K).
 
-        The cosine of a short block of R tokens at row f has the frequency of row f B / R.
+        Row f of a short last block of R tokens has the frequency of row f B / R of a whole block,
+        so it takes the classes of the nearest lower row.
         """
         block, rest = self._block, tokens % self._block
         rows = [np.arange(tokens - rest) % block, np.arange(rest) * block // max(rest, 1)]
@@ -187,12 +188,12 @@ class TransformTables:
 
 @dataclass(frozen=True, eq=False)
 class CodecTables:
-    """What the learned codecs know of one checkpoint: `codec.safetensors`.
+    """Tables of all transform codecs of one checkpoint: the content of `codec.safetensors`.
 
     Attributes:
-        split: which of the model's outputs they describe.
-        rungs: each learned codec's.
-        identity: four bytes of the file's SHA-256, in every packet that is written with it.
+        split: split point of the features that the tables were made for.
+        by_codec: tables of each transform codec.
+        identity: first four bytes of the file's SHA-256; every packet of these codecs has them.
     """
 
     split: Split
@@ -200,86 +201,33 @@ class CodecTables:
     identity: bytes
 
 
-def read_codec_tables(path: Path, fingerprint: str) -> CodecTables:
-    """Read `codec.safetensors`.
-
-    Raises:
-        CheckpointError: the file is damaged, its tensors do not fit each other, or it was made of
-            a model of another fingerprint.
-    """
-    try:
-        with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata.get("fingerprint") != fingerprint:
-            raise ValueError(f"it is of model {metadata.get('fingerprint')}, not {fingerprint}")
-        split = Split(metadata.get("split", ""))  # type: ignore[call-arg]  # by its value
-        names = {name.partition(".")[0] for name in tensors}
-        by_codec = {Codec(name): _tables_of(name, tensors) for name in names}  # type: ignore[call-arg]
-        identity = hashlib.sha256(path.read_bytes()).digest()[:ID_BYTES]
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"The statistics of the codec in {path} cannot be used: {error}.",
-            "Make them again: python -m training.codec.",
-        ) from error
-    return CodecTables(split, by_codec, identity)
-
-
-def _tables_of(name: str, tensors: Mapping[str, npt.NDArray[np.generic]]) -> TransformTables:
-    """One codec's tensors; ValueError says what does not fit."""
-    kinds = {"mean": ("f4", 1), "analysis": ("f4", 2), "synthesis": ("f4", 2)}
-    kinds |= {"classes": ("u1", 2), "frequencies": ("u2", 2)}
-    found = {key: tensors[f"{name}.{key}"] for key in kinds}
-    for key, (kind, axes) in kinds.items():
-        if found[key].dtype != kind or (kind == "f4" and not np.isfinite(found[key]).all()):
-            raise ValueError(f"{name}.{key} is not of finite {kind}")
-        if found[key].ndim != axes:
-            raise ValueError(f"{name}.{key} has {found[key].ndim} axes, not {axes}")
-    tables = TransformTables(**found)  # type: ignore[arg-type]
-    (block, count), counts = tables.classes.shape, tables.frequencies.astype(np.int64)
-    if tables.analysis.shape != (count, tables.width) or tables.synthesis.shape != (
-        count,
-        tables.width,
-    ):
-        raise ValueError(f"{name}'s analysis, synthesis and classes are of different shapes")
-    if block == 0 or not 0 < len(counts) <= MAX_CLASSES or tables.classes.max() > len(counts):
-        raise ValueError(f"{name}'s classes have no tables")
-    middle = counts.shape[1] // 2
-    written = np.abs(np.arange(counts.shape[1]) - middle) <= tables._limits[1:, np.newaxis]
-    if counts.shape[1] % 2 == 0 or (written != (counts > 0)).any():
-        raise ValueError(f"{name}'s frequencies are not of a range around 0")
-    if (counts.sum(axis=1) != 1 << FREQUENCY_BITS).any() or not tables._limits[1:].all():
-        raise ValueError(f"{name}'s frequencies do not sum to {1 << FREQUENCY_BITS}")
-    return tables
-
-
 def encode(
     codec: Codec, features: Float32Array, split: Split, codec_tables: CodecTables | None
 ) -> bytes:
-    """The payload of features (T, W).
+    """Payload of features (T, W).
 
     Raises:
-        PacketContentError: there are no statistics, or they are of other features.
+        PacketContentError: the codec has no tables, or its tables are for other features.
     """
     if codec_tables is None or codec not in codec_tables.by_codec:
         raise PacketContentError(
-            f"The codec {codec} needs the statistics of the model, which has none.",
+            f"The codec {codec} needs codec tables, which this model does not have.",
             "Make them with python -m training.codec and export again, or use int8.",
         )
-    tables = _fitting(codec_tables, codec, split, features.shape[1])
+    tables = _tables_for(codec_tables, codec, split, features.shape[1])
     return codec_tables.identity + tables.write(tables.quantize(features))
 
 
-def known(codec: Codec, codec_tables: CodecTables | None) -> CodecTables:
-    """The statistics, which a packet of the codec cannot be read without.
+def require_tables(codec: Codec, codec_tables: CodecTables | None) -> CodecTables:
+    """The codec tables, if they include the codec.
 
     Raises:
-        PacketError: there are none.
+        PacketError: there are no tables for the codec.
     """
     if codec_tables is None or codec not in codec_tables.by_codec:
         raise PacketError(
-            f"The codec {codec} needs the statistics of the model, which has none here.",
-            "Use a codec that /v1/models names.",
+            f"The codec {codec} needs codec tables, which the model here does not have.",
+            "Use a codec that /v1/models lists.",
         )
     return codec_tables
 
@@ -292,34 +240,37 @@ def decode(
     split: Split,
     codec_tables: CodecTables,
 ) -> Float32Array:
-    """The features (tokens, width) of a payload, by statistics that know the codec.
+    """Features (tokens, width) of a payload; `codec_tables` must include the codec.
 
     Raises:
-        PacketError: the payload is of no length that it can have.
-        FingerprintMismatch: it was written with other statistics.
-        PacketContentError: the statistics are of other features, or the payload is damaged.
+        PacketError: the payload has an impossible length.
+        FingerprintMismatch: the payload was written with other codec tables.
+        PacketContentError: the tables are for other features, or the payload is damaged.
     """
     if len(payload) < ID_BYTES or len(payload) % 4:
         raise PacketError(
-            f"The payload has {len(payload)} bytes, expected 4 and words of 4.", RE_ENCODE
+            f"The payload has {len(payload)} bytes, expected at least 4, and a multiple of 4.",
+            RE_ENCODE,
         )
     identity = bytes(payload[:ID_BYTES])
     if identity != codec_tables.identity:
         raise FingerprintMismatch(
-            f"The packet was written with the statistics {identity.hex()},"
+            f"The packet was written with the codec tables {identity.hex()},"
             f" but {codec_tables.identity.hex()} are used here.",
             "Export the encoder again from the checkpoint that serves.",
         )
-    tables = _fitting(codec_tables, codec, split, width)
+    tables = _tables_for(codec_tables, codec, split, width)
     return tables.reconstruct(tables.read(bytes(payload[ID_BYTES:]), tokens))
 
 
-def _fitting(codec_tables: CodecTables, codec: Codec, split: Split, width: int) -> TransformTables:
+def _tables_for(
+    codec_tables: CodecTables, codec: Codec, split: Split, width: int
+) -> TransformTables:
     tables = codec_tables.by_codec[codec]
     if split != codec_tables.split or width != tables.width:
         raise PacketContentError(
-            f"The features are {split} of width {width}, but the codec's statistics are of"
-            f" {codec_tables.split} of width {tables.width}.",
+            f"The features are {split} features of width {width}, but the codec tables are for"
+            f" {codec_tables.split} features of width {tables.width}.",
             "Use int8 for other features.",
         )
     return tables
@@ -327,7 +278,7 @@ def _fitting(codec_tables: CodecTables, codec: Codec, split: Split, width: int) 
 
 @cache
 def _basis(length: int) -> Float32Array:
-    """The orthonormal DCT-II of that length: (frequency, time)."""
+    """Matrix of the orthonormal DCT-II: (frequency, time)."""
     time, frequency = np.arange(length) + 0.5, np.arange(length)[:, np.newaxis]
     basis = np.sqrt(2 / length) * np.cos(np.pi * frequency * time / length)
     basis[0] *= np.sqrt(0.5)
@@ -335,12 +286,18 @@ def _basis(length: int) -> Float32Array:
 
 
 def cosine(values: Float32Array, block: int, *, inverse: bool = False) -> Float32Array:
-    """The cosine transform of (T, K) along T, in blocks, the last of which may be shorter."""
-    whole, turned = len(values) - len(values) % block, np.empty_like(values)
+    """Orthonormal DCT-II of (T, K) along T in blocks, or its inverse; the last block may be short.
+
+    Args:
+        values: float32, (T, K).
+        block: tokens of a block.
+        inverse: apply the inverse transform.
+    """
+    whole, transformed = len(values) - len(values) % block, np.empty_like(values)
     for part in (slice(0, whole), slice(whole, None)):
         length = min(block, len(values[part]))
         if length:
             basis, shape = _basis(length), (-1, length, values.shape[1])
-            out = turned[part].reshape(shape)
+            out = transformed[part].reshape(shape)
             np.matmul(basis.T if inverse else basis, values[part].reshape(shape), out=out)
-    return turned
+    return transformed

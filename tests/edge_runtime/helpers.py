@@ -1,10 +1,11 @@
-"""What these tests share: a tiny encoder, synthetic speech, a scripted gateway, the command."""
+"""Shared helpers: a tiny encoder, synthetic speech, a scripted gateway, the command line."""
 
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -62,7 +63,7 @@ PROBLEM = "application/problem+json"
 
 
 def speech(seconds: float, rate: int = RATE, channels: int = 1) -> Float32Array:
-    """A sound below 4 kHz that swells like syllables, the same at every rate."""
+    """A sound below 4 kHz with the loudness of syllables, the same at every rate."""
     t = np.arange(round(seconds * rate)) / rate
     voice = sum(np.sin(2 * np.pi * hertz * t) / k for k, hertz in enumerate((140, 700, 1900), 1))
     mono = 0.2 * voice * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * t))
@@ -70,13 +71,13 @@ def speech(seconds: float, rate: int = RATE, channels: int = 1) -> Float32Array:
 
 
 def write_wav(path: Path, samples: Float32Array, rate: int = RATE, subtype: str = "PCM_16") -> Path:
-    """The samples as a file; the format follows from the name's ending."""
+    """Write samples to an audio file; the name's ending sets the format."""
     soundfile.write(path, samples, rate, subtype=subtype)
     return path
 
 
 def tiny_graph(path: Path, *, output: str = "features") -> Float32Array:
-    """An encoder that averages each 8 frames and multiplies by a matrix, which is returned."""
+    """Write an encoder: the mean of every 8 frames, times a matrix. Return the matrix."""
     weights = np.random.default_rng(0).normal(size=(128, WIDTH)).astype(np.float32)
     grouped = np.array([1, 128, -1, STRIDE], dtype=np.int64)
     graph = helper.make_graph(
@@ -115,7 +116,7 @@ def front_end(**changes: Any) -> FrontEnd:
 
 
 def describe(folder: Path, **changes: Any) -> Manifest:
-    """Write the manifest of the graph that lies in the folder, with fields changed."""
+    """Write the manifest of the graph in a folder, with some fields changed."""
     defaults: dict[str, Any] = {
         "model": "tiny",
         "fingerprint": FINGERPRINT,
@@ -142,7 +143,7 @@ def describe(folder: Path, **changes: Any) -> Manifest:
 
 @dataclass
 class Exchange:
-    """One request, and the means to answer it."""
+    """One request, with methods to answer it."""
 
     path: str
     query: dict[str, str]
@@ -151,7 +152,7 @@ class Exchange:
     handler: BaseHTTPRequestHandler
 
     def send(self, status: int, content: Any, media_type: str = "application/json") -> None:
-        """Answer with JSON, or with bytes as they are."""
+        """Answer with JSON, or with raw bytes."""
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.handler.send_response(status)
         self.handler.send_header("Content-Type", media_type)
@@ -160,22 +161,38 @@ class Exchange:
         self.handler.wfile.write(body)
 
     def stream(self, events: Iterable[tuple[str, Any]], *, ended: bool = True) -> None:
-        """Answer with server-sent events; without `ended` the connection breaks off after them."""
+        """Answer with server-sent events; without `ended` the connection then breaks off."""
+        self._begin()
+        for name, data in events:
+            text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+            self._chunk(f"event: {name}\r\ndata: {text}\r\n\r\n".encode())
+        self._end(ended)
+
+    def raw_stream(self, chunks: Iterable[bytes]) -> None:
+        """Answer with an event stream of raw bytes, until the client closes the connection."""
+        self._begin()
+        with suppress(ConnectionError):
+            for chunk in chunks:
+                self._chunk(chunk)
+            self._end(True)
+
+    def _begin(self) -> None:
         self.handler.send_response(200)
         self.handler.send_header("Content-Type", "text/event-stream; charset=utf-8")
         self.handler.send_header("Transfer-Encoding", "chunked")
         self.handler.end_headers()
-        for name, data in events:
-            text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
-            chunk = f"event: {name}\r\ndata: {text}\r\n\r\n".encode()
-            self.handler.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+
+    def _chunk(self, chunk: bytes) -> None:
+        self.handler.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+
+    def _end(self, ended: bool) -> None:
         if ended:
             self.handler.wfile.write(b"0\r\n\r\n")
         self.handler.close_connection = True
 
 
 def translate_well(exchange: Exchange) -> None:
-    """What a sound gateway answers."""
+    """Answer as a working gateway does."""
     if "text/event-stream" in exchange.headers["accept"]:
         exchange.stream(EVENTS)
     else:
@@ -184,7 +201,7 @@ def translate_well(exchange: Exchange) -> None:
 
 @dataclass
 class Gateway:
-    """A real HTTP server on the loopback that answers by script and keeps what it was asked."""
+    """A real HTTP server on loopback that answers by a script and records the requests."""
 
     answer: Callable[[Exchange], None] = translate_well
     exchanges: list[Exchange] = field(default_factory=list)
@@ -218,12 +235,12 @@ class Gateway:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own."""
+    """Run the command line in its own process."""
     return python("-m", "edge_runtime", *map(str, arguments))
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter in the repository, with no proxy between it and the loopback."""
+    """Run a new interpreter in the repository, without proxy settings."""
     kept = {name: v for name, v in os.environ.items() if not name.lower().endswith("_proxy")}
     return subprocess.run(
         [sys.executable, *arguments],

@@ -1,4 +1,4 @@
-"""Audio files in the forms that people have them, and files that hold no usable speech."""
+"""Audio files of many formats, and files without usable speech."""
 
 from pathlib import Path
 
@@ -93,7 +93,7 @@ def test_a_header_that_claims_more_than_there_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("decibels", [-20, -50])
-def test_quiet_speech_is_no_silence(tmp_path: Path, decibels: float) -> None:
+def test_quiet_speech_is_not_silent(tmp_path: Path, decibels: float) -> None:
     samples = speech(0.5)
     samples *= 10 ** (decibels / 20) / np.abs(samples).max()
     assert len(read_audio(write_wav(tmp_path / "a.wav", samples, subtype="FLOAT")).samples)
@@ -109,7 +109,7 @@ def refused(path: Path, *words: str) -> None:
     assert all(word in message for word in words), message
 
 
-def test_refuses_what_is_no_audio(tmp_path: Path) -> None:
+def test_refuses_files_without_audio(tmp_path: Path) -> None:
     refused(tmp_path / "gone.wav", "No such file")
     refused(tmp_path, "directory")
     for name, content in {
@@ -123,7 +123,7 @@ def test_refuses_what_is_no_audio(tmp_path: Path) -> None:
         refused(tmp_path / name, "not audio")
 
 
-def test_refuses_what_is_empty(tmp_path: Path) -> None:
+def test_refuses_empty_files(tmp_path: Path) -> None:
     (tmp_path / "empty.wav").touch()
     refused(tmp_path / "empty.wav", "is empty")
     refused(write_wav(tmp_path / "none.wav", np.zeros(0, np.float32)), "no samples")
@@ -167,7 +167,7 @@ def test_channels_that_do_not_cancel_out_are_silent(
     refused(path, "silent:")
 
 
-def test_what_no_model_hears_is_silent(tmp_path: Path) -> None:
+def test_ultrasound_is_silent(tmp_path: Path) -> None:
     tone = np.sin(2 * np.pi * 30_000 * np.arange(96_000) / 96_000) * np.hanning(96_000)
     path = write_wav(tmp_path / "a.wav", np.stack([0.5 * tone] * 2, axis=1), 96_000, "FLOAT")
     refused(path, "silent:")
@@ -175,7 +175,7 @@ def test_what_no_model_hears_is_silent(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("rate", [RATE, 44_100])
-def test_refuses_what_is_not_finite(tmp_path: Path, value: float, rate: int) -> None:
+def test_refuses_samples_that_are_not_finite(tmp_path: Path, value: float, rate: int) -> None:
     samples = speech(1.0, rate)
     samples[[4321, 5000]] = value
     path = write_wav(tmp_path / "a.wav", samples, rate, "FLOAT")

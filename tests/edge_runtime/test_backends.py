@@ -1,4 +1,4 @@
-"""Artifacts that run, and artifacts that must not."""
+"""ONNX artifacts that run, and artifacts that are rejected."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_runtime.backends import OnnxBackend, open_backend
+from edge_runtime.artifact import open_artifact
+from edge_runtime.backends import OnnxBackend
 from esrt.errors import ArtifactError
 from esrt.manifest import TensorSpec
 from tests.edge_runtime.helpers import STRIDE, WIDTH, describe, front_end, tiny_graph
@@ -17,7 +18,7 @@ MEL = np.random.default_rng(0).normal(size=(128, 5 * STRIDE)).astype(np.float32)
 def test_runs_the_graph(tmp_path: Path) -> None:
     weights = tiny_graph(tmp_path / "encoder.onnx")
     manifest = describe(tmp_path)
-    backend = open_backend(tmp_path, threads=1)
+    backend = open_artifact(tmp_path).backend(threads=1)
     assert isinstance(backend, OnnxBackend)
     assert backend.manifest == manifest
     features = backend.encode(MEL)
@@ -30,7 +31,7 @@ def test_runs_the_graph(tmp_path: Path) -> None:
 def test_names_come_from_the_manifest(tmp_path: Path) -> None:
     tiny_graph(tmp_path / "encoder.onnx", output="states_of_speech")
     describe(tmp_path, outputs=(TensorSpec("states_of_speech", "float32", (1, None, WIDTH)),))
-    assert open_backend(tmp_path, threads=1).encode(MEL).shape == (5, WIDTH)
+    assert open_artifact(tmp_path).backend(threads=1).encode(MEL).shape == (5, WIDTH)
 
 
 @pytest.mark.parametrize(
@@ -52,19 +53,19 @@ def test_refuses_an_artifact(tmp_path: Path, changes: dict[str, Any], word: str)
     tiny_graph(tmp_path / "encoder.onnx")
     describe(tmp_path, **changes)
     with pytest.raises(ArtifactError, match=word.replace(".", r"\.")):
-        open_backend(tmp_path, threads=1)
+        open_artifact(tmp_path).backend(threads=1)
 
 
 def test_refuses_a_folder_without_manifest(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="No artifact"):
-        open_backend(tmp_path)
+        open_artifact(tmp_path).backend()
 
 
 def test_refuses_a_file_that_is_no_graph(tmp_path: Path) -> None:
     (tmp_path / "encoder.onnx").write_bytes(b"not a graph" * 50)
     describe(tmp_path)
     with pytest.raises(ArtifactError, match="cannot load"):
-        open_backend(tmp_path, threads=1)
+        open_artifact(tmp_path).backend(threads=1)
 
 
 @pytest.mark.parametrize("changes", [{"feature_width": WIDTH + 1}, {"max_tokens": 4}])
@@ -74,9 +75,9 @@ def test_refuses_features_that_the_manifest_does_not_declare(
     tiny_graph(tmp_path / "encoder.onnx")
     describe(tmp_path, **changes)
     with pytest.raises(ArtifactError, match=rf"\(1, 5, {WIDTH}\)"):
-        open_backend(tmp_path, threads=1).encode(MEL)
+        open_artifact(tmp_path).backend(threads=1).encode(MEL)
 
 
 def test_refuses_an_input_that_the_graph_cannot_take(artifact: Path) -> None:
     with pytest.raises(ArtifactError, match="failed on an input"):
-        open_backend(artifact, threads=1).encode(MEL[:, :-1])
+        open_artifact(artifact).backend(threads=1).encode(MEL[:, :-1])

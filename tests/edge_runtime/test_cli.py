@@ -1,4 +1,4 @@
-"""The commands as people run them: in a process, with exit codes and one-line errors."""
+"""The commands in their own process, with exit codes and one-line errors."""
 
 import json
 import os
@@ -36,7 +36,7 @@ ENG_DEU = ("--from", "eng", "--to", "deu")
 
 
 def refused(result: CompletedProcess[str], code: int, *words: str) -> None:
-    """One line on stderr that starts with ``error:``, nothing like a traceback, that code."""
+    """Assert the exit code, and one line on stderr with ``error:`` and the words."""
     assert result.returncode == code, result.stderr
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("error: ")
@@ -114,7 +114,7 @@ def test_translate_without_streaming(gateway: Gateway, artifact: Path, utterance
 
 
 def warned(result: CompletedProcess[str], *warnings: str) -> None:
-    """Exit code 0, the warnings on stderr, a line each, and in the JSON on stdout."""
+    """Assert exit code 0, one line per warning on stderr, and the warnings in the JSON."""
     assert result.returncode == 0, result.stderr
     assert result.stderr.splitlines() == [f"warning: {warning}" for warning in warnings]
     assert json.loads(result.stdout)["warnings"] == list(warnings)
@@ -197,7 +197,7 @@ def test_encode_cannot_write(artifact: Path, utterance: Path, tmp_path: Path, ou
 
 
 def bad_files(folder: Path) -> dict[str, Path]:
-    """A file for each way of not being usable speech."""
+    """One file for each reason to reject audio, by words of the error message."""
     (folder / "empty.wav").touch()
     (folder / "text.wav").write_text("not audio " * 100)
     broken = speech(1.0)
@@ -311,7 +311,7 @@ def test_an_interrupt_ends_quietly(gateway: Gateway, artifact: Path, utterance: 
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # A test run in the background may ignore interrupts, which its children would inherit.
+        # A background process may ignore SIGINT, and its children would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert waiting.wait(60)
@@ -320,3 +320,9 @@ def test_an_interrupt_ends_quietly(gateway: Gateway, artifact: Path, utterance: 
         release.set()
     assert process.returncode == 130
     assert b"Traceback" not in complaints
+
+
+def test_arguments_are_checked_before_the_audio(artifact: Path, tmp_path: Path) -> None:
+    command = ("translate", tmp_path / "gone.wav", *ENG_DEU, "--artifact", artifact)
+    refused(run(*command, "--server", "127.0.0.1:8080"), 2, "http://")
+    refused(run(*command, "--server", "http://127.0.0.1:1"), 2, "gone.wav")

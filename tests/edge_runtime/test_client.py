@@ -1,16 +1,17 @@
-"""The client against a real server on the loopback."""
+"""The client against a real server on loopback."""
 
 import gzip
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edge_runtime.client import Client, Done
+from edge_runtime.answer import Done
+from edge_runtime.client import MAX_BODY_BYTES, Client
 from esrt.errors import (
     EsrtError,
     FingerprintMismatch,
@@ -87,7 +88,7 @@ def test_the_api_key(gateway: Gateway, call: Call) -> None:
 
 
 @pytest.mark.parametrize("key", ["a b", "a\n", "a\r\nX: y", "schlüssel", "\x00"])
-def test_what_cannot_be_an_api_key(key: str) -> None:
+def test_invalid_api_keys(key: str) -> None:
     with pytest.raises(RequestError, match="ESRT_API_KEY") as caught:
         Client("http://127.0.0.1:9", api_key=key)
     assert key not in str(caught.value)
@@ -160,7 +161,7 @@ def test_times_without_streaming(gateway: Gateway) -> None:
     assert times.network == pytest.approx(times.done - DONE["timings_ms"]["total"])
 
 
-def test_times_that_the_server_does_not_tell(gateway: Gateway) -> None:
+def test_missing_server_times(gateway: Gateway) -> None:
     gateway.answer = lambda exchange: exchange.stream([("done", DONE | {"timings_ms": {}})])
     with Client(gateway.url) as client:
         assert stream(client).client_ms.network is None
@@ -305,7 +306,7 @@ def test_control_characters_of_a_server_are_dropped(gateway: Gateway) -> None:
 
 @both
 @pytest.mark.parametrize("status", [200, 503])
-def test_answers_that_would_fill_the_memory(gateway: Gateway, call: Call, status: int) -> None:
+def test_answers_that_could_exhaust_the_memory(gateway: Gateway, call: Call, status: int) -> None:
     def packed(exchange: Exchange) -> None:
         body = gzip.compress(bytes(1 << 24))
         exchange.handler.send_response(status)
@@ -321,12 +322,46 @@ def test_answers_that_would_fill_the_memory(gateway: Gateway, call: Call, status
     gateway.answer = lambda exchange: exchange.send(status, bytes(1 << 21), "text/event-stream")
     error = failure(gateway.url, call)
     assert error.exit_code == 3
-    assert "than" in error.cause  # more bytes, or a longer line
+    assert "more than" in error.cause
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [b"data: " + 1000 * b"x", 1000 * b"x" + b"\r", b"data: x\n", b": comment\n\n", b"data: {}\n\n"],
+    ids=["a line", "unknown fields", "an event", "comments", "events"],
+)
+def test_a_stream_without_end_is_rejected(gateway: Gateway, chunk: bytes) -> None:
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        block = chunk * (10_000 // len(chunk) + 1)
+        while sent < 16 * MAX_BODY_BYTES:
+            sent += len(block)
+            yield block
+
+    gateway.answer = lambda exchange: exchange.raw_stream(endless())
+    error = failure(gateway.url, stream)
+    assert error.exit_code == 3
+    assert "more than" in error.cause
+    assert sent < 16 * MAX_BODY_BYTES  # the client closed the connection
+
+
+def test_a_stream_in_single_bytes(gateway: Gateway) -> None:
+    events = "".join(
+        f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n" for name, data in EVENTS
+    )
+    content = f": a comment\n\nid: 7\nretry: 9\n{events}".encode()
+    gateway.answer = lambda exchange: exchange.raw_stream(
+        content[i : i + 1] for i in range(len(content))
+    )
+    with Client(gateway.url) as client:
+        assert stream(client).translation == DONE["translation"]
 
 
 @both
 @pytest.mark.parametrize("text", ["\ud800", float("nan"), float("inf")], ids=ascii)
-def test_what_could_not_be_written_out_again(gateway: Gateway, call: Call, text: object) -> None:
+def test_invalid_json_values(gateway: Gateway, call: Call, text: object) -> None:
     done = DONE | {"transcript": text}
 
     def answer(exchange: Exchange) -> None:
@@ -349,7 +384,7 @@ def test_times_that_no_float_holds(gateway: Gateway) -> None:
 @pytest.mark.parametrize(
     "url", ["", "localhost:8080", "ftp://host", "http://", "http://[::1", "http://a..b"]
 )
-def test_an_address_that_is_none(url: str) -> None:
+def test_invalid_addresses(url: str) -> None:
     with pytest.raises(RequestError) as caught:
         Client(url)
     assert caught.value.exit_code == 2
@@ -364,7 +399,7 @@ def test_proxy_settings_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def proxy(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A proxy that is not there, named by the environment for every address."""
+    """A closed port that the environment names as the proxy for every address."""
     url = closed_port()
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, url)
@@ -393,7 +428,7 @@ def test_this_machine_is_reached_without_a_proxy(gateway: Gateway, call: Call, h
         ("127.0.0.1.example", False),
     ],
 )
-def test_where_a_proxy_stands(proxy: str, host: str, loopback: bool) -> None:
+def test_only_other_machines_are_reached_by_a_proxy(proxy: str, host: str, loopback: bool) -> None:
     server = f"http://{host}:1"
     error = failure(server, translate)
     assert error.exit_code == 3
@@ -407,7 +442,7 @@ def test_a_proxy_that_refuses(gateway: Gateway, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.delenv(name, raising=False)
     for name in ("HTTPS_PROXY", "https_proxy"):
         monkeypatch.setenv(name, gateway.url)
-    error = failure("https://gateway.example", translate)  # it knows no CONNECT
+    error = failure("https://gateway.example", translate)  # the server does not support CONNECT
     assert "HTTPS_PROXY" in error.remedy
 
 

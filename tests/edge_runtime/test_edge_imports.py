@@ -1,4 +1,4 @@
-"""What the runtime may lean on: a phone has no torch, and the cloud is another program."""
+"""Imports of the edge runtime: no torch, which a phone lacks, and nothing of the cloud."""
 
 import ast
 from pathlib import Path
@@ -9,7 +9,7 @@ from tests.edge_runtime.helpers import python
 SHARED = set(
     "arrays bundled cli errors features files languages manifest network prompt wire".split()
 )
-# A backend loads what it needs when it is made.
+# Backends import these when they are created.
 LATE = {"torch", "transformers", "onnxruntime", "executorch"}
 
 
@@ -33,7 +33,7 @@ def test_only_the_shared_core() -> None:
         for name in imported(path):
             parts = name.split(".")
             assert parts[0] not in {"cloud_vllm", "export", "training", "benchmarks"}
-            # Of ExecuTorch's Python runtime, whose tensors are torch's; see the next tests.
+            # ExecuTorch's Python runtime takes torch tensors; the next tests check when it loads.
             assert parts[0] != "torch" or path.name == "backends.py", (path, name)
             assert parts[0] != "esrt" or parts[1] in SHARED, (path, name)
 
@@ -47,8 +47,8 @@ def test_nothing_heavy_is_loaded() -> None:
 def test_the_onnx_backend_loads_nothing_of_torch(artifact: Path) -> None:
     code = (
         "import sys, numpy, pathlib, edge_runtime\n"
-        f"backend = edge_runtime.open_backend(pathlib.Path({str(artifact)!r}), threads=1)\n"
-        "backend.encode(numpy.zeros((128, 80), numpy.float32))\n"
+        f"artifact = edge_runtime.open_artifact(pathlib.Path({str(artifact)!r}))\n"
+        "artifact.backend(threads=1).encode(numpy.zeros((128, 80), numpy.float32))\n"
         "print(*sys.modules)"
     )
     result = python("-c", code)

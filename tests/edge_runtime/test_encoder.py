@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_runtime.artifact import open_artifact
 from edge_runtime.audio import Audio
-from edge_runtime.backends import open_backend
-from edge_runtime.encoder import codec_tables_of, encode_audio
+from edge_runtime.encoder import encode_audio
 from esrt import features, wire
 from esrt.arrays import Float32Array
 from esrt.errors import PacketContentError
@@ -23,11 +23,11 @@ from tests.edge_runtime.helpers import (
     tiny_graph,
 )
 
-LEARNED = Path(__file__).parents[1] / "golden/learned"
+GOLDEN = Path(__file__).parents[1] / "golden/learned"
 
 
 class Recorder:
-    """A backend that keeps its input and returns what it was given."""
+    """A backend that records its input and returns fixed features."""
 
     def __init__(self, manifest: Manifest, features: Float32Array) -> None:
         self.manifest = manifest
@@ -41,7 +41,7 @@ class Recorder:
 
 @pytest.mark.parametrize("codec", [codec for codec in wire.Codec if not codec.uses_tables])
 def test_the_packet_holds_the_features(artifact: Path, codec: wire.Codec) -> None:
-    backend = open_backend(artifact, threads=1)
+    backend = open_artifact(artifact).backend(threads=1)
     audio = Audio(speech(1.234))
     encoded = encode_audio(audio, backend, codec)
     packet = wire.decode(encoded.packet)
@@ -56,16 +56,13 @@ def test_the_packet_holds_the_features(artifact: Path, codec: wire.Codec) -> Non
     assert (encoded.tokens, encoded.width) == packet.features.shape == (16, WIDTH)
 
 
-def with_codec_tables(folder: Path) -> wire.CodecTables | None:
-    """Give the artifact the statistics of the golden vectors, whose features are 4 wide."""
-    shutil.copy(LEARNED / wire.CODEC_TABLES_FILE, folder / wire.CODEC_TABLES_FILE)
-    files = {wire.CODEC_TABLES_FILE: sha256(folder / wire.CODEC_TABLES_FILE)}
-    return codec_tables_of(folder, describe(folder, files=files))
-
-
-def test_statistics_make_klt_the_default(tmp_path: Path) -> None:
+def test_codec_tables_make_klt_the_default(tmp_path: Path) -> None:
     tiny_graph(tmp_path / "encoder.onnx")
-    codec_tables = with_codec_tables(tmp_path)
+    # The tables of the golden vectors, whose features have width 4.
+    shutil.copy(GOLDEN / wire.CODEC_TABLES_FILE, tmp_path / wire.CODEC_TABLES_FILE)
+    files = {wire.CODEC_TABLES_FILE: sha256(tmp_path / wire.CODEC_TABLES_FILE)}
+    describe(tmp_path, files=files)
+    codec_tables = open_artifact(tmp_path).codec_tables()
     assert codec_tables is not None
     features = np.tile(codec_tables.by_codec[wire.Codec.KLT].mean, (9, 1))
     backend = Recorder(describe(tmp_path), features)
@@ -78,17 +75,17 @@ def test_statistics_make_klt_the_default(tmp_path: Path) -> None:
     assert chosen.codec == "fp16"
 
 
-def test_an_artifact_without_statistics(tmp_path: Path) -> None:
+def test_an_artifact_without_codec_tables(tmp_path: Path) -> None:
     tiny_graph(tmp_path / "encoder.onnx")
     manifest = describe(tmp_path)
-    assert codec_tables_of(tmp_path, manifest) is None
+    assert open_artifact(tmp_path).codec_tables() is None
     backend = Recorder(manifest, np.ones((2, WIDTH), np.float32))
     with pytest.raises(PacketContentError, match="int8"):
         encode_audio(Audio(speech(1.0)), backend, wire.Codec.KLT)
 
 
 def test_every_stage_is_timed(artifact: Path) -> None:
-    times = encode_audio(Audio(speech(1.0)), open_backend(artifact, threads=1)).times
+    times = encode_audio(Audio(speech(1.0)), open_artifact(artifact).backend(threads=1)).times
     assert min(times.log_mel, times.encode, times.pack) > 0
 
 

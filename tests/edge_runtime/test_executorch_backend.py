@@ -1,4 +1,4 @@
-"""ExecuTorch artifacts that run, and artifacts and inputs that must not."""
+"""ExecuTorch artifacts that run, and artifacts and inputs that are rejected."""
 
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ import torch
 from executorch.exir import to_edge_transform_and_lower
 from torch import Tensor, nn
 
+from edge_runtime.artifact import open_artifact
 from edge_runtime.audio import Audio
-from edge_runtime.backends import ExecuTorchBackend, open_backend
+from edge_runtime.backends import ExecuTorchBackend
 from edge_runtime.encoder import encode_audio
 from esrt.errors import ArtifactError
 from esrt.manifest import Manifest
@@ -22,7 +23,7 @@ LONGEST = 400
 
 
 class Pooling(nn.Module):
-    """The mean of each 8 frames, times a matrix."""
+    """The mean of every 8 frames, multiplied by a matrix."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ def describe_program(folder: Path, **changes: Any) -> Manifest:
 
 
 def test_runs_the_program(folder: Path) -> None:
-    backend = open_backend(folder, threads=1)
+    backend = open_artifact(folder).backend(threads=1)
     assert isinstance(backend, ExecuTorchBackend)
     assert backend.manifest.kind == "executorch"
     features = backend.encode(MEL)
@@ -64,7 +65,7 @@ def test_runs_the_program(folder: Path) -> None:
 
 
 def test_earlier_features_stay_when_more_is_encoded(folder: Path) -> None:
-    backend = open_backend(folder, threads=1)
+    backend = open_artifact(folder).backend(threads=1)
     first = backend.encode(MEL)
     kept = first.copy()
     backend.encode(2 * MEL)
@@ -72,7 +73,7 @@ def test_earlier_features_stay_when_more_is_encoded(folder: Path) -> None:
 
 
 def test_every_length_up_to_the_longest(folder: Path) -> None:
-    backend = open_backend(folder, threads=1)
+    backend = open_artifact(folder).backend(threads=1)
     for frames in (LONGEST, STRIDE, 3 * STRIDE):
         mel = np.ones((128, frames), np.float32)
         expected = np.tile(WEIGHTS.sum(axis=0), (frames // STRIDE, 1))
@@ -80,12 +81,12 @@ def test_every_length_up_to_the_longest(folder: Path) -> None:
 
 
 def test_two_backends_in_one_process(folder: Path) -> None:
-    first, second = (open_backend(folder, threads=threads) for threads in (1, 2))
+    first, second = (open_artifact(folder).backend(threads=threads) for threads in (1, 2))
     np.testing.assert_array_equal(first.encode(MEL), second.encode(MEL))
 
 
 def test_audio_becomes_a_packet(folder: Path) -> None:
-    encoded = encode_audio(Audio(speech(1.0)), open_backend(folder, threads=1))
+    encoded = encode_audio(Audio(speech(1.0)), open_artifact(folder).backend(threads=1))
     assert (encoded.tokens, encoded.width) == (13, WIDTH)
 
 
@@ -109,7 +110,7 @@ def test_the_command_encodes_and_keeps_its_output_clean(folder: Path, utterance:
 def test_refuses_an_artifact(folder: Path, changes: dict[str, Any], word: str) -> None:
     describe_program(folder, **changes)
     with pytest.raises(ArtifactError, match=word.replace(".", r"\.")):
-        open_backend(folder, threads=1)
+        open_artifact(folder).backend(threads=1)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a program" * 50, "cut", "flipped"])
@@ -124,7 +125,7 @@ def test_refuses_a_file_that_is_no_program(
     (folder / "encoder.onnx").write_bytes(content)
     describe_program(folder)
     with pytest.raises(ArtifactError, match="cannot load"):
-        open_backend(folder, threads=1)
+        open_artifact(folder).backend(threads=1)
 
 
 @pytest.mark.parametrize("changes", [{"feature_width": WIDTH + 1}, {"max_tokens": 4}])
@@ -133,7 +134,7 @@ def test_refuses_features_that_the_manifest_does_not_declare(
 ) -> None:
     describe_program(folder, **changes)
     with pytest.raises(ArtifactError, match=rf"\(1, 5, {WIDTH}\)"):
-        open_backend(folder, threads=1).encode(MEL)
+        open_artifact(folder).backend(threads=1).encode(MEL)
 
 
 @pytest.mark.parametrize(
@@ -149,14 +150,14 @@ def test_refuses_features_that_the_manifest_does_not_declare(
 )
 def test_refuses_an_input_that_the_program_cannot_take(folder: Path, mel: Any) -> None:
     with pytest.raises(ArtifactError, match="failed on an input"):
-        open_backend(folder, threads=1).encode(mel)
+        open_artifact(folder).backend(threads=1).encode(mel)
 
 
 def test_without_executorch_the_error_says_so(folder: Path) -> None:
     code = (
         "import sys; sys.modules['executorch'] = None\n"
-        "from pathlib import Path\nfrom edge_runtime.backends import open_backend\n"
-        f"open_backend(Path({str(folder)!r}), threads=1)"
+        "from pathlib import Path\nfrom edge_runtime.artifact import open_artifact\n"
+        f"open_artifact(Path({str(folder)!r})).backend(threads=1)"
     )
     done = python("-c", code)
     assert "ArtifactError: ExecuTorch artifacts need executorch and torch" in done.stderr

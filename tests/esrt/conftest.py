@@ -1,4 +1,4 @@
-"""The tiny checkpoint, written once for this folder's tests; they copy it before they damage it."""
+"""The tiny checkpoint, written once per session; a test that changes files uses a copy."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What measurements write: bars that hold or do not, and a file that says where it was made."""
+"""Benchmark reports: thresholds, and the JSON file with machine and versions."""
 
 import json
 import subprocess
@@ -23,20 +23,20 @@ from esrt.benchmark_report import BenchmarkReport, Threshold, commit, machine
         (float("nan"), 1.0, True, False),
     ],
 )
-def test_bars(value: float, bound: float, at_least: bool, passed: bool) -> None:
+def test_thresholds(value: float, bound: float, at_least: bool, passed: bool) -> None:
     assert Threshold("x", value, bound, at_least).passed is passed
 
 
-def record(**more: object) -> BenchmarkReport:
+def report(**more: object) -> BenchmarkReport:
     bars = [Threshold("slow", 3, 2), Threshold("good", 91, 90, at_least=True)]
     return BenchmarkReport(
         {"split": "test"}, [{"name": "é", "value": 1}], bars, ("numpy",), dict(more)
     )
 
 
-def test_a_record_says_what_was_measured_where_and_with_what(tmp_path: Path) -> None:
+def test_a_report_has_machine_versions_and_rows(tmp_path: Path) -> None:
     path = tmp_path / "figures" / "one.json"
-    record(overall={"n": 3}).write(path)
+    report(overall={"n": 3}).write(path)
     found = json.loads(path.read_text("utf-8"))
     assert found["settings"] == {"split": "test"}
     assert found["rows"] == [{"name": "é", "value": 1}]
@@ -50,12 +50,12 @@ def test_a_record_says_what_was_measured_where_and_with_what(tmp_path: Path) -> 
     ]
 
 
-def test_a_record_replaces_the_one_before_whole(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_former_report(tmp_path: Path) -> None:
     path = tmp_path / "one.json"
-    record().write(path)
+    report().write(path)
     before = path.read_bytes()
     with pytest.raises(TypeError):
-        record(unwritable=object()).write(path)
+        report(unwritable=object()).write(path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["one.json"]
 
@@ -65,7 +65,7 @@ def test_the_machine_is_described() -> None:
     assert all(machine()[key] for key in ("processor", "architecture", "system"))
 
 
-def test_the_commit_tells_changed_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_marks_changed_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str) -> str:
         who = ("-c", "user.name=test", "-c", "user.email=test@example.org")
         command = ["git", *who, *arguments]

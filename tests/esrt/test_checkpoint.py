@@ -1,4 +1,4 @@
-"""Checkpoints on disk: what survives, what the fingerprint ties together, and what is refused."""
+"""Checkpoints on disk: saving, loading, fingerprints, and damaged files."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ Change = Callable[[dict[str, Tensor]], None]
 
 
 def rewrite(checkpoint: Checkpoint, change: Change) -> Checkpoint:
-    """The checkpoint with changed edge weights, opened again."""
+    """Change the edge weights of a checkpoint, and open it again."""
     path = checkpoint.folder / "edge.safetensors"
     tensors = load_file(path)
     change(tensors)
@@ -85,7 +85,7 @@ def test_saving_replaces_the_checkpoint_and_nothing_else(copied: Checkpoint) -> 
     assert [path.name for path in half.folder.parent.iterdir()] == [half.folder.name]
 
 
-def test_a_save_that_breaks_off_leaves_the_old_checkpoint(copied: Checkpoint) -> None:
+def test_a_failed_save_keeps_the_old_checkpoint(copied: Checkpoint) -> None:
     class Unwritable:
         def save_pretrained(self, folder: Path) -> None:
             raise OSError("disk full")
@@ -131,7 +131,7 @@ def _other_type(tensors: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("change", [_reshaped, _renamed, _other_type])
-def test_equal_bytes_under_another_form_change_the_fingerprint(
+def test_equal_bytes_of_another_type_or_shape_change_the_fingerprint(
     copied: Checkpoint, change: Change
 ) -> None:
     assert rewrite(copied, change).fingerprint != copied.fingerprint
@@ -152,8 +152,8 @@ def test_every_shape_of_the_configuration_changes_the_fingerprint(tiny: Checkpoi
         *(dataclasses.replace(TINY, encoder=encoder) for encoder in variants(TINY.encoder)),
         *(dataclasses.replace(TINY, q_former=q_former) for q_former in variants(TINY.q_former)),
     ]
-    # Four fields of the whole (padded + 1 equals padded=True in Python, not in JSON), six of the
-    # encoder, seven of the Q-Former.
+    # Four fields of ModelConfig (padded + 1 equals True in Python, not in JSON), padded=True, six
+    # fields of the encoder, seven of the Q-Former.
     assert len(configs) == 4 + 1 + 6 + 7
     found = {fingerprint(config, weights) for config in configs}
     assert len(found) == len(configs)
@@ -197,7 +197,7 @@ def test_every_tensor_that_does_not_fit_is_listed(
     assert "norm.weight has shape (7,) instead of (64,)" in cause
 
 
-def test_a_broken_encoder_does_not_trouble_the_projector(copied: Checkpoint) -> None:
+def test_the_projector_loads_beside_a_broken_encoder(copied: Checkpoint) -> None:
     def remove(tensors: dict[str, Tensor]) -> None:
         del tensors["encoder.conv1.weight"]
 
@@ -240,7 +240,7 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "nowhere")
 
 
-def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_file_is_not_a_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()
     with pytest.raises(CheckpointError, match="Not a directory"):

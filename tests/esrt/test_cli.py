@@ -1,4 +1,4 @@
-"""How commands end: one line, and a stable exit code."""
+"""Errors of commands: one line, and a stable exit code."""
 
 import pickle
 from pathlib import Path
@@ -28,13 +28,13 @@ def test_a_deliberate_error_is_one_line(
     assert captured.err == f"error: {' '.join(str(error).split())}\n"
 
 
-def test_a_name_from_elsewhere_drives_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_are_removed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit), exit_on_error():
         raise CheckFailed("\x1b[2J is unexpected.", "Look.")
     assert capsys.readouterr().err == "error: [2J is unexpected. Look.\n"
 
 
-def test_the_file_system_is_the_users_to_mend(
+def test_file_system_errors_have_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended, exit_on_error():
@@ -43,11 +43,11 @@ def test_the_file_system_is_the_users_to_mend(
     assert str(tmp_path) in capsys.readouterr().err
 
 
-def test_what_is_not_foreseen_is_not_hidden() -> None:
+def test_other_exceptions_are_not_caught() -> None:
     with pytest.raises(ZeroDivisionError), exit_on_error():
         1 / 0  # noqa: B018
 
 
-def test_errors_cross_processes() -> None:
+def test_errors_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(AudioError("It is silent.", "Speak.")))
     assert (type(error), error.cause, error.remedy) == (AudioError, "It is silent.", "Speak.")

@@ -1,4 +1,4 @@
-"""The configurations: their JSON form, and whether the model that they describe comes out so."""
+"""Configurations: their JSON form, and the shapes of the models that they describe."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from esrt.languages import LANGUAGES
 from esrt.model import EdgeModel
 from tests.tiny_checkpoint import TINY
 
-# The released models' form, small: learned queries that read all of a padded input.
+# A small model in the form of the released ones: learned queries over a padded input.
 QUERIES = dataclasses.replace(
     TINY,
     q_former=dataclasses.replace(TINY.q_former, queries=5, stride=None, overlap=0),
@@ -103,7 +103,7 @@ def test_nano_makes_12_5_tokens_a_second() -> None:
 @pytest.mark.parametrize(("name", "decoder_width"), [("esrt-4b", 2560), ("esrt-12b", 3840)])
 def test_large_models_have_the_published_shapes(name: str, decoder_width: int) -> None:
     config = named_config(name)
-    with torch.device("meta"):  # shapes without numbers
+    with torch.device("meta"):  # shapes without data
         model = EdgeModel(config)
         mel = torch.zeros(1, 128, config.max_frames)
         states = model.encoder(mel)

@@ -1,4 +1,4 @@
-"""The numpy front end against openai-whisper's own."""
+"""The numpy front end compared with openai-whisper's."""
 
 import json
 

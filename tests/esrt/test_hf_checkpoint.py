@@ -1,4 +1,4 @@
-"""Released checkpoints, rebuilt at small size: what loads, and what is refused by name."""
+"""Small checkpoints in the released format: loading, and errors that name tensors or files."""
 
 import json
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from esrt.checkpoint import fingerprint, random_edge_model
+from esrt.checkpoint import fingerprint
 from esrt.config import CONFIGS, EncoderConfig, ModelConfig, QFormerConfig
 from esrt.errors import CheckpointError
 from esrt.hf_checkpoint import _config, is_hf_checkpoint, open_hf_checkpoint
@@ -31,12 +31,12 @@ SMALL = ModelConfig(
 Tensors = dict[str, Tensor]
 
 
-def decoder_config(layers: int = 1) -> Gemma3TextConfig:
+def decoder_config() -> Gemma3TextConfig:
     return Gemma3TextConfig(
         vocab_size=40,
         hidden_size=SMALL.decoder_width,
         intermediate_size=64,
-        num_hidden_layers=layers,
+        num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=16,
@@ -44,7 +44,7 @@ def decoder_config(layers: int = 1) -> Gemma3TextConfig:
 
 
 def rounded(model: Any) -> Any:
-    """The model with weights that survive bfloat16, in which the released ones are stored."""
+    """The model with weights rounded to bfloat16, the type of the released weights."""
     for weights in model.parameters():
         weights.data = weights.data.to(torch.bfloat16).float()
     return model.eval()
@@ -67,7 +67,7 @@ def llm() -> Gemma3ForCausalLM:
 
 @pytest.fixture
 def tensors(edge: EdgeModel, llm: Gemma3ForCausalLM) -> Tensors:
-    """As the released code names and stores them; of tied tensors, files hold one."""
+    """Tensors with the released names and type; files store only one of two tied tensors."""
     named = {
         **edge.state_dict(),
         **{f"llm.{name}": tensor for name, tensor in llm.state_dict().items()},
@@ -100,7 +100,7 @@ WRITERS = pytest.mark.parametrize("write", [write_one, write_shards], ids=["one 
 
 
 @WRITERS
-def test_the_model_comes_back(
+def test_the_model_is_loaded(
     write: Callable[[Path, Tensors], Path], tensors: Tensors, edge: EdgeModel, tmp_path: Path
 ) -> None:
     folder = write(tmp_path / "small", tensors)
@@ -131,37 +131,16 @@ def test_the_fingerprint_is_that_of_the_edge_weights_alone(
     assert open_hf_checkpoint(write_one(tmp_path / "changed", own)).fingerprint != expected
 
 
-@WRITERS
-def test_the_decoder_comes_back(
-    write: Callable[[Path, Tensors], Path],
-    tensors: Tensors,
-    llm: Gemma3ForCausalLM,
-    tmp_path: Path,
-) -> None:
-    loaded = open_hf_checkpoint(write(tmp_path / "small", tensors)).language_model(decoder_config())
-    ids = torch.tensor([[1, 7, 3]])
-    with torch.inference_mode():
-        assert torch.equal(loaded(ids).logits, llm(ids).logits)
-
-
-def test_the_decoder_may_be_published_apart(tensors: Tensors, tmp_path: Path) -> None:
+def test_the_decoder_may_be_missing(tensors: Tensors, tmp_path: Path) -> None:
     own = {name: t for name, t in tensors.items() if not name.startswith("llm.")}
     released = open_hf_checkpoint(write_one(tmp_path / "small", own))
     assert released.config == SMALL
-    with pytest.raises(CheckpointError, match="holds no decoder"):
-        released.language_model(decoder_config())
-
-
-def test_a_decoder_of_another_shape_is_listed(tensors: Tensors, tmp_path: Path) -> None:
-    released = open_hf_checkpoint(write_one(tmp_path / "small", tensors))
-    with pytest.raises(CheckpointError, match=r"model\.layers\.1\.\S+ is missing"):
-        released.language_model(decoder_config(layers=2))
 
 
 @pytest.mark.parametrize("name", ["esrt-4b", "esrt-12b"])
 def test_full_size_is_recognized_by_its_shapes(name: str) -> None:
     with torch.device("meta"):
-        shapes = {n: tuple(t.shape) for n, t in random_edge_model(name).state_dict().items()}
+        shapes = {n: tuple(t.shape) for n, t in EdgeModel(CONFIGS[name]).state_dict().items()}
     assert _config(shapes, "downloaded") == CONFIGS[name]
 
 
@@ -208,7 +187,7 @@ Q = "q_former.qformer.encoder.layer"
     ],
     ids=str,
 )  # fmt: skip
-def test_what_does_not_fit_is_listed(
+def test_wrong_tensors_are_listed(
     write: Callable[[Path, Tensors], Path],
     change: Callable[[Tensors], None],
     problems: list[str],
@@ -258,7 +237,7 @@ def test_an_index_that_does_not_fit_its_shards(
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '{"weight_map": null}'], ids=len)
-def test_an_index_that_is_no_index(text: str, tmp_path: Path) -> None:
+def test_an_invalid_index(text: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(CheckpointError, match="damaged"):
         open_hf_checkpoint(tmp_path)

@@ -1,4 +1,4 @@
-"""The list of languages, and what happens to codes that are not on it."""
+"""The list of languages, and the error for unknown codes."""
 
 import re
 
@@ -13,7 +13,7 @@ def test_there_are_45() -> None:
 
 
 @pytest.mark.parametrize("field", ["code", "name", "endonym", "tag"])
-def test_no_two_share(field: str) -> None:
+def test_names_are_unique(field: str) -> None:
     assert len({getattr(entry, field) for entry in LANGUAGES.values()}) == 45
 
 
@@ -48,7 +48,7 @@ def test_unknown_codes_are_refused_with_the_list(code: str) -> None:
     assert caught.value.status == 422
     assert caught.value.exit_code == 2
     assert all(known in caught.value.remedy for known in LANGUAGES)
-    assert len(caught.value.cause) < 60  # a client's nonsense is not repeated at length
+    assert len(caught.value.cause) < 60  # a long invalid code is not repeated in full
 
 
 @pytest.mark.parametrize("pair", [("eng", "xyz"), ("xyz", "eng"), ("eng", "eng"), ("xyz", "xyz")])

@@ -1,4 +1,4 @@
-"""The manifest beside an artifact: read back as written, or refused with what is wrong."""
+"""The manifest of an artifact: written, read, and refused with the cause."""
 
 import contextlib
 import copy
@@ -63,7 +63,7 @@ Place = tuple[str | int, ...]
 
 
 def places(data: Any, here: Place = ()) -> Iterator[Place]:
-    """Where every value of a JSON document stands, the document's own place first."""
+    """Path of every value in a JSON document; the path of the document itself is empty."""
     yield here
     if isinstance(data, dict):
         for key, value in data.items():
@@ -95,7 +95,7 @@ def test_survives_writing(artifact: Path, tmp_path: Path) -> None:
     assert read_manifest(other) == fixed != manifest
 
 
-def test_whole_numbers_serve_as_floats(artifact: Path) -> None:
+def test_integers_are_valid_floats(artifact: Path) -> None:
     data = load(artifact)
     data["front_end"]["max_seconds"] = 12
     store(artifact, data)
@@ -104,7 +104,7 @@ def test_whole_numbers_serve_as_floats(artifact: Path) -> None:
 
 
 def _keyed(data: Any) -> list[Place]:
-    """The keys that the schema fixes: those of the manifest, a tensor and the front end."""
+    """Paths of the keys in the schema: those of the manifest, a tensor and the front end."""
     free = ("files", "tools", "parity")
     return [
         place
@@ -135,7 +135,7 @@ def test_unknown_keys_are_refused(artifact: Path, place: Place) -> None:
 
 
 def _mistyped(value: Any) -> list[Any]:
-    """JSON values of other types than this one."""
+    """JSON values of other types than a value's."""
     every: list[Any] = [True, {"a": []}, [{}], "text", 1.5]
     return [
         other
@@ -205,7 +205,7 @@ def test_no_artifact(tmp_path: Path) -> None:
     [b"", b"{", b"\xff", b"[" * 100_000, b"9" * 5000],
     ids=["empty", "cut", "not text", "deep", "long number"],
 )
-def test_what_is_not_json_is_refused(artifact: Path, content: bytes) -> None:
+def test_invalid_json_is_refused(artifact: Path, content: bytes) -> None:
     (artifact / "manifest.json").write_bytes(content)
     with pytest.raises(ArtifactError):
         read_manifest(artifact)
@@ -220,7 +220,7 @@ def test_names_outside_of_the_folder_are_refused(artifact: Path, name: str) -> N
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_no_number_is_refused(artifact: Path, value: float) -> None:
+def test_nan_and_infinity_are_refused(artifact: Path, value: float) -> None:
     data = load(artifact)
     store(artifact, {**data, "front_end": {**data["front_end"], "max_seconds": value}})
     with pytest.raises(ArtifactError, match="is not valid"):

@@ -1,4 +1,4 @@
-"""The torch model: a batch is its rows, a token is its window, and names are the published ones."""
+"""The torch model: batches, windows of tokens, tensor names, greedy decoding."""
 
 import dataclasses
 
@@ -13,9 +13,8 @@ from transformers import (
 )
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from esrt.checkpoint import Checkpoint, random_edge_model
+from esrt.checkpoint import Checkpoint, random_checkpoint
 from esrt.config import ModelConfig, named_config
-from esrt.errors import CheckpointError
 from esrt.languages import direction
 from esrt.model import EdgeModel, Projector, SpeechEncoder, generate_greedy, join
 from esrt.prompt import separator, target_text
@@ -25,7 +24,7 @@ MIXED = (8, 80, 16, 400, 88)
 
 
 def lively(config: ModelConfig, seed: int = 0) -> EdgeModel:
-    """Random weights so large that the features depend on the input, as trained ones do."""
+    """A model with random weights so large that its features depend on the input."""
     torch.manual_seed(seed)
     model = EdgeModel(config).eval()
     with torch.no_grad():
@@ -71,7 +70,7 @@ def test_learned_queries_in_a_mixed_batch_are_as_alone() -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("content", [0.0, 1.0, -1e4])
-def test_what_the_padding_holds_does_not_matter(model: EdgeModel, content: float) -> None:
+def test_padding_does_not_change_the_output(model: EdgeModel, content: float) -> None:
     mel, frames = mixed_batch()
     other = mel.clone()
     for row, length in enumerate(MIXED):
@@ -84,13 +83,13 @@ def test_what_the_padding_holds_does_not_matter(model: EdgeModel, content: float
 
 @torch.inference_mode()
 def test_features_follow_the_speech(model: EdgeModel) -> None:
-    """Without this, tolerances elsewhere could not fail."""
+    """Features differ between inputs; otherwise no tolerance in this file could fail."""
     one, other = (torch.randn(1, 128, 160) for _ in range(2))
     assert (model.features(one) - model.features(other)).std() > 0.1
 
 
 def test_a_token_reads_its_window_of_states_and_no_other() -> None:
-    # One layer: self-attention comes first, so states reach a token through its window alone.
+    # With one layer, states reach a token only through its window: self-attention comes first.
     adapter = lively(TINY).q_former
     states = torch.randn(1, 40, TINY.encoder.width, requires_grad=True)
     tokens = adapter(states)[0]
@@ -168,21 +167,20 @@ def test_weights_have_the_published_names() -> None:
     } <= names
 
 
-def test_the_whole_is_its_parts(model: EdgeModel) -> None:
+def test_embeddings_are_projected_features(model: EdgeModel) -> None:
     mel = torch.randn(1, 128, 80)
     torch.testing.assert_close(model(mel), model.mlp(model.features(mel)), rtol=0, atol=0)
 
 
 def test_random_models_follow_their_seed_alone() -> None:
     before = torch.get_rng_state()
-    one, again = random_edge_model("esrt-nano"), random_edge_model("esrt-nano")
-    other = random_edge_model("esrt-nano", seed=1)
+    nano = named_config("esrt-nano")
+    one, again = (random_checkpoint(nano).edge_model() for _ in range(2))
+    other = random_checkpoint(nano, seed=1).edge_model()
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(one.q_former.query, again.q_former.query)
     assert not torch.equal(one.q_former.query, other.q_former.query)
-    assert one.config == named_config("esrt-nano")
-    with pytest.raises(CheckpointError):
-        random_edge_model("esrt-micro")
+    assert one.config == nano
 
 
 def test_join_puts_the_padding_in_front() -> None:
@@ -212,7 +210,7 @@ def test_greedy_decoding_of_a_batch_equals_one_by_one(
         projector(torch.from_numpy(features(sentence, tokens)))
         for sentence, tokens in enumerate(counts)
     ]
-    # Large numbers where there is nothing, so that reading them would show.
+    # Large numbers in the padding, so that an access to the padding changes the output.
     padded = torch.full((len(rows), max(counts), TINY.decoder_width), 100.0)
     for row, embeddings in enumerate(rows):
         padded[row, : len(embeddings)] = embeddings

@@ -1,4 +1,4 @@
-"""However a decoder's text is cut into pieces, the reader sees the same, and never half a tag."""
+"""The splitter of a decoder's text: independent of the pieces, and never a partial tag."""
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +11,7 @@ PAIR = direction("eng", "deu")
 SEPARATOR = separator(*PAIR)
 many = settings(max_examples=400, deadline=None)
 
-# Text that is likely to look like a tag, to be one, or to be cut inside of one.
+# Text that often is a tag, resembles a tag, or is cut inside a tag.
 pieces = st.sampled_from(
     ["<", "|", ">", "<|", "|>", "<|eng", "<|eng|>", "<|deu|>", "<|fra|>", "a", " ", "ß", "新", "😀"]
 )
@@ -21,7 +21,7 @@ transcripts = texts.filter(lambda text: SEPARATOR not in text)
 
 @st.composite
 def chunked(draw: st.DrawFn, whole: st.SearchStrategy[str]) -> list[str]:
-    """A text cut at arbitrary places, some of the pieces empty."""
+    """Text cut at arbitrary places, with some empty pieces."""
     text = draw(whole)
     cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=12)))
     return [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
@@ -74,7 +74,7 @@ def test_without_a_separator_everything_is_transcript(chunks: list[str]) -> None
 
 @many
 @given(chunked(transcripts))
-def test_only_what_may_become_the_separator_is_held_back(chunks: list[str]) -> None:
+def test_only_a_possible_separator_is_held_back(chunks: list[str]) -> None:
     splitter, fed = TargetSplitter(*PAIR), ""
     for chunk in chunks:
         fed += chunk

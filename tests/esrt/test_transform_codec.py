@@ -1,4 +1,4 @@
-"""The learned codecs: golden vectors of a second implementation, bounds, and hostile bytes."""
+"""Transform codecs: golden vectors of a second implementation, error bounds, invalid bytes."""
 
 import dataclasses
 import hashlib
@@ -28,7 +28,7 @@ FINGERPRINT = "0123456789abcdef"
 FILE = GOLDEN / "learned" / wire.CODEC_TABLES_FILE
 CODEC_TABLES = read_codec_tables(FILE, FINGERPRINT)
 INDEX = json.loads((GOLDEN / "learned/index.json").read_text())
-LEARNED = [Codec.KLT, Codec.KLT_LOW]
+TRANSFORM_CODECS = [Codec.KLT, Codec.KLT_LOW]
 
 many = settings(max_examples=300, deadline=None)
 features_of_width_4 = hnp.arrays(
@@ -49,7 +49,7 @@ def encode(
 
 
 def sealed(payload: bytes, tokens: int, width: int = 4, codec: Codec = Codec.KLT) -> bytes:
-    """A packet with a right checksum around any payload."""
+    """A packet with any payload and a correct checksum."""
     fields = (b"ESRT", 1, 0, codec.wire_id, 0, bytes.fromhex(FINGERPRINT), tokens, width, 0)
     head = struct.pack("<4sBBBB8sHHII", *fields, len(payload))
     return head + struct.pack("<I", zlib.crc32(head + payload)) + payload
@@ -63,7 +63,7 @@ def maker() -> ModuleType:
     return module
 
 
-def test_the_vectors_are_those_of_their_script() -> None:
+def test_golden_files_equal_the_output_of_their_script() -> None:
     for name, content in maker().files().items():
         assert (GOLDEN / "learned" / name).read_bytes() == content
 
@@ -87,8 +87,8 @@ def test_golden_refusals(vector: dict[str, Any]) -> None:
 
 
 @many
-@given(features_of_width_4, st.sampled_from(LEARNED))
-def test_every_integer_comes_back(features: Float32Array, codec: Codec) -> None:
+@given(features_of_width_4, st.sampled_from(TRANSFORM_CODECS))
+def test_every_integer_is_decoded(features: Float32Array, codec: Codec) -> None:
     tables = CODEC_TABLES.by_codec[codec]
     integers = tables.quantize(features)
     assert (tables.read(tables.write(integers), len(features)) == integers).all()
@@ -97,8 +97,8 @@ def test_every_integer_comes_back(features: Float32Array, codec: Codec) -> None:
     np.testing.assert_allclose(decoded, expected, rtol=0, atol=1e-4)
 
 
-def everything_written(width: int, block: int, limit: int) -> TransformTables:
-    """Statistics that keep all, with steps of 1: only rounding and the tables' range lose."""
+def write_all_tables(width: int, block: int, limit: int) -> TransformTables:
+    """Tables that write every coefficient, with steps of 1: only rounding and clipping lose."""
     table = np.full(2 * limit + 1, 65536 // (2 * limit + 1), np.int64)
     table[limit] += 65536 - table.sum()
     return TransformTables(
@@ -119,9 +119,9 @@ def everything_written(width: int, block: int, limit: int) -> TransformTables:
     ),
     st.integers(1, 9),
 )
-def test_what_is_written_is_within_half_a_step(features: Float32Array, block: int) -> None:
-    """The transforms are orthonormal here, so no error is larger than that of all coefficients."""
-    tables = everything_written(5, block, limit=30)
+def test_the_error_is_within_half_a_step(features: Float32Array, block: int) -> None:
+    """The transforms are orthonormal, so the errors of features and coefficients are equal."""
+    tables = write_all_tables(5, block, limit=30)
     decoded = tables.reconstruct(
         tables.read(tables.write(tables.quantize(features)), len(features))
     )
@@ -129,8 +129,8 @@ def test_what_is_written_is_within_half_a_step(features: Float32Array, block: in
     assert error <= features.size * 0.25 + 1e-3
 
 
-def test_silence_costs_next_to_nothing() -> None:
-    """The most frequent integers take a fraction of a bit each."""
+def test_frequent_integers_take_few_bits() -> None:
+    """Each of the most frequent integers takes a fraction of a bit."""
     quiet = np.tile(CODEC_TABLES.by_codec[Codec.KLT].mean, (400, 1))
     assert len(encode(quiet)) < len(encode(quiet, Codec.INT8)) / 2
     loud = quiet + np.random.default_rng(0).normal(size=quiet.shape).astype(np.float32)
@@ -140,18 +140,18 @@ def test_silence_costs_next_to_nothing() -> None:
 # --- What is refused ----------------------------------------------------------------------------
 
 
-def test_a_model_without_statistics() -> None:
+def test_a_model_without_codec_tables() -> None:
     features = np.ones((3, 4), np.float32)
     with pytest.raises(PacketContentError, match=r"training\.codec"):
         encode(features, codec_tables=None)
-    # Before anything is said of its shape.
+    # The missing tables are reported before an invalid shape.
     for packet in (encode(features), sealed(b"", 0), sealed(b"", 60_000)):
         with pytest.raises(PacketError, match="/v1/models"):
             wire.decode(packet)
 
 
 def test_features_beyond_the_transform() -> None:
-    tables = everything_written(4, 8, 1)
+    tables = write_all_tables(4, 8, 1)
     large = dataclasses.replace(tables, analysis=np.full_like(tables.analysis, 2.0))
     with pytest.raises(PacketContentError, match="coefficient"):
         large.quantize(np.full((3, 4), 3e38, np.float32))
@@ -165,7 +165,7 @@ def test_other_features_are_refused(fields: dict[str, Any]) -> None:
 
 
 @many
-@given(st.binary(max_size=80), st.integers(0, 60), st.sampled_from(LEARNED), st.booleans())
+@given(st.binary(max_size=80), st.integers(0, 60), st.sampled_from(TRANSFORM_CODECS), st.booleans())
 def test_random_payloads(payload: bytes, tokens: int, codec: Codec, named: bool) -> None:
     body = CODEC_TABLES.identity + payload if named else payload
     try:
@@ -174,7 +174,7 @@ def test_random_payloads(payload: bytes, tokens: int, codec: Codec, named: bool)
         return
     assert packet.features.shape == (tokens, 4)
     assert np.isfinite(packet.features).all()
-    # What is taken is what an encoder writes, so no two payloads stand for the same integers.
+    # Only an encoder's output is accepted, so no two payloads decode to the same integers.
     integers = CODEC_TABLES.by_codec[codec].read(payload, tokens).astype(np.int32)
     assert CODEC_TABLES.by_codec[codec].write(integers) == payload
 
@@ -194,7 +194,7 @@ def test_a_changed_word_is_read_or_refused(features: Float32Array, data: st.Data
 
 @pytest.mark.parametrize("payload_bytes", [4, 1000, 1_000_000])
 def test_decode_allocates_at_most_16_mb(payload_bytes: int) -> None:
-    tables = everything_written(512, 8, limit=30)
+    tables = write_all_tables(512, 8, limit=30)
     codec_tables = CodecTables(wire.Split.QFORMER, {Codec.KLT: tables}, bytes(4))
     words = np.random.default_rng(0).integers(1, 2**32, payload_bytes // 4, np.uint32)
     packet = sealed(bytes(4) + words[1:].tobytes(), 2048, 512)
@@ -217,10 +217,10 @@ def test_decode_allocates_at_most_16_mb(payload_bytes: int) -> None:
 def test_the_identity_is_of_the_whole_file() -> None:
     assert CODEC_TABLES.identity == hashlib.sha256(FILE.read_bytes()).digest()[:4]
     assert CODEC_TABLES.split == "qformer"
-    assert set(CODEC_TABLES.by_codec) == set(LEARNED)
+    assert set(CODEC_TABLES.by_codec) == set(TRANSFORM_CODECS)
 
 
-def test_statistics_of_another_model_are_refused() -> None:
+def test_codec_tables_of_another_model_are_refused() -> None:
     with pytest.raises(CheckpointError, match=r"0123456789abcdef.*training\.codec"):
         read_codec_tables(FILE, "f" * 16)
 
@@ -252,7 +252,7 @@ def test_a_damaged_file_is_read_or_refused(
 def written(folder: Path, **changes: npt.NDArray[Any]) -> Path:
     from safetensors.numpy import save_file
 
-    tables = dataclasses.asdict(everything_written(4, 8, limit=3)) | changes
+    tables = dataclasses.asdict(write_all_tables(4, 8, limit=3)) | changes
     path = folder / wire.CODEC_TABLES_FILE
     metadata = {"split": "qformer", "fingerprint": FINGERPRINT}
     save_file({f"klt.{name}": value for name, value in tables.items()}, path, metadata)

@@ -1,4 +1,4 @@
-"""The feature packet: golden vectors, error bounds, and bytes that nobody should have sent."""
+"""The feature packet: golden vectors, error bounds, and invalid bytes."""
 
 import importlib.util
 import json
@@ -29,27 +29,27 @@ FIELDS = (
     *("tokens", "width", "duration", "payload_bytes", "crc"),
 )
 
-# The learned codecs need statistics and have tests of their own: test_learned.py.
+# The transform codecs need codec tables; see test_transform_codec.py.
 CODECS = [codec for codec in wire.Codec if not codec.uses_tables]
 
 many = settings(max_examples=300, deadline=None)
 
 
 def make(features: Float32Array, codec: str = "int8", **fields: Any) -> bytes:
-    """A packet with plausible fields where the test does not care."""
+    """A packet with default values for the fields that a test does not set."""
     defaults = {"fingerprint": FINGERPRINT, "split": "qformer", "duration_ms": 1500}
     return wire.encode(features, codec=codec, **{**defaults, **fields})
 
 
 def reseal(packet: bytes, **fields: Any) -> bytes:
-    """The packet with header fields replaced and a right checksum."""
+    """The packet with some header fields replaced, and a correct checksum."""
     header = dict(zip(FIELDS, HEADER.unpack_from(packet), strict=True)) | fields
     head, payload = HEADER.pack(*header.values())[:28], packet[32:]
     return head + struct.pack("<I", zlib.crc32(payload, zlib.crc32(head))) + payload
 
 
 def decoded_or_refused(data: bytes) -> wire.Packet | None:
-    """Decodes and checks the promise: a packet that holds what it must, or a `PacketError`."""
+    """Decode; assert that the result is a valid packet or a `PacketError`."""
     try:
         packet = wire.decode(data)
     except PacketError as error:
@@ -105,7 +105,7 @@ def test_golden_unencodable_features_are_refused(vector: dict[str, Any]) -> None
     assert caught.value.type == vector["type"]
 
 
-def test_golden_files_are_what_their_generator_makes() -> None:
+def test_golden_files_equal_the_output_of_their_script() -> None:
     spec = importlib.util.spec_from_file_location("make_packets", GOLDEN / "make_packets.py")
     assert spec is not None and spec.loader is not None
     generator = importlib.util.module_from_spec(spec)
@@ -303,7 +303,7 @@ def test_encode_refuses_bad_fields(fields: dict[str, Any]) -> None:
         ({"width": 65535}, "3 x 65535, expected at most 2048 tokens"),
     ],
 )
-def test_decode_says_what_it_found_and_expected(fields: dict[str, Any], message: str) -> None:
+def test_errors_name_actual_and_expected_values(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(PacketError, match=message):
         wire.decode(reseal(make(ramp()), **fields))
 
@@ -394,7 +394,7 @@ def test_random_payload_with_a_right_header(
 
 
 def hostile() -> list[bytes]:
-    """Headers that claim much, each with a right checksum, and the largest legal packets."""
+    """Packets with large claims in the header and a correct checksum, and the largest packets."""
     small = {codec: make(ramp(), codec) for codec in CODECS}
     claims = [
         {"tokens": 65535, "width": 65535},

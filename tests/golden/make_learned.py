@@ -1,8 +1,8 @@
-"""Makes the golden vectors of the learned codecs: a second implementation, with no numpy.
+"""Generator of the transform codecs' golden vectors: a second implementation, without numpy.
 
-Written from docs/wire-format.md alone, so that the vectors test `esrt.wire` and its entropy coder
-and not copies of them. Run `python tests/golden/make_learned.py` to write tests/golden/learned/
-anew; the output never varies.
+The script follows docs/wire-format.md only and shares no code with `esrt.wire`, so the vectors test
+the package and its entropy coder. `python tests/golden/make_learned.py` writes
+tests/golden/learned/ again; the output is always the same.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ PRECISION, WORD = 24, 32
 Rows = list[list[float]]
 
 
-# --- The statistics -----------------------------------------------------------------------------
-# Of codec klt three coefficients, of klt-low two; the first of each is written at every frequency,
-# the last only at the lowest.
+# --- The codec tables ---------------------------------------------------------------------------
+# Codec klt has three coefficients, klt-low two. The first coefficient is written at every
+# frequency, the last only at the lowest.
 
 MEAN = [0.5, -1.0, 0.0, 2.0]
 ANALYSIS = {
@@ -40,15 +40,15 @@ CLASSES = {
     "klt": [[2, 2, 1], [2, 1, 0], [1, 1, 0], [1, 0, 0]],
     "klt-low": [[2, 1], [1, 0], [1, 0], [1, 0]],
 }
-# Class 1 knows -1 to 1, class 2 -3 to 3.
+# Class 1 covers -1 to 1, class 2 covers -3 to 3.
 FREQUENCIES = [
     [0, 0, 5000, 55536, 5000, 0, 0],
     [1000, 4000, 12000, 31536, 12000, 4000, 1000],
 ]
 
 
-def statistics() -> bytes:
-    """The file `codec.safetensors`."""
+def codec_tables() -> bytes:
+    """Bytes of the file `codec.safetensors`."""
     tensors: list[tuple[str, str, list[int], bytes]] = []
     for codec in CODECS:
         count = len(CLASSES[codec][0])
@@ -104,7 +104,7 @@ def _classes(codec: str, tokens: int) -> list[list[int]]:
 
 
 def quantize(codec: str, rows: Rows) -> list[list[int]]:
-    """The integers, by token or frequency and coefficient."""
+    """Integers by row and coefficient; a row is a frequency of a block."""
     centred = [[x - m for x, m in zip(row, MEAN, strict=True)] for row in rows]
     y = [
         [sum(a * x for a, x in zip(axis, row, strict=True)) for axis in ANALYSIS[codec]]
@@ -120,21 +120,21 @@ def quantize(codec: str, rows: Rows) -> list[list[int]]:
                 ]
             )
     limits = {0: 0, 1: 1, 2: 3}
-    found = []
+    clipped = []
     for values, classes in zip(integers, _classes(codec, len(rows)), strict=True):
-        for value in values:  # so far from a tie that no way of adding up decides otherwise
+        for value in values:  # far from a tie, so any order of additions rounds the same way
             assert abs(abs(value % 1) - 0.5) > 1e-4, value
-        found.append(
+        clipped.append(
             [
                 max(-limits[c], min(limits[c], round(value)))
                 for value, c in zip(values, classes, strict=True)
             ]
         )
-    return found
+    return clipped
 
 
 def reconstruct(codec: str, integers: list[list[int]]) -> Rows:
-    """The features of integers."""
+    """Features from integers."""
     rows: Rows = []
     for begin, length in _blocks(len(integers)):
         basis = _basis(length)
@@ -153,7 +153,7 @@ def reconstruct(codec: str, integers: list[list[int]]) -> Rows:
 
 
 def words_of(codec: str, integers: list[list[int]]) -> list[int]:
-    """The entropy coder: symbols by class, each in order, the last one first."""
+    """Entropy coder: symbols sorted by class and written in reverse order."""
     classes = _classes(codec, len(integers))
     symbols = [
         (number, integers[t][k])
@@ -219,9 +219,9 @@ def _pattern(tokens: int, size: float) -> Rows:
 
 
 def files() -> dict[str, bytes]:
-    """Every file of the folder: name to bytes."""
-    made = statistics()
-    identity = hashlib.sha256(made).digest()[:4]
+    """Content of every file in the folder, by name."""
+    tables = codec_tables()
+    identity = hashlib.sha256(tables).digest()[:4]
     valid = [
         _valid(f"{codec}-{name}", codec, _pattern(tokens, size), identity)
         for codec in CODECS
@@ -263,7 +263,7 @@ def files() -> dict[str, bytes]:
     ]
     index = {"valid": valid, "refused": refusals}
     text = json.dumps(index, indent=1, allow_nan=False) + "\n"
-    return {"codec.safetensors": made, "index.json": text.encode()}
+    return {"codec.safetensors": tables, "index.json": text.encode()}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Makes the golden packets: a second implementation of docs/wire-format.md, with no numpy.
+"""Generator of the golden packets: a second implementation of docs/wire-format.md, without numpy.
 
-Written from the document alone, so that the vectors test `esrt.wire` and not a copy of it. Run
-`python tests/golden/make_packets.py` to write tests/golden/packets/ anew; the output never varies.
+The script follows the document only and shares no code with `esrt.wire`, so the vectors test the
+package. `python tests/golden/make_packets.py` writes tests/golden/packets/ again; the output is
+always the same.
 """
 
 import json
@@ -22,11 +23,11 @@ Vector = dict[str, Any]
 
 
 def files() -> dict[str, bytes]:
-    """Every file of the folder: name to bytes."""
+    """Content of every file in the folder, by name."""
     valid, malformed, unencodable = _valid(), _malformed(), _unencodable()
-    made = {vector["file"]: vector.pop("bytes") for vector in valid + malformed}
+    packets = {vector["file"]: vector.pop("bytes") for vector in valid + malformed}
     index = {"valid": valid, "malformed": malformed, "unencodable": unencodable}
-    return {**made, "index.json": _one_vector_a_line(index).encode()}
+    return {**packets, "index.json": _one_vector_a_line(index).encode()}
 
 
 # --- The format ---------------------------------------------------------------------------------
@@ -46,24 +47,24 @@ def _from_half(data: bytes) -> float:
 
 
 def _fp16(rows: Rows) -> tuple[bytes, Rows]:
-    """The payload and what it decodes to."""
+    """Payload and decoded rows."""
     halves = [[_half(value) for value in row] for row in rows]
     payload = b"".join(half for row in halves for half in row)
     return payload, [[_from_half(half) for half in row] for row in halves]
 
 
 def _int8(rows: Rows) -> tuple[bytes, Rows]:
-    """The payload and what it decodes to."""
+    """Payload and decoded rows."""
     return _int8_payload(*_in_steps(rows, 127))
 
 
 def _int4(rows: Rows) -> tuple[bytes, Rows]:
-    """The payload and what it decodes to."""
+    """Payload and decoded rows."""
     return _int4_payload(*_in_steps(rows, 7))
 
 
 def _in_steps(rows: Rows, largest: int) -> tuple[list[bytes], list[list[int]]]:
-    """Each token's scale, and its values in steps of it."""
+    """Scale of each token, and the token's values in steps of the scale."""
     scales = [_half(_single(max(abs(value) for value in row) / largest)) for row in rows]
     quantized = [
         [_quantize(value, _from_half(scale), largest) for value in row]
@@ -85,11 +86,11 @@ def _int8_payload(scales: list[bytes], quantized: list[list[int]]) -> tuple[byte
 
 
 def _int4_payload(
-    scales: list[bytes], quantized: list[list[int]], filling: int = 0
+    scales: list[bytes], quantized: list[list[int]], padding: int = 0
 ) -> tuple[bytes, Rows]:
     values = [q % 16 for row in quantized for q in row]
     if len(values) % 2:
-        values.append(filling)
+        values.append(padding)
     pairs = bytes(low + 16 * high for low, high in zip(values[::2], values[1::2], strict=True))
     return b"".join(scales) + pairs, _from_steps(scales, quantized)
 
@@ -101,7 +102,7 @@ def _from_steps(scales: list[bytes], quantized: list[list[int]]) -> Rows:
 
 
 def _packet(payload: bytes, tokens: int, width: int, **fields: Any) -> bytes:
-    """A packet with a right checksum; `fields` replaces any of the header's values."""
+    """A packet with a correct checksum; `fields` replaces values of the header."""
     header: dict[str, Any] = {
         "magic": b"ESRT",
         "version": 1,
@@ -148,19 +149,19 @@ def _valid() -> list[Vector]:
             [[65504.0, -65504.0, FP16_STEP, -FP16_STEP / 2, 1.5 * FP16_STEP, 2.0**-140, -0.0]],
         ),
         _encoded("int8-ties-to-even", "int8", [[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5]]),
-        # 127 x 1.0004 divided by the scale, which is rounded to 1, passes 127: clipped.
+        # 127 x 1.0004 divided by the scale, which is rounded to 1, exceeds 127 and is clipped.
         _encoded("int8-scale-rounded-down", "int8", [[_single(127 * 1.0004), -127.0, 1.0]]),
         _encoded("int8-scale-rounded-up", "int8", [[_single(127 * 1.0006), -127.0, 1.0]]),
-        # The smallest scale: a largest value of 1.4 steps of it is clipped far below itself.
+        # The smallest scale: the largest value, 1.4 x 127 steps, is clipped to 127 steps.
         _encoded("int8-scale-subnormal", "int8", [[1.4 * 127 * FP16_STEP, 3 * FP16_STEP, 0.0]]),
         _encoded("int8-scale-vanishes", "int8", [[0.4 * 127 * FP16_STEP, -FP16_STEP, 0.0]]),
         _encoded("int8-largest-scale", "int8", [[65504.0 * 127, -65504.0, 1.0]]),
         _encoded("fields-smallest", "int8", [[1.0]], duration_ms=0, fingerprint="0" * 16),
         _encoded("fields-largest", "int8", [[1.0]], duration_ms=2**32 - 1, fingerprint="f" * 16),
-        # An encoder never writes these two, a decoder reads them.
+        # No encoder writes the next two packets, but a decoder reads them.
         _decoded("int8-minus-128", [_half(0.5)], [[-128, 127]]),
         _decoded("int8-scale-zero-with-values", [_half(0.0)], [[5, 127]]),
-        # Both halves of a byte, of both signs; in the first the last half is left over.
+        # Both signs in both halves of a byte; in the first packet the last half byte is unused.
         _encoded("int4-odd-count", "int4", [[7.0, -7.0, 1.0]]),
         _encoded("int4-even-count", "int4", [[-7.0, 3.0], [0.5, -3.5]]),
         _encoded("int4-ties-to-even", "int4", [[7.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5]]),
@@ -214,7 +215,7 @@ def _vector(
     }
 
 
-# --- Packets to refuse --------------------------------------------------------------------------
+# --- Malformed packets --------------------------------------------------------------------------
 
 
 def _malformed() -> list[Vector]:
@@ -261,7 +262,7 @@ def _malformed() -> list[Vector]:
         _bad(
             "int4-left-over-half-set",
             content,
-            _packet(_int4_payload([_half(1.0)], [[1, 2, 3]], filling=5)[0], 1, 3, codec=2),
+            _packet(_int4_payload([_half(1.0)], [[1, 2, 3]], padding=5)[0], 1, 3, codec=2),
         ),
         _bad("fp16-nan", content, _packet(with_half(nan), 3, 5)),
         _bad("fp16-infinite", content, _packet(with_half(-infinity), 3, 5)),
@@ -272,14 +273,14 @@ def _malformed() -> list[Vector]:
         _bad("width-over-limit", too_large, _packet(b"", 1, 8193)),
         _bad("values-over-limit", too_large, _packet(b"", 2048, 513)),
         _bad("largest-shape-claim", too_large, _packet(b"", 65535, 65535)),
-        # Too large to keep: the reader appends the zeros.
+        # Too large for the repository: the test appends the zeros.
         _bad("over-size-limit", too_large, good, MAX_PACKET_BYTES + 1 - len(good)),
         _bad("at-size-limit", malformed, good, MAX_PACKET_BYTES - len(good)),
     ]
 
 
 def _bad(name: str, error: tuple[str, int], data: bytes, zeros: int = 0) -> Vector:
-    """A vector to refuse: the file's bytes, followed by `append_zeros` zero bytes."""
+    """A malformed packet: the file's bytes, followed by `append_zeros` zero bytes."""
     return {
         "file": f"bad-{name}.bin",
         "append_zeros": zeros,
@@ -290,7 +291,7 @@ def _bad(name: str, error: tuple[str, int], data: bytes, zeros: int = 0) -> Vect
 
 
 def _unencodable() -> list[Vector]:
-    """Features that an encoder refuses; not finite ones are missing, as JSON cannot hold them."""
+    """Features that an encoder rejects. Infinities and NaN are missing: JSON cannot hold them."""
     return [
         _refused("fp16-overflow", "fp16", [[1.0, 65504.01]]),
         _refused("fp16-overflow-negative", "fp16", [[-65520.0], [0.0]]),

@@ -14,7 +14,7 @@ from transformers import (
     WhisperModel,
 )
 
-from esrt.checkpoint import random_edge_model, save_checkpoint
+from esrt.checkpoint import random_checkpoint, save_checkpoint
 from esrt.errors import CheckpointError
 from esrt.languages import LANGUAGES
 from tests.training.helpers import PADDED, SMALL, recipe
@@ -117,7 +117,7 @@ def test_every_part_gets_a_gradient_from_speech(model: TrainingModel, corpus: Co
 @pytest.fixture(scope="module")
 def initial(model: TrainingModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("initial")
-    edge = random_edge_model(SMALL.name, seed=9)
+    edge = random_checkpoint(SMALL, seed=9).edge_model()
     save_checkpoint(folder, edge, model.decoder, model.tokenizer, torch.float32)
     return folder
 
@@ -294,7 +294,7 @@ def test_the_loss_on_tokens_needs_tokens_that_follow_time(corpus: Corpus) -> Non
 def test_the_edge_of_the_initial_checkpoint_is_loaded(
     model: TrainingModel, corpus: Corpus, tmp_path: Path
 ) -> None:
-    edge = random_edge_model(SMALL.name, seed=9)
+    edge = random_checkpoint(SMALL, seed=9).edge_model()
     save_checkpoint(tmp_path, edge, model.decoder, model.tokenizer, torch.float32)
     found = TrainingModel(recipe(initial=tmp_path), corpus)
     assert same(found.edge.state_dict(), edge.state_dict())
@@ -303,7 +303,7 @@ def test_the_edge_of_the_initial_checkpoint_is_loaded(
 def test_a_checkpoint_of_another_model_is_an_error(
     model: TrainingModel, corpus: Corpus, tmp_path: Path
 ) -> None:
-    edge = random_edge_model(PADDED.name)
+    edge = random_checkpoint(PADDED).edge_model()
     save_checkpoint(tmp_path, edge, model.decoder, model.tokenizer, torch.float32)
     with pytest.raises(CheckpointError, match="do not fit the configuration"):
         TrainingModel(recipe(initial=tmp_path), corpus)

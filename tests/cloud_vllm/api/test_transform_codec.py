@@ -70,4 +70,4 @@ def test_other_tables_of_the_same_model(
 ) -> None:
     other = with_codec_tables(checkpoint, tmp_path / "tiny", 0.1)
     response = client.post(URL, content=packet(other), headers=PACKET)
-    assert_problem(response, 409, "fingerprint-mismatch", "statistics")
+    assert_problem(response, 409, "fingerprint-mismatch", "codec tables")
