@@ -47,20 +47,13 @@ class Inspection:
     needs: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Share:
-    """Shares of all operators and of all multiply-adds, from 0 to 1."""
-
-    operators: float
-    macs: float
-
-
-def share(part: Sequence[Operation], whole: Sequence[Operation]) -> Share:
-    """Share of a graph's operations."""
+def share(part: Sequence[Operation], whole: Sequence[Operation]) -> dict[str, float]:
+    """Shares of all operators and of all multiply-adds, each from 0 to 1."""
     macs = sum(operation.macs for operation in whole)
-    return Share(
-        len(part) / max(1, len(whole)), sum(operation.macs for operation in part) / max(1, macs)
-    )
+    return {
+        "operators": len(part) / max(1, len(whole)),
+        "macs": sum(operation.macs for operation in part) / max(1, macs),
+    }
 
 
 def list_operators(operations: Iterable[Operation]) -> str:

@@ -53,15 +53,15 @@ class Form:
 
 FORMS = {
     "fp32": Form(Precision.FP32),
-    "fp16": Form(Precision.FP16, cosine=0.9999, error=0.1, least_error=1e-5),
-    "int8": Form(Precision.INT8, cosine=0.97, error=1.0, least_error=1e-4),
-    "static": Form(Precision.INT8, Activations.STATIC, cosine=0.97, error=1.0, least_error=1e-4),
+    "fp16": Form(Precision.FP16, cosine=0.9999, error=0.05, least_error=1e-4),
+    "int8": Form(Precision.INT8, cosine=0.995, error=0.5, least_error=1e-3),
+    "static": Form(Precision.INT8, Activations.STATIC, cosine=0.995, error=0.5, least_error=1e-3),
     "kept": Form(
         *(Precision.INT8, Activations.STATIC),
         kept="encoder.layers.0.fc2",
-        cosine=0.97,
-        error=1.0,
-        least_error=1e-4,
+        cosine=0.995,
+        error=0.5,
+        least_error=1e-3,
     ),
     "fixed": Form(Precision.FP32, split=Split.ADAPTER, seconds=(1.5,), frames=(152,)),
     "several": Form(Precision.FP32, seconds=(3, 1), frames=(104, 304)),

@@ -154,7 +154,7 @@ def test_features_are_torchs(artifact: Artifact, model: EdgeModel) -> None:
 
 
 def test_features_follow_the_speech(artifact: Artifact) -> None:
-    frames = artifact.form.frames[0]
+    frames = artifact.form.frames[-1]
     assert (artifact.run(mel(frames)) - artifact.run(mel(frames, seed=1))).std() > 0.1
 
 
