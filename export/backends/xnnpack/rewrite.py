@@ -212,7 +212,7 @@ class _QFormer(nn.Module):
             queries = adapter.qformer.layernorm(adapter.queries(positions))[0]
         self.register_buffer("queries", queries)
         self.register_buffer("mask", None if window is None else additive(window))
-        if window is None:
+        if window is None or config.padded:
             self._fold_queries(layers[0])
         self.multiple = config.frame_multiple
 

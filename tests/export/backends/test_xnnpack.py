@@ -108,6 +108,15 @@ def test_a_released_checkpoint_to_the_projector_in_int8(
     assert np.abs(features - reference).max() > 1e-6  # it is quantized
 
 
+def test_one_length_in_int8(lively: Checkpoint, model: EdgeModel, tmp_path: Path) -> None:
+    """The queries of a fixed length are constant, which XNNPACK does not quantize dynamically."""
+    out = tmp_path / "artifact"
+    exported = export(RECIPE, lively, out, Precision.INT8, Split.QFORMER, seconds=[1.5])
+    manifest = exported.manifest
+    features = load_runner(out / manifest.entry)(mel(152))
+    assert cosines(features, expected(model, mel(152))).min() > 0.995
+
+
 def test_small_weights_keep_their_precision() -> None:
     """The weights of wide layers are small, and the quantizer's smallest scale is too coarse."""
     torch.manual_seed(0)
