@@ -36,10 +36,9 @@ from esrt.features import FRAMES_PER_SECOND
 from esrt.manifest import Activations, Precision
 from esrt.model import Projector
 from esrt.wire import Split
+from export.backends import get_recipe
 from export.parity import sample_mels
 from export.recipe import ExportRecipe, export
-from export.to_executorch import RECIPE as EXECUTORCH
-from export.to_onnx import RECIPE as ONNX
 from training.corpus.build import CORPUS, Corpus, load
 from training.evaluate import translate
 from training.plots import save
@@ -55,6 +54,7 @@ VARIANTS: dict[str, tuple[Precision, Activations | None]] = {
     "int8 static": (Precision.INT8, Activations.STATIC),
 }
 SPLIT = Split.QFORMER
+EXECUTORCH, ONNX = get_recipe("executorch"), get_recipe("onnx")
 TARGETS = {"executorch": EXECUTORCH, "onnxruntime": ONNX}
 TOOLS = ("torch", "executorch", "onnxruntime")
 NANO_SECONDS = (3, 10)

@@ -62,9 +62,8 @@ def measure(
         "run_peak_gb": None,
     }
     if kind != "coreml":  # which only Apple's systems run
-        config = named_config(model)
         row["latency_s"] = round(latency(out, model, threads, rounds), 2)
-        peak = peak_bytes(kind, out / manifest.entry, config.max_frames)
+        peak = peak_bytes(out)
         row["run_peak_gb"] = peak and round(peak / 1e9, 2)
     return row
 

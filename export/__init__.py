@@ -1,1 +1,1 @@
-"""Checkpoint to artifact: one program per target, and what they share."""
+"""Export of a checkpoint to a device artifact: commands, backends, and the modules they share."""

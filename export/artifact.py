@@ -1,17 +1,16 @@
-"""Writing an artifact's folder: the files, then the manifest, whole or not at all."""
+"""Folder of an artifact: safe replacement, and the manifest of its files."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import mkdtemp
 
 from esrt.checkpoint import Checkpoint
 from esrt.config import ModelConfig
 from esrt.errors import ArtifactError
 from esrt.features import FRAMES_PER_SECOND, HOP, N_FFT, SAMPLE_RATE
+from esrt.files import replace_folder
 from esrt.manifest import (
     FORMAT,
     MANIFEST_FILE,
@@ -24,44 +23,34 @@ from esrt.manifest import (
     sha256,
 )
 from esrt.wire import Split
-from export.tracing import INPUT, OUTPUT
+from export.graph_io import INPUT, OUTPUT
 
 
 @contextmanager
 def artifact_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``out`` when the block ends well, and vanishes otherwise.
+    """Yield a temporary folder that replaces ``out`` when the block succeeds.
 
-    Where ``out`` is a link, what it names is replaced.
+    See `esrt.files.replace_folder`.
 
     Raises:
-        ArtifactError: something other than an artifact is in the way.
+        ArtifactError: ``out`` exists and is neither an artifact nor an empty folder.
     """
     out = out.resolve()
     if out.exists() and not _is_artifact(out) and not _is_empty_folder(out):
         raise ArtifactError(
-            f"{out} exists and is not an artifact.", "Name another --out, or remove it yourself."
+            f"{out} exists and is not an artifact.", "Choose another --out, or remove it yourself."
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        replaced = temporary.with_name(f"{temporary.name}.replaced")
-        if out.exists():
-            out.rename(replaced)
-        temporary.rename(out)
-        shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with replace_folder(out) as folder:
+        yield folder
 
 
 def _is_artifact(path: Path) -> bool:
-    """Whether its manifest is one of ours: web pages and extensions have a file of that name."""
+    """Whether the folder's manifest is an artifact's: web pages have a file of that name, too."""
     try:
-        found = json.loads((path / MANIFEST_FILE).read_text("utf-8"))
+        manifest = json.loads((path / MANIFEST_FILE).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and {"fingerprint", "entry", "format"} <= found.keys()
+    return isinstance(manifest, dict) and {"fingerprint", "entry", "format"} <= manifest.keys()
 
 
 def _is_empty_folder(path: Path) -> bool:
@@ -82,10 +71,20 @@ def describe(
     lengths: tuple[int, ...] = (),
     quantization: Quantization | None = None,
 ) -> Manifest:
-    """The manifest of the files in ``folder``.
+    """Describe the files in ``folder`` as a manifest.
 
-    ``config`` is the checkpoint's, as limited to ``lengths`` (mel frames); ``tools`` are the
-    distributions to name.
+    Args:
+        checkpoint: source of the artifact.
+        config: the checkpoint's configuration, restricted to ``lengths``.
+        folder: the artifact's folder.
+        entry: name of the file to load.
+        kind: format of the artifact.
+        precision: number format of the weights and the arithmetic.
+        split: end of the graph.
+        parity: figures of the comparison with torch.
+        tools: distributions whose versions are recorded.
+        lengths: mel frames that the graph takes; empty for every length.
+        quantization: of an int8 artifact.
     """
     width = config.feature_width(split)
     frames, tokens = (config.max_frames, config.max_tokens) if config.padded else (None, None)

@@ -1,4 +1,4 @@
-"""What ``--checkpoint`` may name: a folder, a Hugging Face repository, or random weights."""
+"""Sources of ``--checkpoint``: a folder, a Hugging Face repository, or random weights."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from esrt.errors import CheckpointError
 from esrt.hf_checkpoint import is_hf_checkpoint, open_hf_checkpoint
 
 RANDOM = "random:"
-# Weights and their description; never code.
+# Files of a repository that are downloaded: weights and their description, never code.
 _PATTERNS = [
     "*.safetensors",
     "*.safetensors.index.json",
@@ -23,44 +23,40 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def open_source(name: str) -> Checkpoint:
-    """Open a checkpoint by what the user typed.
+    """Open a checkpoint by the name that the user typed.
 
     Args:
-        name: ``random:esrt-4b`` for random weights of a named configuration, a folder, or, where
-            there is none, ``OWNER/NAME`` of a Hugging Face repository, which is downloaded to its
-            own cache once. Nothing of it is executed.
+        name: a folder; ``random:NAME`` for random weights of a named configuration; or
+            ``OWNER/NAME`` of a Hugging Face repository, if no such folder exists. A repository is
+            downloaded once, to Hugging Face's cache. No code of it is executed.
 
     Raises:
-        CheckpointError: there is none of that name, it cannot be downloaded, or it is damaged.
+        CheckpointError: no checkpoint has that name, the download failed, or a file is damaged.
     """
     if name.startswith(RANDOM):
         return random_checkpoint(named_config(name.removeprefix(RANDOM)))
     folder = Path(name)
-    # OWNER/NAME where OWNER is a folder here is a mistyped path.
+    # OWNER/NAME is a mistyped path if OWNER is a folder here.
     if not folder.exists() and not folder.parent.is_dir() and _REPOSITORY.fullmatch(name):
-        return _named(_downloaded(name), name)
-    return _opened(folder)
+        snapshot = _download(name)
+        try:
+            return _open_folder(snapshot)
+        except CheckpointError as error:  # names a folder of the cache only
+            raise CheckpointError(f"{name} cannot be used: {error.cause}", error.remedy) from error
+    return _open_folder(folder)
 
 
-def _opened(folder: Path) -> Checkpoint:
+def _open_folder(folder: Path) -> Checkpoint:
     return open_hf_checkpoint(folder) if is_hf_checkpoint(folder) else open_checkpoint(folder)
 
 
-def _named(folder: Path, name: str) -> Checkpoint:
-    """Errors of a downloaded checkpoint name the repository, not only a folder of the cache."""
-    try:
-        return _opened(folder)
-    except CheckpointError as error:
-        raise CheckpointError(f"{name} cannot be used: {error.cause}", error.remedy) from error
-
-
-def _downloaded(name: str) -> Path:
+def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=_PATTERNS))
-    except Exception as error:  # its own, those of HTTP, and those of the file system
+    except Exception as error:  # of huggingface_hub, of HTTP or of the file system
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
-            f"{name} is neither a folder here nor could it be downloaded from Hugging Face:"
+            f"{name} is not a folder, and its download from Hugging Face failed:"
             f" {reason[:300].rstrip('.')}.",
-            "Check the name and the connection, or download it yourself and name the folder.",
+            "Check the name and the connection, or pass the folder of a downloaded checkpoint.",
         ) from error

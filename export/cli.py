@@ -1,4 +1,4 @@
-"""The command line that all targets share, and the report that it prints."""
+"""Command line of the export commands, and the report that they print."""
 
 import logging
 import time
@@ -17,62 +17,81 @@ from esrt.cli import exit_on_error
 from esrt.errors import printable
 from esrt.manifest import Activations, Manifest, Precision, Quantization
 from esrt.wire import Split
+from export.backends import get_recipe
 from export.checkpoint_source import open_source
 from export.progress import progress_listener, report_progress
 from export.recipe import Exported, ExportRecipe, export
 
-# How many layers the report names.
-_WORST = 3
+# Number of layers in the report.
+_WORST_LAYERS = 3
+_ACTIVATIONS_HELP = {
+    Activations.DYNAMIC: "dynamic (int8, by the range of each input)",
+    Activations.STATIC: "static (int8, by ranges calibrated on speech)",
+    Activations.FLOAT: "float (only weights are int8)",
+}
 
 
-def run(target: ExportRecipe) -> None:
-    """Export to a target as the command line says; does not return."""
+def run(kind: str) -> None:
+    """Run the export command of a kind of artifact; does not return."""
+    # Exporters print through both; the report holds what matters.
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    recipe = get_recipe(kind)
 
     def main(
         checkpoint: Annotated[
             str,
             typer.Option(
-                help="A folder, ours or a released one; a Hugging Face id, as yxdu/ESRT-4B; or"
-                " random weights, as random:esrt-4b."
+                help="A folder, of this project or of the released models; a Hugging Face"
+                " repository, such as yxdu/ESRT-4B; or random weights, such as random:esrt-4b."
             ),
         ] = str(bundled.CHECKPOINT),
-        precision: Annotated[Precision, typer.Option()] = Precision.INT8,
-        split: Annotated[Split, typer.Option(help="Where the cloud takes over.")] = Split.QFORMER,
+        precision: Annotated[
+            Precision,
+            typer.Option(
+                help="Number format of weights and arithmetic. int8 quantizes the linear layers,"
+                " weights per output channel."
+            ),
+        ] = Precision.INT8,
+        split: Annotated[
+            Split,
+            typer.Option(
+                help="Last part that runs on the device: the Q-Former, or the adapter with its"
+                " projector."
+            ),
+        ] = Split.QFORMER,
         seconds: Annotated[
             list[float] | None,
             typer.Option(
-                help="A length that the graph is made for; may be repeated. One of them fixes the"
-                " shape of the input. Default: what the model was trained for."
+                help="Length of speech that the graph takes; may be repeated. A single length fixes"
+                " the shape of the input. Default: the lengths that the model was trained for."
             ),
         ] = None,
         activations: Annotated[
             Activations,
             typer.Option(
-                help="What int8 layers make of their inputs; here:"
-                f" {', '.join(target.activations)}."
+                help="Quantization of the inputs of int8 linear layers. This format offers"
+                f" {', '.join(_ACTIVATIONS_HELP[offered] for offered in recipe.activations)}."
             ),
-        ] = target.activations[0],
+        ] = recipe.activations[0],
         out: Annotated[
             Path | None,
             typer.Option(
-                help=f"Artifact folder; default build/artifacts/MODEL-{target.kind}-PRECISION."
+                help=f"Artifact folder; default build/artifacts/MODEL-{recipe.kind}-PRECISION."
             ),
         ] = None,
     ) -> None:
-        _export(target, checkpoint, precision, split, seconds or [], activations, out)
+        _export(recipe, checkpoint, precision, split, seconds or [], activations, out)
 
     main.__doc__ = (
-        f"Export encoder and Q-Former (and projector, with --split adapter) to {target.title}."
+        f"Export encoder and Q-Former (and projector, with --split adapter) to {recipe.title}."
     )
-    # The exporters narrate through these; the report says what matters.
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
     typer.run(main)
 
 
 def _export(
-    target: ExportRecipe,
-    checkpoint: str,
+    recipe: ExportRecipe,
+    checkpoint_name: str,
     precision: Precision,
     split: Split,
     seconds: list[float],
@@ -81,15 +100,15 @@ def _export(
 ) -> None:
     console = Console(highlight=False, soft_wrap=True)
     started = time.monotonic()
-    with exit_on_error(), _shown(console):
+    with exit_on_error(), _show_progress(console):
         report_progress("reading the checkpoint")
-        opened = open_source(checkpoint)
+        checkpoint = open_source(checkpoint_name)
         if out is None:
-            name = f"{opened.config.name}-{target.kind}-{precision}"
+            name = f"{checkpoint.config.name}-{recipe.kind}-{precision}"
             out = Path("build/artifacts") / (f"{name}-adapter" if split is Split.ADAPTER else name)
         exported = export(
-            target,
-            opened,
+            recipe,
+            checkpoint,
             out,
             precision,
             split,
@@ -100,18 +119,18 @@ def _export(
 
 
 @contextmanager
-def _shown(console: Console) -> Iterator[None]:
-    """Show each step with the time that it takes, on a terminal."""
+def _show_progress(console: Console) -> Iterator[None]:
+    """Show each step and its duration, if the output is a terminal."""
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as progress:
         tasks: list[TaskID] = []
 
-        def begin(doing: str) -> None:
+        def begin(step: str) -> None:
             for task in tasks:
                 progress.update(task, total=1, completed=1)
-            tasks.append(progress.add_task(doing, total=None))
+            tasks.append(progress.add_task(step, total=None))
 
         with progress_listener(begin):
             yield
@@ -124,14 +143,15 @@ def _precision(manifest: Manifest) -> str:
     return f"{manifest.precision}, {quantization.activations} activations"
 
 
-def _layers(quantization: Quantization | None) -> Iterator[tuple[str, str]]:
-    """What int8 costs the layers, the worst first, and those that it is not done to."""
+def _int8_rows(quantization: Quantization | None) -> Iterator[tuple[str, str]]:
+    """Yield the layers with the largest int8 errors, and the layers in floating point."""
     if quantization is None:
         return
-    worst = sorted(quantization.errors.items(), key=lambda item: -item[1])[:_WORST]
+    worst = sorted(quantization.errors.items(), key=lambda item: -item[1])[:_WORST_LAYERS]
     if worst:
-        yield "layer error", ", ".join(f"{error:.2%} {name}" for name, error in worst)
-    yield "kept float", ", ".join(quantization.kept) or "no layer"
+        layers = ", ".join(f"{error:.2%} {name}" for name, error in worst)
+        yield "int8 error", f"of a layer's output (RMS), the largest: {layers}"
+    yield "float layers", ", ".join(quantization.kept) or "none: every linear layer is int8"
 
 
 def _report(console: Console, exported: Exported, out: Path, seconds: float) -> None:
@@ -145,8 +165,8 @@ def _report(console: Console, exported: Exported, out: Path, seconds: float) -> 
         ("lengths", ", ".join(f"{length:g} s" for length in manifest.lengths) or "any"),
         ("size", f"{size / 1e6:.1f} MB"),
         *exported.notes,
-        *_layers(manifest.quantization),
-        ("parity", figures),
-        ("took", f"{seconds:.0f} s"),
+        *_int8_rows(manifest.quantization),
+        ("parity", f"features compared with torch's: {figures}"),
+        ("duration", f"{seconds:.0f} s"),
     ):
-        console.print(f"  {label:<12} {printable(text)}", markup=False)
+        console.print(f"  {label:<14} {printable(text)}", markup=False)

@@ -1,9 +1,9 @@
-"""Examines an artifact: ``python -m export.doctor ARTIFACT``.
+"""Examine an exported artifact: ``python -m export.doctor ARTIFACT``.
 
-What it computes where, what int8 costs each layer, size and memory, what a device must have, and
-whether its features and the texts made from them are still torch's. Ends with 1 when a linear layer
-runs on a portable kernel, an int8 graph multiplies in floating point, or the features are not the
-checkpoint's.
+Prints which operators run in optimized and in int8 kernels, the error that int8 causes in each
+layer, size and memory, requirements on the device, and whether features and translations still
+equal torch's. The exit code is 1 when a linear layer runs on a portable kernel, an int8 graph
+multiplies in floating point, or the features are not the checkpoint's.
 """
 
 import dataclasses
@@ -11,15 +11,14 @@ import itertools
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 from rich.console import Console
-from torch import nn
 
 from esrt import bundled
 from esrt.arrays import Float32Array
@@ -27,71 +26,40 @@ from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.cli import exit_on_error
 from esrt.errors import ArtifactError, CheckFailed, EsrtError, printable
 from esrt.features import FRAMES_PER_SECOND, HOP, log_mel
-from esrt.manifest import Activations, Kind, Manifest, read_manifest
+from esrt.manifest import Activations, Manifest, Precision, read_manifest
 from esrt.model import EdgeModel
-from esrt.wire import Split
 from export import parity, peak_memory, quantization_error, translation_parity
-from export.input_shapes import restrict_lengths
-from export.inspection import Inspection, counted, problems, share
-from export.tracing import DeviceGraph
+from export.backends import get_recipe
+from export.checkpoint_source import open_source
+from export.inspection import Inspection, find_problems, list_operators, share
+from export.recipe import ExportRecipe, Settings
+from export.tracing import DeviceGraph, load_edge_model
 
-_WORST = 5
-
-
-@dataclass(frozen=True)
-class ArtifactInspector:
-    """How to examine one kind of artifact.
-
-    ``inspect`` reads what it computes, given a log-mel (128, frames) of the longest input;
-    ``runner`` runs it; ``graph`` has the layers whose weights it holds.
-    """
-
-    inspect: Callable[[Path, Manifest, Float32Array], Inspection]
-    runner: Callable[[Path, Manifest], parity.Runner]
-    graph: Callable[[EdgeModel, Split], nn.Module] = DeviceGraph
-
-
-def _onnx() -> ArtifactInspector:
-    from export import to_onnx
-    from export.backends.onnx import inspect
-
-    return ArtifactInspector(inspect.inspect, lambda path, _: to_onnx.runner(path))
-
-
-def _executorch() -> ArtifactInspector:
-    from export.backends.xnnpack import inspect, lower
-    from export.backends.xnnpack.rewrite import XnnpackEncoder
-
-    return ArtifactInspector(
-        inspect.inspect,
-        lambda path, manifest: lower.runner(path, longest(manifest)),
-        XnnpackEncoder,
-    )
-
-
-def _coreml() -> ArtifactInspector:
-    from export import to_coreml
-    from export.backends.coreml import inspect, mil_interpreter
-
-    return ArtifactInspector(
-        inspect.inspect, lambda path, _: to_coreml.runner(mil_interpreter.Program(path))
-    )
-
-
-# Each with its own imports, so that one format's tools are enough to examine it.
-INSPECTORS: dict[Kind, Callable[[], ArtifactInspector]] = {
-    "onnx": _onnx,
-    "executorch": _executorch,
-    "coreml": _coreml,
-}
+# Number of layers in the report.
+_WORST_LAYERS = 5
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found; ``problems`` say why the artifact should not be shipped.
+    """Result of an examination.
 
-    ``shares`` and ``outside`` come from the graph; ``parity``, ``layer_errors`` and ``texts`` need
-    the checkpoint and are empty without it. Sizes are bytes.
+    Attributes:
+        artifact: the artifact's folder.
+        kind: format of the artifact.
+        precision: precision that the manifest declares.
+        size: bytes of all files.
+        peak_memory: bytes that a run of the longest input needs; ``None`` if not measurable here.
+        delegated: shares of operators and multiply-adds in optimized kernels; ``None`` if only the
+            device decides this.
+        integer: shares of operators and multiply-adds that multiply int8 by int8.
+        not_delegated: operators on portable kernels.
+        floating: operators that multiply in floating point.
+        kept: linear layers that the manifest names as floating-point layers.
+        needs: requirements on the device.
+        layer_errors: int8 error of each layer; empty without a checkpoint.
+        parity: comparison of features with torch's; empty without a checkpoint.
+        texts: comparison of translations with torch's; empty without a checkpoint.
+        problems: reasons not to ship the artifact.
     """
 
     artifact: str
@@ -99,7 +67,7 @@ class Diagnosis:
     precision: str
     size: int
     peak_memory: int | None
-    delegated: dict[str, float]
+    delegated: dict[str, float] | None
     integer: dict[str, float]
     not_delegated: str
     floating: str
@@ -111,11 +79,14 @@ class Diagnosis:
     problems: tuple[str, ...]
 
 
-def longest(manifest: Manifest) -> int:
-    """The frames of the longest input that the manifest declares."""
-    front_end = manifest.front_end
-    multiple = front_end.frame_multiple
-    return round(front_end.max_seconds * FRAMES_PER_SECOND) // multiple * multiple
+@dataclass(frozen=True)
+class _Comparison:
+    """Comparison with a checkpoint; empty without one. Attributes as in `Diagnosis`."""
+
+    layer_errors: dict[str, float] = field(default_factory=dict)
+    parity: dict[str, float] = field(default_factory=dict)
+    texts: dict[str, Any] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
 
 
 def inspect_artifact(folder: Path, checkpoint: Checkpoint | None) -> Diagnosis:
@@ -123,153 +94,162 @@ def inspect_artifact(folder: Path, checkpoint: Checkpoint | None) -> Diagnosis:
 
     Args:
         folder: the artifact's folder.
-        checkpoint: what it was made from; without it, features, layers and texts are not compared.
+        checkpoint: source of the artifact. Without it, nothing is compared with torch.
 
     Raises:
-        ArtifactError: missing or damaged, of a kind that cannot be examined here, or not made from
-            this checkpoint.
+        ArtifactError: the artifact is missing, damaged, of an unknown kind, or made from another
+            checkpoint.
     """
     manifest = read_manifest(folder)
-    if manifest.kind not in INSPECTORS:
-        raise ArtifactError(
-            f"Artifacts of kind {manifest.kind} cannot be examined.", f"Use one of: {_kinds()}."
-        )
+    recipe = get_recipe(manifest.kind)
     if checkpoint is not None and checkpoint.fingerprint != manifest.fingerprint:
         raise ArtifactError(
             f"{folder} has fingerprint {manifest.fingerprint}, the checkpoint"
             f" {checkpoint.fingerprint}.",
-            "Name the checkpoint that it was exported from.",
+            "Pass the --checkpoint that the artifact was exported from.",
         )
-    kit, path, frames = INSPECTORS[manifest.kind](), folder / manifest.entry, longest(manifest)
+    path = folder / manifest.entry
     try:
-        inspection = kit.inspect(path, manifest, _speech(frames))
+        inspection = recipe.inspect(path, manifest, _speech(manifest.front_end.max_frames))
     except EsrtError:
         raise
-    except Exception as error:  # the formats' own errors share no base
+    except Exception as error:  # the formats' own errors have no common base
         raise ArtifactError(f"{path} cannot be read: {error}.", "Export it again.") from error
-    found = problems(inspection, manifest)
+    comparison = _Comparison()
+    if checkpoint is not None:
+        comparison = _compare(recipe, manifest, path, inspection, checkpoint)
     operations = inspection.operations
     delegated = [operation for operation in operations if operation.delegated]
     integer = [operation for operation in operations if operation.integer]
-    outside = [operation for operation in operations if not operation.delegated]
-    floating = [operation for operation in operations if operation.macs and not operation.integer]
-    errors: dict[str, float] = {}
-    figures: dict[str, float] = {}
-    spoken: dict[str, Any] = {}
-    if checkpoint is not None:
-        run = kit.runner(path, manifest)
-        lengths = tuple(round(seconds * FRAMES_PER_SECOND) for seconds in manifest.lengths)
-        model = checkpoint.edge_model()
-        model.config = restrict_lengths(checkpoint.config, lengths)
-        if manifest.precision == "int8":
-            clips = itertools.islice(
-                parity.sample_mels(model.config, lengths), quantization_error.CLIPS
-            )
-            own = kit.graph(model, manifest.split)
-            errors, foreign = _layers(inspection, own, clips, manifest)
-            if foreign:
-                names = ", ".join(foreign)
-                found.append(f"{len(foreign)} weights are not the checkpoint's: {names}.")
-        graph = DeviceGraph(model, manifest.split)
-        figures = parity.measure(graph, run, lengths)
-        spoken = translation_parity.compare(run, graph, checkpoint, lengths)
-        try:
-            parity.check(figures, parity.BOUNDS[manifest.precision])
-        except CheckFailed as error:
-            found.append(error.cause)
     return Diagnosis(
         artifact=str(folder),
         kind=manifest.kind,
         precision=manifest.precision,
         size=sum((folder / name).stat().st_size for name in manifest.files),
-        peak_memory=peak_memory.peak_bytes(manifest.kind, path, frames),
-        delegated=dataclasses.asdict(share(delegated, operations)),
-        integer=dataclasses.asdict(share(integer, operations)),
-        not_delegated=counted(outside),
-        floating=counted(floating),
+        peak_memory=peak_memory.peak_bytes(folder) if recipe.native else None,
+        delegated=share(delegated, operations) if recipe.native else None,
+        integer=share(integer, operations),
+        not_delegated=list_operators(item for item in operations if not item.delegated),
+        floating=list_operators(item for item in operations if item.macs and not item.integer),
         kept=manifest.quantization.kept if manifest.quantization else (),
         needs=inspection.needs,
-        layer_errors=errors,
-        parity=figures,
-        texts=spoken,
-        problems=tuple(found),
+        layer_errors=comparison.layer_errors,
+        parity=comparison.parity,
+        texts=comparison.texts,
+        problems=(*find_problems(inspection, manifest), *comparison.problems),
     )
 
 
-def _kinds() -> str:
-    return ", ".join(INSPECTORS)
+def _compare(
+    recipe: ExportRecipe,
+    manifest: Manifest,
+    path: Path,
+    inspection: Inspection,
+    checkpoint: Checkpoint,
+) -> _Comparison:
+    run = recipe.load_runner(path)
+    lengths = tuple(round(seconds * FRAMES_PER_SECOND) for seconds in manifest.lengths)
+    model = load_edge_model(checkpoint, lengths)
+    problems = []
+    errors: dict[str, float] = {}
+    if manifest.precision == "int8":
+        clips = itertools.islice(
+            parity.sample_mels(model.config, lengths), quantization_error.CLIPS
+        )
+        errors, unmatched = _layer_errors(recipe, manifest, inspection, model, clips)
+        if unmatched:
+            problems.append(
+                f"{len(unmatched)} weights are not the checkpoint's: {', '.join(unmatched)}."
+            )
+    graph = DeviceGraph(model, manifest.split)
+    figures = parity.measure(graph, run, lengths)
+    try:
+        parity.check(figures, parity.BOUNDS[manifest.precision])
+    except CheckFailed as error:
+        problems.append(error.cause)
+    texts = translation_parity.compare(run, graph, checkpoint, lengths)
+    return _Comparison(errors, figures, texts, tuple(problems))
+
+
+def _layer_errors(
+    recipe: ExportRecipe,
+    manifest: Manifest,
+    inspection: Inspection,
+    model: EdgeModel,
+    clips: Iterable[Float32Array],
+) -> tuple[dict[str, float], list[str]]:
+    """Error that the artifact's own weights cause in each layer, and weights without a layer."""
+    quantization = manifest.quantization
+    activations = quantization.activations if quantization else Activations.DYNAMIC
+    graph = recipe.graph(model, Settings(Precision.INT8, manifest.split, activations))
+    weights, unmatched = quantization_error.match_weights(graph, inspection.weights())
+    errors = quantization_error.layer_errors(
+        graph, clips, activations, lambda name, weight: weights.get(name, weight)
+    )
+    return {name: error for name, error in errors.items() if name in weights}, unmatched
 
 
 def _speech(frames: int) -> Float32Array:
-    """That much of the bundled clips, one after the other: (128, frames)."""
+    """Log-mel (mel bins, frames) of the bundled clips, joined and repeated to the length."""
     index = json.loads((bundled.SAMPLES / "index.json").read_text("utf-8"))
     audio = np.concatenate([parity.read_audio(row["file"]) for row in index])
     return log_mel(np.resize(audio, frames * HOP))
 
 
-def _layers(
-    inspection: Inspection, graph: nn.Module, clips: Iterable[Float32Array], manifest: Manifest
-) -> tuple[dict[str, float], list[str]]:
-    """The error that the artifact's own int8 weights cause in each layer, and foreign weights."""
-    weights, foreign = quantization_error.matched(graph, inspection.weights())
-    activations = (
-        manifest.quantization.activations if manifest.quantization else Activations.DYNAMIC
-    )
-    errors = quantization_error.errors(
-        graph, clips, activations, lambda name, weight: weights.get(name, weight)
-    )
-    return {name: error for name, error in errors.items() if name in weights}, foreign
-
-
-def report(console: Console, diagnosis: Diagnosis) -> None:
+def print_report(console: Console, diagnosis: Diagnosis) -> None:
     """Print a diagnosis on one screen."""
     console.print(f"[bold]{diagnosis.artifact}[/bold]  {diagnosis.kind} {diagnosis.precision}")
-    rows = [
-        ("size", f"{diagnosis.size / 1e6:.1f} MB"),
-        ("memory", _memory(diagnosis.peak_memory)),
-        ("delegated", _percent(diagnosis.delegated)),
-        ("integer", _percent(diagnosis.integer)),
-    ]
-    if diagnosis.not_delegated != "none":
-        rows.append(
-            ("outside", f"{diagnosis.not_delegated}: portable kernels, which are not optimized,")
-        )
-        rows.append(("", "and every border between them and the delegate copies tensors"))
-    if diagnosis.precision == "int8":
-        rows.append(("float", f"{diagnosis.floating}: products that int8 does not speed up"))
-        rows.append(("kept", ", ".join(diagnosis.kept) or "no linear layer in floating point"))
-    worst = sorted(diagnosis.layer_errors.items(), key=lambda item: -item[1])[:_WORST]
-    for place, (name, error) in enumerate(worst):
-        rows.append(("" if place else "layer error", f"{error:.2%} {name}"))
-    if diagnosis.parity:
-        rows.append(("parity", ", ".join(f"{k} {v:g}" for k, v in diagnosis.parity.items())))
+    for label, text in _report_rows(diagnosis):
+        console.print(f"  {label:<14} {printable(text)}", markup=False)
+
+
+def _report_rows(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
+    """Yield label and text of each line; continued lines have an empty label."""
+    yield "size", f"{diagnosis.size / 1e6:.1f} MB"
+    if diagnosis.peak_memory is None:
+        yield "peak memory", "not measurable on this system"
     else:
-        rows.append(("parity", "not measured: name the --checkpoint that it was exported from"))
+        size = f"{diagnosis.peak_memory / 1e6:.1f} MB"
+        yield "peak memory", f"{size} for one run of the longest input, without the runtime"
+    if diagnosis.delegated is None:
+        yield "delegated", "unknown: the device decides which of its units runs an operator"
+    else:
+        yield "delegated", f"{_percent(diagnosis.delegated)} run in optimized kernels"
+    if diagnosis.not_delegated != "none":
+        yield "not delegated", f"{diagnosis.not_delegated}: on portable kernels, which are slow;"
+        yield "", "tensors are copied between them and the optimized kernels"
+    if diagnosis.precision == "int8":
+        yield "int8 products", f"{_percent(diagnosis.integer)} multiply int8 by int8"
+        yield "float products", f"{diagnosis.floating}: multiply in floating point"
+        yield (
+            "float layers",
+            ", ".join(diagnosis.kept) or "none: all linear layers have int8 weights",
+        )
+    worst = sorted(diagnosis.layer_errors.items(), key=lambda item: -item[1])[:_WORST_LAYERS]
+    for place, (name, error) in enumerate(worst):
+        yield "" if place else "int8 error", f"{error:.2%} of the output (RMS) of {name}"
+    if diagnosis.parity:
+        figures = ", ".join(f"{name} {value:g}" for name, value in diagnosis.parity.items())
+        yield "parity", f"features compared with torch's: {figures}"
+    else:
+        yield "parity", "not measured: pass the --checkpoint that it was exported from"
     if diagnosis.texts:
-        same = f"{diagnosis.texts['equal']} of {diagnosis.texts['compared']} equal torch's"
-        rows.append(("texts", same))
-    rows.extend(("needs" if not place else "", need) for place, need in enumerate(diagnosis.needs))
-    rows.extend(("PROBLEM", problem) for problem in diagnosis.problems)
-    for label, text in rows:
-        console.print(f"  {label:<12} {printable(text)}", markup=False)
-
-
-def _memory(size: int | None) -> str:
-    if size is None:
-        return "not told by this system"
-    return f"{size / 1e6:.1f} MB: the peak of one run of the longest input, above the runtime's own"
+        counts = f"{diagnosis.texts['equal']} of {diagnosis.texts['compared']}"
+        yield "translations", f"{counts} are equal to those from torch's features"
+    for place, need in enumerate(diagnosis.needs):
+        yield "" if place else "needs", need
+    for problem in diagnosis.problems:
+        yield "PROBLEM", problem
 
 
 def _percent(shares: dict[str, float]) -> str:
     return f"{shares['operators']:.1%} of operators, {shares['macs']:.1%} of multiply-adds"
 
 
-def _checkpoint(folder: Path, named: str | None) -> Checkpoint | None:
-    """The checkpoint named, or the bundled one if the artifact was made from it."""
-    from export.checkpoint_source import open_source
-
-    if named is not None:
-        return open_source(named)
+def _find_checkpoint(folder: Path, name: str | None) -> Checkpoint | None:
+    """Open the named checkpoint, or the bundled one if the artifact was made from it."""
+    if name is not None:
+        return open_source(name)
     if not (bundled.CHECKPOINT / "config.json").is_file():
         return None
     nano = open_checkpoint(bundled.CHECKPOINT)
@@ -277,22 +257,25 @@ def _checkpoint(folder: Path, named: str | None) -> Checkpoint | None:
 
 
 def main(
-    artifact: Annotated[Path, typer.Argument(help="The artifact's folder.")],
+    artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
     checkpoint: Annotated[
         str | None,
-        typer.Option(help="What it was exported from; found by itself if that is the bundled one."),
+        typer.Option(
+            help="Checkpoint that the artifact was exported from. Default: the bundled checkpoint,"
+            " if the artifact was exported from it."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the diagnosis as JSON.")] = False,
 ) -> None:
-    """Examine an exported artifact; ends with 1 when it should not be shipped."""
+    """Examine an exported artifact; the exit code is 1 when it should not be shipped."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     with exit_on_error():
-        diagnosis = inspect_artifact(artifact, _checkpoint(artifact, checkpoint))
+        diagnosis = inspect_artifact(artifact, _find_checkpoint(artifact, checkpoint))
     if as_json:
         print(json.dumps(dataclasses.asdict(diagnosis), indent=2, ensure_ascii=False))
     else:
-        report(Console(highlight=False, soft_wrap=True), diagnosis)
+        print_report(Console(highlight=False, soft_wrap=True), diagnosis)
     if diagnosis.problems:
         raise typer.Exit(CheckFailed.exit_code)
 

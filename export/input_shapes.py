@@ -1,4 +1,4 @@
-"""The lengths that an artifact is made for, as ``--seconds`` asks: all of them, one, or several."""
+"""Input lengths of an artifact, from ``--seconds``: every length, one, or several."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,39 +9,40 @@ from esrt.features import FRAMES_PER_SECOND
 
 
 def resolve_frames(config: ModelConfig, seconds: Sequence[float]) -> tuple[int, ...]:
-    """Lengths in mel frames, each a whole number of the model's blocks, in rising order.
+    """Convert lengths to mel frames, rounded up to the model's blocks, in rising order.
 
-    Empty ``seconds`` mean what the model was trained for: the padded length, or every length,
-    which is the empty tuple.
+    Empty ``seconds`` stand for the lengths that the model was trained for: the padded length, or
+    every length, which is the empty tuple.
 
     Raises:
-        ArtifactError: the model cannot take a length, or was trained on audio padded to another.
+        ArtifactError: the model does not take a length, or was trained on audio padded to another.
     """
     if config.padded:
         if any(value != config.max_seconds for value in seconds):
             raise ArtifactError(
                 f"{config.name} was trained on audio padded to {config.max_seconds:g} s.",
-                f"Leave --seconds off, or name {config.max_seconds:g}.",
+                f"Leave --seconds off, or use --seconds {config.max_seconds:g}.",
             )
         return (config.max_frames,)
     multiple = config.frame_multiple
     frames = set()
     for value in seconds:
-        # 0.56 times 100 is a little more than 56. NaN and infinity fail the comparison.
+        # Rounded first, because 0.56 * 100 is above 56 in floating point. The comparison rejects
+        # NaN and infinity.
         blocks = -(-round(value * FRAMES_PER_SECOND, 6) // multiple)
         if not 1 <= blocks * multiple <= config.max_frames:
             raise ArtifactError(
                 f"{config.name} does not take {value:g} s.",
-                f"Name lengths above 0 and up to {config.max_frames / FRAMES_PER_SECOND:g} s.",
+                f"Use lengths above 0 and up to {config.max_frames / FRAMES_PER_SECOND:g} s.",
             )
         frames.add(int(blocks) * multiple)
     return tuple(sorted(frames))
 
 
 def restrict_lengths(config: ModelConfig, frames: Sequence[int]) -> ModelConfig:
-    """The configuration of a graph for these lengths only.
+    """Return the configuration of a graph for these lengths only.
 
-    One length is the padded form; the longest of several bounds the speech.
+    A single length makes the model padded; several lengths bound the speech by the longest.
     """
     if not frames:
         return config

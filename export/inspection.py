@@ -1,22 +1,27 @@
-"""What an artifact's graph computes, and where: the same facts for every format."""
+"""Operators of an artifact's graph, in the same form for every format."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from esrt.arrays import Float32Array
 from esrt.manifest import Manifest
 
-# A layer's name in the artifact, and its weights as the artifact has them: (outputs, inputs).
+# Yields the name of a layer in the artifact and its dequantized int8 weights, (outputs, inputs).
 Weights = Callable[[], Iterator[tuple[str, Float32Array]]]
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One operator of a graph.
+    """Operator of a graph.
 
-    ``delegated``: an optimized kernel runs it. ``integer``: it multiplies int8. ``linear``: it is a
-    product with weights, not a convolution. ``macs`` are its multiply-adds at the longest input.
+    Attributes:
+        name: type of the operator.
+        layer: name of the operator in the artifact.
+        delegated: an optimized kernel runs the operator.
+        integer: the operator multiplies int8 by int8.
+        linear: the operator is a linear layer.
+        macs: multiply-adds at the longest input.
     """
 
     name: str
@@ -29,66 +34,62 @@ class Operation:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A graph's operators, its int8 weights, and what a device must have to run it."""
+    """Contents of an artifact.
+
+    Attributes:
+        operations: operators of the graph.
+        weights: int8 weights of the linear layers.
+        needs: requirements on the device.
+    """
 
     operations: tuple[Operation, ...]
     weights: Weights
     needs: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Share:
-    """A part of all operators and of all multiply-adds, each from 0 to 1."""
-
-    operators: float
-    macs: float
-
-    def __str__(self) -> str:
-        """One line for the report."""
-        return f"{self.operators:.1%} of operators, {self.macs:.1%} of multiply-adds"
-
-
-def share(operations: Iterable[Operation], of: Iterable[Operation]) -> Share:
-    """How much of a graph some of its operations are."""
-    part, whole = list(operations), list(of)
+def share(part: Sequence[Operation], whole: Sequence[Operation]) -> dict[str, float]:
+    """Shares of all operators and of all multiply-adds, each from 0 to 1."""
     macs = sum(operation.macs for operation in whole)
-    return Share(
-        len(part) / max(1, len(whole)), sum(operation.macs for operation in part) / max(1, macs)
-    )
+    return {
+        "operators": len(part) / max(1, len(whole)),
+        "macs": sum(operation.macs for operation in part) / max(1, macs),
+    }
 
 
-def counted(operations: Iterable[Operation]) -> str:
-    """Operators by name, the one with most multiply-adds first: ``4 bmm (12.0 % of ...)``."""
-    number: Counter[str] = Counter()
+def list_operators(operations: Iterable[Operation]) -> str:
+    """List operators by type, those with most multiply-adds first: ``4 bmm, 2 softmax``."""
+    count: Counter[str] = Counter()
     macs: Counter[str] = Counter()
     for operation in operations:
-        number[operation.name] += 1
+        count[operation.name] += 1
         macs[operation.name] += operation.macs
-    names = sorted(number, key=lambda name: (-macs[name], name))
-    return ", ".join(f"{number[name]} {name}" for name in names) or "none"
+    names = sorted(count, key=lambda name: (-macs[name], name))
+    return ", ".join(f"{count[name]} {name}" for name in names) or "none"
 
 
-def problems(inspection: Inspection, manifest: Manifest) -> list[str]:
-    """Why the artifact would be slower than it says; empty when it would not."""
-    found = []
+def find_problems(inspection: Inspection, manifest: Manifest) -> list[str]:
+    """List the reasons why the artifact is slower than its manifest promises."""
+    problems = []
     linear = [operation for operation in inspection.operations if operation.linear]
     portable = [operation.layer for operation in linear if not operation.delegated]
     if portable:
-        found.append(f"{len(portable)} linear layers run on portable kernels: {_some(portable)}.")
+        problems.append(
+            f"{len(portable)} linear layers run on portable kernels: {_first(portable)}."
+        )
     if manifest.precision != "int8":
-        return found
+        return problems
     weights_only = (
         manifest.quantization is not None and manifest.quantization.activations == "float"
     )
     floating = [operation.layer for operation in linear if not operation.integer]
     kept = len(manifest.quantization.kept) if manifest.quantization else 0
     if not weights_only and (len(floating) > kept or len(floating) == len(linear)):
-        found.append(
+        problems.append(
             f"The int8 graph multiplies {len(floating)} of {len(linear)} linear layers in floating"
-            f" point, and its manifest names {kept}: {_some(floating)}."
+            f" point, but its manifest names {kept}: {_first(floating)}."
         )
-    return found
+    return problems
 
 
-def _some(names: list[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+def _first(names: list[str], count: int = 6) -> str:
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")

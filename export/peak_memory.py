@@ -1,72 +1,60 @@
-"""Peak memory of one run: ``python -m export.peak_memory KIND FILE FRAMES``.
+"""Peak memory of one run of an artifact: ``python -m export.peak_memory FOLDER``.
 
-Prints the bytes by which loading the artifact and running it once raised the process above what
-the runtime takes by itself.
+Prints the bytes by which loading the artifact and running its longest input raised the process's
+memory above that of the runtime alone.
 """
 
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
+from esrt.bundled import REPOSITORY
 from esrt.errors import ArtifactError
-from esrt.manifest import Kind
+from esrt.manifest import read_manifest
+from export.backends import get_runner_loader
 
-_STATUS = Path("/proc/self/status")
-_MEL_BINS = 128
+_PROCESS = Path("/proc/self")
 
 
-def peak_bytes(kind: Kind, path: Path, frames: int) -> int | None:
-    """Peak memory of loading and running once; ``None`` where the system does not tell.
+def peak_bytes(folder: Path) -> int | None:
+    """Measure the peak in a new process; ``None`` on systems without ``/proc``.
 
     Raises:
         ArtifactError: the artifact does not run.
     """
-    if not _STATUS.exists() or kind == "coreml":
+    if not (_PROCESS / "status").exists():
         return None
     done = subprocess.run(
-        [sys.executable, "-m", "export.peak_memory", kind, str(path.resolve()), str(frames)],
-        cwd=Path(__file__).resolve().parent.parent,
+        [sys.executable, "-m", "export.peak_memory", str(folder.resolve())],
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode != 0:
-        why = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-        raise ArtifactError(f"{path} does not run: {why}.", "Export it again.")
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise ArtifactError(f"The artifact in {folder} does not run: {reason}.", "Export it again.")
     return int(done.stdout.split()[-1])
 
 
-def _resident(field: str) -> int:
-    (line,) = (row for row in _STATUS.read_text().splitlines() if row.startswith(field))
+def _memory(field: str) -> int:
+    """Field of the process's status, in bytes."""
+    lines = (_PROCESS / "status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(field))
     return 1024 * int(line.split()[1])
 
 
-def _main(kind: str, path: str, frames: int) -> None:
-    import numpy as np
-
-    mel = np.zeros((1, _MEL_BINS, frames), np.float32)
-    if kind == "onnx":
-        import onnxruntime
-
-        before = _start()
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        session.run(None, {session.get_inputs()[0].name: mel})
-    else:
-        import torch
-        from executorch.runtime import Runtime
-
-        runtime, tensor = Runtime.get(), torch.from_numpy(mel)
-        before = _start()
-        program = runtime.load_program(path)
-        program.load_method("forward").execute([tensor])
-    print(_resident("VmHWM:") - before)
-
-
-def _start() -> int:
-    """Forget the peak so far; the resident memory."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _resident("VmRSS:")
+def _main(folder: Path) -> None:
+    manifest = read_manifest(folder, verify=False)
+    load_runner = get_runner_loader(manifest.kind)
+    mel = np.zeros((1, manifest.front_end.mel_bins, manifest.front_end.max_frames), np.float32)
+    (_PROCESS / "clear_refs").write_text("5")  # resets the peak
+    before = _memory("VmRSS:")
+    load_runner(folder / manifest.entry)(mel)
+    print(_memory("VmHWM:") - before)
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    _main(Path(sys.argv[1]))

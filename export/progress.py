@@ -1,4 +1,4 @@
-"""What an export is doing at the moment, for whoever shows it."""
+"""Progress of an export: the current step, passed to a listener."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,10 +7,10 @@ from contextvars import ContextVar
 _LISTENER: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)
 
 
-def report_progress(doing: str) -> None:
-    """Say what begins now, in a few words: ``tracing``."""
+def report_progress(step: str) -> None:
+    """Announce the step that begins, in a few words: ``tracing``."""
     if listener := _LISTENER.get():
-        listener(doing)
+        listener(step)
 
 
 @contextmanager

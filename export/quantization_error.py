@@ -1,6 +1,6 @@
-"""What int8 does to each linear layer: the error of its output on real speech, in torch."""
+"""Error that int8 causes in the output of each linear layer, measured in torch on speech."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,28 +9,31 @@ from torch import Tensor, nn
 
 from esrt.arrays import Float32Array
 from esrt.config import ModelConfig
-from esrt.manifest import Activations, Precision
+from esrt.manifest import Activations
 from export import parity
-from export.progress import report_progress
-from export.recipe import Settings
 
-# A layer's name and weights to the weights that int8 makes of them.
-Quantized = Callable[[str, Tensor], Tensor]
-# Of bundled models, int8 takes a layer 1 % from itself; a layer with outliers that spoil the range
-# of all else is told by several times that.
+# Quantizes and dequantizes a layer's weights, given its name.
+WeightQuantizer = Callable[[str, Tensor], Tensor]
+# A typical int8 layer's output differs from fp32's by 1 % (RMS); outliers, which widen the range of
+# all other values, cause several times that.
 MAX_RELATIVE_ERROR = 0.05
-# Clips on which layers are measured.
+# Number of clips on which layers are measured.
 CLIPS = 3
-_LEVELS = 255
-_LARGEST = 127
+_MAX_CODE = 255
+_MAX_SIGNED_CODE = 127
+# Smallest cosine similarity between a layer's weights and their int8 form. For normally distributed
+# weights the similarity is 0.9999.
+_MIN_COSINE = 0.98
 
 
 @dataclass(frozen=True)
 class QuantizationPlan:
-    """What int8 does to a graph; all empty at other precisions.
+    """Plan of a graph's int8 quantization; empty at other precisions.
 
-    ``mels`` are the bundled clips, (128, frames) each; ``errors`` and ``kept`` as in
-    `esrt.manifest.Quantization`.
+    Attributes:
+        mels: log-mels of the bundled clips, (mel bins, frames) each.
+        errors: error of each linear layer; see `esrt.manifest.Quantization`.
+        kept: names of the layers that stay in floating point.
     """
 
     mels: list[Float32Array] = field(default_factory=list)
@@ -38,51 +41,50 @@ class QuantizationPlan:
     kept: tuple[str, ...] = ()
 
 
-def select_fp_layers(graph: nn.Module, config: ModelConfig, settings: Settings) -> QuantizationPlan:
-    """Measure a graph's layers on speech, and choose those to keep in floating point."""
-    if settings.precision is not Precision.INT8:
-        return QuantizationPlan()
-    report_progress("measuring what int8 costs each layer")
-    mels = list(parity.sample_mels(config, settings.lengths))
-    found = errors(graph, mels[:CLIPS], settings.activations)
-    return QuantizationPlan(mels, found, sensitive_layers(found))
+def select_fp_layers(
+    graph: nn.Module, config: ModelConfig, activations: Activations, lengths: Sequence[int]
+) -> QuantizationPlan:
+    """Measure a graph's linear layers on speech, and select those to keep in floating point."""
+    mels = list(parity.sample_mels(config, lengths))
+    errors = layer_errors(graph, mels[:CLIPS], activations)
+    return QuantizationPlan(mels, errors, sensitive_layers(errors))
 
 
 def per_channel(_: str, weight: Tensor) -> Tensor:
-    """Weights (outputs, inputs) as symmetric int8 per output leaves them."""
-    scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / _LARGEST
-    return (weight / scale).round().clamp(-_LARGEST, _LARGEST) * scale
+    """Round weights (outputs, inputs) to symmetric int8 with a scale per output."""
+    scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / _MAX_SIGNED_CODE
+    return (weight / scale).round().clamp(-_MAX_SIGNED_CODE, _MAX_SIGNED_CODE) * scale
 
 
 def linear_layers(graph: nn.Module) -> dict[str, nn.Linear]:
-    """A graph's linear layers by name."""
+    """Linear layers of a graph by name."""
     return {name: module for name, module in graph.named_modules() if isinstance(module, nn.Linear)}
 
 
-def sensitive_layers(found: Mapping[str, float]) -> tuple[str, ...]:
-    """The layers whose errors are so large that they had better stay in floating point."""
-    return tuple(name for name, error in found.items() if error > MAX_RELATIVE_ERROR)
+def sensitive_layers(errors: Mapping[str, float]) -> tuple[str, ...]:
+    """Layers whose error exceeds the maximum, so that they stay in floating point."""
+    return tuple(name for name, error in errors.items() if error > MAX_RELATIVE_ERROR)
 
 
 @torch.inference_mode()
-def errors(
+def layer_errors(
     graph: nn.Module,
     mels: Iterable[Float32Array],
     activations: Activations,
-    quantized: Quantized = per_channel,
+    quantize_weight: WeightQuantizer = per_channel,
 ) -> dict[str, float]:
-    """How far int8 takes each linear layer's output from itself.
+    """Measure the error that int8 causes in each linear layer's output.
 
-    Every layer is fed what it gets in floating point, so errors do not add up along the graph.
+    Every layer gets its floating-point input, so errors do not accumulate along the graph.
 
     Args:
-        graph: log-mel (1, 128, frames) to features.
-        mels: speech, (128, frames) each; the ranges of ``static`` come from it too.
-        activations: what the layers make of their inputs.
-        quantized: the int8 weights.
+        graph: log-mel (1, mel bins, frames) to features.
+        mels: log-mels of speech, (mel bins, frames) each; they also set the ranges of ``static``.
+        activations: quantization of the layers' inputs.
+        quantize_weight: quantization of the weights.
 
     Returns:
-        By layer, the root mean square of the error over that of the output.
+        RMS of the error, relative to the RMS of the output, by layer.
     """
     clips = [torch.from_numpy(mel[None]) for mel in mels]
     layers = linear_layers(graph)
@@ -91,13 +93,13 @@ def errors(
 
     def measure(name: str) -> Callable[[nn.Linear, tuple[Tensor], Tensor], None]:
         def hook(layer: nn.Linear, inputs: tuple[Tensor], output: Tensor) -> None:
-            weight = quantized(name, layer.weight)  # here, so that one layer's is held at a time
+            weight = quantize_weight(name, layer.weight)  # here, to hold one layer's at a time
             (states,) = inputs
             if activations is Activations.DYNAMIC:
                 low, high = states.amin(-1, keepdim=True), states.amax(-1, keepdim=True)
-                states = _rounded(states, low, high)
+                states = _round_to_int8(states, low, high)
             elif activations is Activations.STATIC:
-                states = _rounded(states, *ranges[name])
+                states = _round_to_int8(states, *ranges[name])
             difference = nn.functional.linear(states, weight, layer.bias) - output
             totals[name][0] += float(difference.square().sum())
             totals[name][1] += float(output.square().sum())
@@ -113,20 +115,21 @@ def errors(
 def _ranges(
     graph: nn.Module, layers: Mapping[str, nn.Linear], clips: list[Tensor]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """The least and the greatest input of each layer."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+    """Smallest and largest input of each layer."""
+    ranges: dict[str, tuple[Tensor, Tensor]] = {}
 
     def observe(name: str) -> Callable[[nn.Linear, tuple[Tensor], Tensor], None]:
         def hook(_: nn.Linear, inputs: tuple[Tensor], __: Tensor) -> None:
             low, high = inputs[0].amin(), inputs[0].amax()
-            if name in found:
-                low, high = torch.minimum(low, found[name][0]), torch.maximum(high, found[name][1])
-            found[name] = low, high
+            if name in ranges:
+                low = torch.minimum(low, ranges[name][0])
+                high = torch.maximum(high, ranges[name][1])
+            ranges[name] = low, high
 
         return hook
 
     _run(graph, clips, {name: (layer, observe(name)) for name, layer in layers.items()})
-    return found
+    return ranges
 
 
 def _run(
@@ -143,44 +146,40 @@ def _run(
             handle.remove()
 
 
-def _rounded(states: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """As asymmetric int8 over a range that holds zero leaves them."""
+def _round_to_int8(states: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Round to asymmetric int8 over a range, which is extended to include zero."""
     low, high = low.clamp(max=0), high.clamp(min=0)
-    scale = ((high - low) / _LEVELS).clamp(min=1e-12)
+    scale = ((high - low) / _MAX_CODE).clamp(min=1e-12)
     zero = (-low / scale).round()
-    return ((states / scale + zero).round().clamp(0, _LEVELS) - zero) * scale
+    return ((states / scale + zero).round().clamp(0, _MAX_CODE) - zero) * scale
 
 
-def matched(
+def match_weights(
     graph: nn.Module, weights: Iterator[tuple[str, Float32Array]]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Which layers of a graph the weights of an artifact are.
+    """Match an artifact's weights with the layers of a graph.
 
-    Artifacts do not keep names, so a layer is the one of the same shape whose weights point in
-    the same direction.
+    Artifacts do not keep names. The layer of a weight matrix has the same shape and the highest
+    cosine similarity, which must be near 1.
 
     Returns:
-        The weights by layer, and the artifact's names of those that are no layer's.
+        The weights by layer, and the artifact's names of weights that match no layer.
     """
-    found: dict[str, Tensor] = {}
-    foreign = []
+    matches: dict[str, Tensor] = {}
+    unmatched = []
     layers = {name: layer.weight.detach() for name, layer in linear_layers(graph).items()}
-    for where, array in weights:
+    for stored_name, array in weights:
         weight = torch.from_numpy(np.ascontiguousarray(array))
         best = max(
             (name for name in layers if layers[name].shape == weight.shape),
             key=lambda name: _cosine(layers[name][0], weight[0]),
             default=None,
         )
-        if best is None or _cosine(layers[best], weight) < _SAME:
-            foreign.append(where)
+        if best is None or _cosine(layers[best], weight) < _MIN_COSINE:
+            unmatched.append(stored_name)
             continue
-        found[best] = weight
-    return found, foreign
-
-
-# Int8 per channel leaves a cosine of 0.9999 of normally distributed weights.
-_SAME = 0.98
+        matches[best] = weight
+    return matches, unmatched
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

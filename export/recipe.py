@@ -1,32 +1,45 @@
-"""What all targets share: load, wrap, lower, check, describe.
+"""Export of a checkpoint by a backend's recipe: load, wrap, lower, check, describe.
 
-To add a target: a file beside to_onnx.py with a `ExportRecipe`.
+To add a backend: a folder in `export.backends` with a recipe.
 """
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
+from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint
+from esrt.config import ModelConfig
 from esrt.errors import ArtifactError
 from esrt.manifest import Activations, Kind, Manifest, Precision, Quantization
 from esrt.model import EdgeModel
 from esrt.wire import CODEC_TABLES_FILE, Split
 from export import parity
 from export.artifact import artifact_folder, describe
-from export.input_shapes import resolve_frames, restrict_lengths
+from export.graph_io import Runner
+from export.input_shapes import resolve_frames
+from export.inspection import Inspection
 from export.progress import report_progress
-from export.tracing import DeviceGraph
+from export.quantization_error import QuantizationPlan, select_fp_layers
+from export.tracing import DeviceGraph, load_edge_model
+
+# Lines for the report, each a label and a text.
+Notes = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to make of a model.
+    """Options of an export.
 
-    ``activations`` matter to ``int8`` only. ``lengths`` are the mel frames that the graph must
-    take, rising: one of them fixes the input's shape; none means every length that the model
-    takes.
+    Attributes:
+        precision: number format of the weights and the arithmetic.
+        split: end of the graph.
+        activations: quantization of the inputs of int8 linear layers; of no effect otherwise.
+        lengths: mel frames that the graph must take, in rising order. A single length fixes the
+            shape of the input; none stands for every length that the model takes.
     """
 
     precision: Precision = Precision.INT8
@@ -36,51 +49,48 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class LoweredProgram:
-    """A file that was written.
-
-    ``run`` runs it, ``notes`` are lines for the report as (label, text), ``kept`` and ``errors``
-    are those of `esrt.manifest.Quantization`.
-    """
-
-    run: parity.Runner
-    notes: tuple[tuple[str, str], ...] = ()
-    kept: tuple[str, ...] = ()
-    errors: dict[str, float] = field(default_factory=dict)
-
-
-# `export.input_shapes.restrict_lengths` has already limited the model's configuration.
-Lower = Callable[[EdgeModel, Settings, Path], LoweredProgram]
-
-
-@dataclass(frozen=True)
 class ExportRecipe:
-    """A format to export to.
+    """Recipe of a backend: how to make, run and inspect its artifacts.
 
-    ``lower`` writes the model up to the split, in a precision, to a file and returns how to run
-    it; it raises `CheckFailed` when the result is not what was asked for. ``tools`` are the
-    distributions that the manifest names. ``activations`` are those that int8 offers, the default
-    first.
+    Attributes:
+        kind: name of the format in manifests.
+        title: name of the format in texts.
+        entry: name of the file to load.
+        tools: distributions whose versions the manifest records.
+        activations: quantizations of activations that int8 offers, the default first.
+        graph: builds the module to export; log-mel (1, mel bins, frames) to features
+            (1, tokens, width).
+        lower: writes that module to a file and returns lines for the report. Raises `CheckFailed`
+            when the file does not compute what the settings require.
+        load_runner: loads a file and returns the function that runs it.
+        inspect: lists what a file computes. Takes the file, the manifest and a log-mel
+            (mel bins, frames) of the longest input.
+        native: the artifact runs here on the runtime that devices use. Otherwise, delegation and
+            memory cannot be measured.
     """
 
     kind: Kind
     title: str
     entry: str
     tools: tuple[str, ...]
-    lower: Lower
-    activations: tuple[Activations, ...] = (Activations.FLOAT,)
+    activations: tuple[Activations, ...]
+    graph: Callable[[EdgeModel, Settings], nn.Module]
+    lower: Callable[[nn.Module, ModelConfig, Settings, QuantizationPlan, Path], Notes]
+    load_runner: Callable[[Path], Runner]
+    inspect: Callable[[Path, Manifest, Float32Array], Inspection]
+    native: bool = True
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote, and the target's lines for the report."""
+    """Manifest of a written artifact, and the backend's lines for the report."""
 
     manifest: Manifest
-    notes: tuple[tuple[str, str], ...]
+    notes: Notes
 
 
 def export(
-    target: ExportRecipe,
+    recipe: ExportRecipe,
     checkpoint: Checkpoint,
     out: Path,
     precision: Precision,
@@ -89,38 +99,40 @@ def export(
     seconds: Sequence[float] = (),
     activations: Activations | None = None,
 ) -> Exported:
-    """Write an artifact.
+    """Write an artifact, whole or not at all.
 
     Args:
-        target: the format.
-        checkpoint: what to export.
-        out: the artifact's folder; an existing one is replaced.
-        precision: ``int8`` quantizes the linear layers, weights per channel.
-        split: the graph's end, after the Q-Former or after the projector.
-        seconds: the lengths to make it for; none for what the model was trained for.
-        activations: what int8 layers make of their inputs; none for the target's default.
+        recipe: the backend's.
+        checkpoint: the model to export.
+        out: the artifact's folder; an existing artifact there is replaced.
+        precision: ``int8`` quantizes the linear layers, weights per output channel.
+        split: end of the graph, after the Q-Former or after the projector.
+        seconds: lengths of speech that the graph must take; empty for those that the model was
+            trained for.
+        activations: quantization of the inputs of int8 layers; ``None`` for the recipe's default.
 
     Raises:
-        ArtifactError: the target does not offer these activations, or the model not this length.
-        CheckFailed: the graph's features differ from torch's beyond the bounds, or the target
-            found that it does not compute as it should.
-        CheckpointError: the checkpoint's weights do not fit.
+        ArtifactError: the recipe does not offer these activations, the model does not take a
+            length, or ``out`` holds something other than an artifact.
+        CheckFailed: the features differ from torch's beyond the bounds, or the backend found that
+            the file does not compute what the settings require.
+        CheckpointError: the checkpoint's weights do not fit its configuration.
     """
-    activations = activations or target.activations[0]
-    if activations not in target.activations:
+    activations = activations or recipe.activations[0]
+    if activations not in recipe.activations:
         raise ArtifactError(
-            f"{target.title} offers no int8 with {activations} activations.",
-            f"Use one of: {', '.join(target.activations)}.",
+            f"{recipe.title} offers no int8 with {activations} activations.",
+            f"Use one of: {', '.join(recipe.activations)}.",
         )
     lengths = resolve_frames(checkpoint.config, seconds)
-    report_progress("loading the weights")
-    model = checkpoint.edge_model()
-    model.config = restrict_lengths(model.config, lengths)
     settings = Settings(precision, split, activations, lengths)
+    report_progress("loading the weights")
+    model = load_edge_model(checkpoint, lengths)
     with artifact_folder(out) as folder:
-        lowered = target.lower(model, settings, folder / target.entry)
+        path = folder / recipe.entry
+        notes, quantization = _lower(recipe, model, settings, path)
         report_progress("comparing with torch")
-        figures = parity.measure(DeviceGraph(model, split), lowered.run, lengths)
+        figures = parity.measure(DeviceGraph(model, split), recipe.load_runner(path), lengths)
         parity.check(figures, parity.BOUNDS[precision])
         codec_tables = checkpoint.codec_tables()
         if codec_tables is not None and codec_tables.split == split:
@@ -129,16 +141,27 @@ def export(
             checkpoint,
             model.config,
             folder,
-            target.entry,
-            kind=target.kind,
+            recipe.entry,
+            kind=recipe.kind,
             precision=precision,
             split=split,
             parity=figures,
-            tools=target.tools,
+            tools=recipe.tools,
             lengths=lengths,
-            quantization=Quantization(activations, lowered.kept, lowered.errors)
-            if precision is Precision.INT8
-            else None,
+            quantization=quantization,
         )
         manifest.write(folder)
-    return Exported(manifest, lowered.notes)
+    return Exported(manifest, notes)
+
+
+def _lower(
+    recipe: ExportRecipe, model: EdgeModel, settings: Settings, path: Path
+) -> tuple[Notes, Quantization | None]:
+    """Write the file; the graph, which may hold copies of weights, is freed at the end."""
+    graph = recipe.graph(model, settings)
+    if settings.precision is not Precision.INT8:
+        return recipe.lower(graph, model.config, settings, QuantizationPlan(), path), None
+    report_progress("measuring the int8 error of each layer")
+    plan = select_fp_layers(graph, model.config, settings.activations, settings.lengths)
+    notes = recipe.lower(graph, model.config, settings, plan, path)
+    return notes, Quantization(settings.activations, plan.kept, plan.errors)

@@ -1,28 +1,46 @@
-"""What every target exports: the part of the model that runs on the device."""
+"""The device part of the model, as backends trace it."""
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from esrt.checkpoint import Checkpoint
 from esrt.config import ModelConfig
 from esrt.model import EdgeModel
 from esrt.wire import Split
+from export.graph_io import INPUT
+from export.input_shapes import restrict_lengths
 
-INPUT, OUTPUT = "mel", "features"
+
+def load_edge_model(checkpoint: Checkpoint, lengths: Sequence[int]) -> EdgeModel:
+    """Load a checkpoint's edge model in the form that is exported.
+
+    Attention is plain matrix products and softmax: SDPA decomposes into a guard for fully masked
+    rows, which do not occur here. The configuration is that of a graph for ``lengths`` (mel
+    frames; see `restrict_lengths`).
+
+    Raises:
+        CheckpointError: the weights do not fit the configuration.
+    """
+    model = checkpoint.edge_model()
+    model.encoder.set_attn_implementation("eager")
+    model.q_former.qformer.set_attn_implementation("eager")
+    model.config = restrict_lengths(checkpoint.config, lengths)
+    return model
 
 
 class DeviceGraph(nn.Module):
-    """One utterance, log-mel (1, 128, frames) to features (1, tokens, width), up to the split."""
+    """Transformers' modules up to the split, for one utterance.
+
+    Log-mel (1, mel bins, frames) to features (1, tokens, width).
+    """
 
     def __init__(self, model: EdgeModel, split: Split) -> None:
         super().__init__()
-        self.model = model.eval()
+        self.model = model
         self.split = split
-        # Plain matrix products and softmax; SDPA decomposes into a guard for fully masked rows,
-        # which do not occur here.
-        model.encoder.set_attn_implementation("eager")
-        model.q_former.qformer.set_attn_implementation("eager")
 
     def forward(self, mel: Tensor) -> Tensor:
         """Run encoder and Q-Former, and the projector for the ``adapter`` split."""
@@ -31,18 +49,14 @@ class DeviceGraph(nn.Module):
 
 
 class HalfGraph(nn.Module):
-    """A graph whose weights and arithmetic are fp16 and whose ends are float32.
-
-    Args:
-        graph: what to run; it is left as it is.
-    """
+    """fp16 copy of a graph, with a float32 input and a float32 output."""
 
     def __init__(self, graph: nn.Module) -> None:
         super().__init__()
         self.inner = copy.deepcopy(graph).half()
 
     def forward(self, mel: Tensor) -> Tensor:
-        """As the graph's."""
+        """Run the copy."""
         features: Tensor = self.inner(mel.half())
         return features.float()
 
@@ -51,10 +65,10 @@ def trace(graph: nn.Module, config: ModelConfig) -> torch.export.ExportedProgram
     """Export a graph from log-mel to features for every length that the model takes.
 
     The example is one block shorter than the longest input. At the longest, slices of tables of
-    that very length would fix it; a short one would be worse: torch's choice of a convolution
-    guards on small inputs, and ExecuTorch then plans memory for no more than that.
+    that very length would fix the length. A short example would be worse: torch's choice of a
+    convolution guards on small inputs, and ExecuTorch then plans memory for small inputs only.
     """
-    frames = dynamic_frames(config)
+    frames = _dynamic_frames(config)
     length = config.max_frames if frames is None else config.max_frames - config.frame_multiple
     example = torch.zeros(1, config.encoder.mel_bins, length)
     return torch.export.export(
@@ -65,8 +79,8 @@ def trace(graph: nn.Module, config: ModelConfig) -> torch.export.ExportedProgram
     )
 
 
-def dynamic_frames(config: ModelConfig) -> dict[int, torch.export.Dim] | None:
-    """torch.export's description of the free length; ``None`` for models of a fixed one."""
+def _dynamic_frames(config: ModelConfig) -> dict[int, torch.export.Dim] | None:
+    """torch.export's description of the free length; ``None`` for models of a fixed length."""
     if config.padded:
         return None
     multiple = config.frame_multiple

@@ -1,4 +1,4 @@
-"""The texts that a checkpoint's decoder writes from an artifact's features, beside torch's."""
+"""Comparison of translations: the decoder's texts from an artifact's features and from torch's."""
 
 import json
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from esrt.languages import direction
 from esrt.model import generate_greedy
 from esrt.prompt import separator
 from export import parity
+from export.graph_io import Runner
 from export.tracing import DeviceGraph
 
 _MAX_NEW_TOKENS = 96
@@ -21,13 +22,13 @@ _MAX_NEW_TOKENS = 96
 
 @torch.inference_mode()
 def compare(
-    run: parity.Runner, graph: DeviceGraph, checkpoint: Checkpoint, lengths: Sequence[int]
+    run: Runner, graph: DeviceGraph, checkpoint: Checkpoint, lengths: Sequence[int]
 ) -> dict[str, Any]:
-    """Translate the bundled clips from both features, greedily.
+    """Translate the bundled clips from both features, with greedy decoding.
 
     Returns:
-        ``compared`` clips, ``equal`` texts among them, and ``differing`` ones, each with its file
-        and both texts; empty for a checkpoint without a decoder.
+        ``compared``: number of clips; ``equal``: number of equal texts; ``differing``: the file and
+        both texts of each other clip. Empty for a checkpoint without a decoder.
     """
     config = graph.model.config
     if not (checkpoint.decoder / "config.json").is_file():
@@ -51,10 +52,10 @@ def compare(
             features = [graph.model.mlp(rows) for rows in features]
         embeddings = torch.cat(features)
         counts = torch.full((2,), embeddings.shape[1])
-        found, expected = generate_greedy(
+        artifact_text, torch_text = generate_greedy(
             decoder.eval(), tokenizer, embeddings, counts, [prompt, prompt], _MAX_NEW_TOKENS
         )
         compared += 1
-        if found != expected:
-            differing.append({"file": row["file"], "artifact": found, "torch": expected})
+        if artifact_text != torch_text:
+            differing.append({"file": row["file"], "artifact": artifact_text, "torch": torch_text})
     return {"compared": compared, "equal": compared - len(differing), "differing": differing}

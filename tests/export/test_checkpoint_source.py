@@ -1,4 +1,4 @@
-"""What --checkpoint and --seconds take."""
+"""Values of --checkpoint and --seconds."""
 
 import json
 from fnmatch import fnmatch
@@ -20,13 +20,13 @@ from tests.tiny_checkpoint import TINY
 
 
 def test_random_weights_are_always_the_same() -> None:
-    one, again = random_checkpoint(TINY), random_checkpoint(TINY)
+    first, again = random_checkpoint(TINY), random_checkpoint(TINY)
     other = random_checkpoint(TINY, seed=1)
-    assert one.fingerprint == again.fingerprint != other.fingerprint
-    weights = [c.edge_model().state_dict()["encoder.conv1.weight"] for c in (one, again, other)]
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    weights = [c.edge_model().state_dict()["encoder.conv1.weight"] for c in (first, again, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
-    assert torch.equal(one.projector().linear1.weight, one.edge_model().mlp.linear1.weight)
+    assert torch.equal(first.projector().linear1.weight, first.edge_model().mlp.linear1.weight)
 
 
 def test_random_names_a_configuration() -> None:
@@ -56,16 +56,16 @@ def test_a_repository_is_downloaded_without_its_code(
     (tmp_path / "snapshot" / "modeling_esrt.py").write_text("raise SystemExit('executed')")
     auto_map = {"AutoModel": "modeling_esrt.Esrt"}
     (tmp_path / "snapshot" / "config.json").write_text(json.dumps({"auto_map": auto_map}))
-    asked = []
+    downloads = []
 
     def download(name: str, *, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
+        downloads.append((name, allow_patterns))
         return str(tmp_path / "snapshot")
 
     monkeypatch.setattr(checkpoint_source, "snapshot_download", download)
     monkeypatch.chdir(tmp_path)
     opened = checkpoint_source.open_source("yxdu/ESRT-4B")
-    ((name, patterns),) = asked
+    ((name, patterns),) = downloads
     assert name == "yxdu/ESRT-4B"
     for code in ("modeling_esrt.py", "decoder/modeling.py", "decoder/pytorch_model.bin"):
         assert not any(fnmatch(code, pattern) for pattern in patterns)
@@ -131,7 +131,7 @@ def test_padded_models_have_their_length() -> None:
         resolve_frames(PADDED, [1])
 
 
-def test_a_limited_configuration() -> None:
+def test_a_restricted_configuration() -> None:
     assert restrict_lengths(TINY, ()) is TINY
     one, several = restrict_lengths(TINY, (104,)), restrict_lengths(TINY, (104, 304))
     assert (one.padded_seconds, one.max_frames, one.max_tokens) == (1.04, 104, 13)

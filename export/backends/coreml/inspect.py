@@ -1,7 +1,7 @@
-"""What a Core ML artifact computes, by one run of its program in the evaluator.
+"""Operations of a Core ML artifact, noted in one run of its program by the interpreter.
 
-Core ML has optimized kernels for every operation. On which of a device's units each runs, only the
-device tells.
+Core ML has optimized kernels for every operation. The device decides which of its units (CPU, GPU,
+Neural Engine) runs an operation; this cannot be known here.
 """
 
 from collections.abc import Iterator
@@ -13,22 +13,22 @@ from torch import Tensor
 from esrt.arrays import Float32Array
 from esrt.manifest import Manifest
 from export.backends.coreml.mil_interpreter import Arguments, Program, Step, compute
+from export.graph_io import INPUT
 from export.inspection import Inspection, Operation
-from export.tracing import INPUT
 
 _INT8_WEIGHT, _INT8_INPUT = "constexpr_affine_dequantize", "dequantize"
 
 
 def inspect(path: Path, _: Manifest, mel: Float32Array) -> Inspection:
-    """Evaluate the program once on ``mel`` (128, frames) and note what ran."""
+    """Evaluate the program once on ``mel`` (mel bins, frames) and note each operation."""
     program = Program(path)
-    makers = {step.output: step.type for step in program.steps}
+    producers = {step.output: step.type for step in program.steps}
     operations: list[Operation] = []
 
     def note(step: Step, arguments: Arguments, result: Tensor) -> None:
         integer = step.type == "linear" and (
-            makers.get(step.inputs["weight"][0]) == _INT8_WEIGHT
-            and makers.get(step.inputs["x"][0]) == _INT8_INPUT
+            producers.get(step.inputs["weight"][0]) == _INT8_WEIGHT
+            and producers.get(step.inputs["x"][0]) == _INT8_INPUT
         )
         operations.append(
             Operation(
@@ -36,19 +36,19 @@ def inspect(path: Path, _: Manifest, mel: Float32Array) -> Inspection:
                 step.output,
                 integer=integer,
                 linear=step.type == "linear",
-                macs=result.numel() * _depth(step, arguments),
+                macs=result.numel() * _macs_per_output(step, arguments),
             )
         )
 
     program.run({INPUT: mel[None]}, note)
     needs = [program.needs]
     if any(operation.integer for operation in operations):
-        needs.append("int8 products: A17 Pro, M4 or newer; others multiply the same in fp16")
+        needs.append("A17 Pro, M4 or newer for int8 products; older chips compute them in fp16")
     return Inspection(tuple(operations), lambda: _weights(program), tuple(needs))
 
 
-def _depth(step: Step, arguments: Arguments) -> int:
-    """The multiply-adds behind each number of the result."""
+def _macs_per_output(step: Step, arguments: Arguments) -> int:
+    """Multiply-adds for each number of the result."""
     if step.type in ("linear", "conv"):
         return int(arguments["weight"][0].numel())
     if step.type == "matmul":
@@ -57,7 +57,7 @@ def _depth(step: Step, arguments: Arguments) -> int:
 
 
 def _weights(program: Program) -> Iterator[tuple[str, Float32Array]]:
-    """The int8 matrices, (outputs, inputs), as the program dequantizes them."""
+    """Int8 matrices (outputs, inputs), as the program dequantizes them."""
     with torch.inference_mode():
         for step in program.of_type(_INT8_WEIGHT):
             yield (

@@ -1,8 +1,8 @@
-"""Evaluates a Core ML program on any machine, in torch, from the files of its .mlpackage.
+"""Interpreter of Core ML programs in torch, for any machine.
 
-Core ML runs on Apple's systems only. So that a wrong conversion is found anywhere, the program is
-read back as it was saved (operations, types, weights) and computed operation by operation, each by
-a function of export/backends/coreml/mil_ops.py.
+Core ML runs on Apple's systems only. To find a wrong conversion anywhere, the interpreter reads the
+saved .mlpackage back (operations, types, weights) and computes the operations one by one, each by a
+function of `mil_ops`.
 """
 
 import inspect
@@ -26,7 +26,7 @@ from export.backends.coreml.mil_ops import OPERATIONS
 
 Value = Tensor | str
 Arguments = dict[str, Any]
-# Called with each operation's step, what went in and what came out.
+# Called after each operation with its step, arguments and result.
 Observer = Callable[["Step", Arguments, Tensor], None]
 
 _NUMPY_TYPES: dict[int, type[np.generic]] = {
@@ -37,13 +37,13 @@ _NUMPY_TYPES: dict[int, type[np.generic]] = {
     MIL_pb2.INT32: np.int32,
     MIL_pb2.UINT8: np.uint8,
 }
-# MILBlob's StorageFormat.hpp: a header of a blob is a sentinel, the type, the bytes, their offset.
+# Header of a blob in MILBlob's StorageFormat.hpp: sentinel, type, size in bytes, offset.
 _BLOB_HEADER = struct.Struct("<IIQQ")
 _BLOB_SENTINEL = 0xDEADBEEF
 _BLOB_TYPES = {1: np.float16, 2: np.float32, 4: np.int8}
 _MODEL_PATH = "@model_path/"
 _REMEDY = "Export it again: python export/to_coreml.py."
-# What reads a version of the specification, by Apple's release notes.
+# Oldest systems that read a version of the specification, by Apple's release notes.
 _SYSTEMS = {
     7: "iOS 16, macOS 13, watchOS 9 or tvOS 16",
     8: "iOS 17, macOS 14, watchOS 10 or tvOS 17",
@@ -52,9 +52,14 @@ _SYSTEMS = {
 
 @dataclass(frozen=True)
 class Step:
-    """One operation: its MIL type, the name of its output, and the names of its inputs.
+    """Operation of a program.
 
-    ``dtype`` and ``shape`` are declared for the output; ``None`` is an unknown dimension.
+    Attributes:
+        type: MIL's name of the operation.
+        output: name of the result.
+        inputs: names of the values of each parameter.
+        dtype: declared type of the result.
+        shape: declared shape of the result; ``None`` is an unknown dimension.
     """
 
     type: str
@@ -65,17 +70,18 @@ class Step:
 
 
 class Program:
-    """The ``main`` function of an .mlpackage.
+    """``main`` function of an .mlpackage.
 
-    Every operation computes in float32 and its result is rounded to the type that the program
-    declares: an fp16 program is what it would be on hardware that adds up in float32.
+    Every operation computes in float32, and its result is rounded to the type that the program
+    declares. An fp16 program computes the same on hardware that accumulates in float32.
 
     Args:
         package: the .mlpackage folder.
 
     Raises:
-        ArtifactError: it cannot be read.
-        CheckFailed: the program has an operation, a parameter or a type that is not known here.
+        ArtifactError: the package cannot be read.
+        CheckFailed: the program has an operation, a parameter or a type that the interpreter does
+            not know.
     """
 
     def __init__(self, package: Path) -> None:
@@ -86,7 +92,7 @@ class Program:
         except (OSError, DecodeError) as error:
             raise ArtifactError(f"{path} is not a Core ML model: {error}.", _REMEDY) from error
         if "main" not in spec.mlProgram.functions:
-            raise ArtifactError(f"{path} holds no ML program.", _REMEDY)
+            raise ArtifactError(f"{path} contains no ML program.", _REMEDY)
         function = spec.mlProgram.functions["main"]
         block = function.block_specializations[function.opset]
         self.spec = spec
@@ -96,24 +102,25 @@ class Program:
         read = _Reader(path.parent)
         for operation in block.operations:
             self._add(operation, read)
-        last = {
+        last_use = {
             name: index
             for index, step in enumerate(self.steps)
             for names in step.inputs.values()
             for name in names
         }
-        self._spent = [
-            [name for name, end in last.items() if end == index and name not in self.outputs]
-            for index in range(len(self.steps))
-        ]
+        # Values that are freed after each step.
+        self._last_used: list[list[str]] = [[] for _ in self.steps]
+        for name, index in last_use.items():
+            if name not in self.outputs:
+                self._last_used[index].append(name)
 
     @property
     def needs(self) -> str:
-        """The systems that run it, each the oldest."""
+        """Oldest systems that run the program."""
         return _SYSTEMS[self.spec.specificationVersion]
 
     def of_type(self, name: str) -> list[Step]:
-        """The operations of a MIL type, in order."""
+        """Operations of a MIL type, in order."""
         return [step for step in self.steps if step.type == name]
 
     def _add(self, operation: Any, read: "_Reader") -> None:
@@ -152,15 +159,15 @@ class Program:
     def run(
         self, inputs: Mapping[str, Float32Array], observe: Observer | None = None
     ) -> dict[str, Float32Array]:
-        """Evaluate.
+        """Evaluate the program.
 
         Args:
-            inputs: by name.
-            observe: told of each operation as it is computed.
+            inputs: arrays by name.
+            observe: called after each operation.
 
         Raises:
-            CheckFailed: an input is not one that the model accepts, or an operation does not
-                compute, or makes another type or shape than it declares.
+            CheckFailed: the model does not accept an input's shape, or an operation fails or
+                returns another type or shape than it declares.
         """
         values: dict[str, Tensor] = {}
         for description in self.spec.description.input:
@@ -168,21 +175,21 @@ class Program:
             if not _accepts(description.type.multiArrayType, array.shape):
                 raise CheckFailed(
                     f"The program takes no {description.name} of shape {array.shape}.",
-                    "Compare the lengths of the model with those of the export.",
+                    "Compare the shape with the lengths that the artifact was exported for.",
                 )
             values[description.name] = torch.from_numpy(array)
-        for step, spent in zip(self.steps, self._spent, strict=True):
+        for step, unused in zip(self.steps, self._last_used, strict=True):
             arguments = self.arguments(step, values)
             result = compute(step, arguments)
             if observe is not None:
                 observe(step, arguments, result)
             values[step.output] = result
-            for name in spent:
+            for name in unused:
                 values.pop(name, None)
         return {name: values[name].numpy() for name in self.outputs}
 
     def arguments(self, step: Step, values: Mapping[str, Tensor]) -> Arguments:
-        """What goes into an operation, by parameter, given the ``values`` computed before it."""
+        """Arguments of an operation by parameter, given the ``values`` computed before it."""
         return {
             parameter: [self._value(name, values) for name in names]
             if len(names) > 1
@@ -198,26 +205,26 @@ class Program:
 
 
 def compute(step: Step, arguments: Arguments) -> Tensor:
-    """What an operation makes of its arguments, in the type that it declares.
+    """Compute an operation and round its result to the declared type.
 
     Raises:
-        CheckFailed: it does not compute, or makes another type or shape than it declares.
+        CheckFailed: the operation fails, or returns another type or shape than it declares.
     """
     try:
         result = OPERATIONS[step.type](**arguments)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckFailed(
-            f"The operation {step.type} ({step.output}) does not compute: {error}.",
+            f"The operation {step.type} ({step.output}) fails: {error}.",
             _REMEDY,
         ) from error
     if (result.dtype, step.dtype) == (torch.float32, torch.float16):
         result = result.half()
     fits = len(result.shape) == len(step.shape) and all(
-        size in (None, found) for size, found in zip(step.shape, result.shape, strict=True)
+        declared in (None, size) for declared, size in zip(step.shape, result.shape, strict=True)
     )
     if result.dtype != step.dtype or not fits:
         raise CheckFailed(
-            f"The operation {step.type} ({step.output}) makes {result.dtype} of shape"
+            f"The operation {step.type} ({step.output}) returns {result.dtype} of shape"
             f" {tuple(result.shape)} and declares {step.dtype} of shape {step.shape}.",
             _REMEDY,
         )
@@ -228,7 +235,7 @@ def compute(step: Step, arguments: Arguments) -> Tensor:
 
 
 class _Reader:
-    """Reads constants, from the program itself or from the files of weights beside it."""
+    """Reads constants from the program or from the weight files beside it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -261,7 +268,7 @@ class _Reader:
         path = self.folder / name.removeprefix(_MODEL_PATH)
         try:
             if name not in self.files:
-                # Copied on write: torch takes no memory that it must not write to.
+                # Mapped copy-on-write, because torch refuses read-only memory.
                 self.files[name] = np.memmap(path, np.uint8, mode="c")
             file = self.files[name]
             sentinel, code, size, start = _BLOB_HEADER.unpack(
@@ -271,11 +278,11 @@ class _Reader:
                 return file[start : start + size].view(dtype)
         except (OSError, ValueError, struct.error) as error:
             raise ArtifactError(f"The weights {path} cannot be read: {error}.", _REMEDY) from error
-        raise ArtifactError(f"{path} holds no {dtype.__name__} weight at {offset}.", _REMEDY)
+        raise ArtifactError(f"{path} has no {dtype.__name__} weight at {offset}.", _REMEDY)
 
 
 def _model_path(package: Path) -> Path:
-    """The model's specification, by the package's own manifest."""
+    """Path of the model's specification, from the package's own manifest."""
     try:
         manifest = json.loads((package / "Manifest.json").read_text("utf-8"))
         entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]
@@ -285,7 +292,7 @@ def _model_path(package: Path) -> Path:
 
 
 def _tensor_type(value: Any) -> tuple[int, tuple[int | None, ...]]:
-    """The MIL type and the shape of a declaration."""
+    """MIL type and shape of a declaration."""
     tensor = value.tensorType
     return tensor.dataType, tuple(
         dimension.constant.size if dimension.WhichOneof("dimension") == "constant" else None
@@ -296,7 +303,7 @@ def _tensor_type(value: Any) -> tuple[int, tuple[int | None, ...]]:
 def _numpy_type(dtype: int) -> type[np.generic]:
     if dtype not in _NUMPY_TYPES:
         raise CheckFailed(
-            f"The evaluator does not know MIL's type {MIL_pb2.DataType.Name(dtype)}.",
+            f"The interpreter does not know MIL's type {MIL_pb2.DataType.Name(dtype)}.",
             "Add it to export/backends/coreml/mil_interpreter.py.",
         )
     return _NUMPY_TYPES[dtype]
@@ -307,22 +314,22 @@ def _torch_type(dtype: int) -> torch.dtype:
 
 
 def _accepts(declared: Any, shape: tuple[int, ...]) -> bool:
-    """Whether Core ML takes an input of that shape, by the model's description."""
+    """Whether Core ML accepts an input of that shape, by the model's description."""
     flexibility = declared.WhichOneof("ShapeFlexibility")
     if flexibility == "enumeratedShapes":
-        return shape in {tuple(each.shape) for each in declared.enumeratedShapes.shapes}
+        return shape in {tuple(listed.shape) for listed in declared.enumeratedShapes.shapes}
     if flexibility == "shapeRange":
         ranges = declared.shapeRange.sizeRanges
         return len(ranges) == len(shape) and all(
-            each.lowerBound <= size <= each.upperBound
-            for each, size in zip(ranges, shape, strict=True)
+            bounds.lowerBound <= size <= bounds.upperBound
+            for bounds, size in zip(ranges, shape, strict=True)
         )
     return shape == tuple(declared.shape)
 
 
-def _unknown(operation: Any, what: str) -> CheckFailed:
+def _unknown(operation: Any, reason: str) -> CheckFailed:
     return CheckFailed(
-        f"The evaluator cannot tell whether the program is right: its operation {operation.type}"
-        f" ({operation.outputs[0].name}) {what}.",
+        "The interpreter cannot check the program: its operation"
+        f" {operation.type} ({operation.outputs[0].name}) {reason}.",
         "Nothing was written; add it to mil_ops.py, or export a graph without it.",
     )

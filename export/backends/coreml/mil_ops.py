@@ -1,7 +1,7 @@
-"""MIL's operations in torch: one plain function for each that occurs, by MIL's names.
+"""MIL's operations in torch: one function for each operation that occurs, named as in MIL.
 
-The definitions are those of coremltools (``converters/mil/mil/ops/defs``). What occurs in no
-program here, such as a mode or a default, is an error and not a guess.
+The definitions are those of coremltools (``converters/mil/mil/ops/defs``). A mode or a default that
+no program here uses is an error.
 """
 
 from collections.abc import Callable
@@ -11,20 +11,20 @@ from torch import Tensor, nn
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
-    """Sum, broadcast."""
+    """Add with broadcasting."""
     return x + y
 
 
 def cast(x: Tensor, dtype: str) -> Tensor:
-    """To another type."""
+    """Convert to another type."""
     return x.to({"fp16": torch.float16, "fp32": torch.float32, "int32": torch.int32}[dtype])
 
 
 def concat(values: list[Tensor], axis: Tensor, interleave: Tensor) -> Tensor:
-    """Joined along an axis, one after the other."""
+    """Join along an axis, one value after the other."""
     if interleave:
         raise ValueError("interleaving is not known")
-    # Sizes come as scalars.
+    # Sizes are scalars.
     return torch.cat(
         [value.reshape(-1) if value.ndim == 0 else value for value in values], int(axis)
     )
@@ -33,7 +33,7 @@ def concat(values: list[Tensor], axis: Tensor, interleave: Tensor) -> Tensor:
 def constexpr_affine_dequantize(
     quantized_data: Tensor, zero_point: Tensor, scale: Tensor, axis: Tensor
 ) -> Tensor:
-    """Scale times (quantized - zero point), one of each for every slice along the axis."""
+    """Scale times (quantized - zero point), with a scale and zero point per slice of the axis."""
     along = [1] * quantized_data.ndim
     along[int(axis)] = -1
     centred = quantized_data.float() - zero_point.float().reshape(along)
@@ -50,7 +50,7 @@ def conv(
     groups: Tensor,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Convolution over (batch, channels, length), ``pad`` being the zeros before and after."""
+    """Convolve (batch, channels, length); ``pad`` is the number of zeros before and after."""
     if pad_type != "custom":
         raise ValueError(f"the padding {pad_type!r} is not known")
     return nn.functional.conv1d(
@@ -69,7 +69,7 @@ def dequantize(input: Tensor, scale: Tensor, zero_point: Tensor | None = None) -
 
 
 def floor_div(x: Tensor, y: Tensor) -> Tensor:
-    """Quotient, rounded down."""
+    """Divide and round down."""
     return x // y
 
 
@@ -80,7 +80,7 @@ def gather(
     batch_dims: Tensor,
     validate_indices: Tensor | None = None,
 ) -> Tensor:
-    """Slices of ``x`` along an axis, by number."""
+    """Select slices of ``x`` along an axis by index."""
     if batch_dims:
         raise ValueError("batch dimensions are not known")
     place: list[slice | Tensor] = [slice(None)] * x.ndim
@@ -89,14 +89,14 @@ def gather(
 
 
 def gelu(x: Tensor, mode: str) -> Tensor:
-    """Each number times the normal distribution's share below it."""
+    """Gaussian error linear unit: x times the normal distribution function of x."""
     if mode != "EXACT":
         raise ValueError(f"the mode {mode!r} is not known")
     return 0.5 * x * (1 + torch.erf(x / 2**0.5))
 
 
 def layer_norm(x: Tensor, axes: Tensor, gamma: Tensor, beta: Tensor, epsilon: Tensor) -> Tensor:
-    """Zero mean and unit variance over the last axis, then scaled and shifted."""
+    """Normalize the last axis to zero mean and unit variance, then scale and shift."""
     if [axis % x.ndim for axis in axes.tolist()] != [x.ndim - 1]:
         raise ValueError(f"the axes {axes.tolist()} are not known")
     centred = x - x.mean(-1, keepdim=True)
@@ -104,37 +104,37 @@ def layer_norm(x: Tensor, axes: Tensor, gamma: Tensor, beta: Tensor, epsilon: Te
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Product with the weight's transpose, plus bias."""
+    """Multiply by the transposed weight and add the bias."""
     return nn.functional.linear(x, weight, bias)
 
 
 def matmul(x: Tensor, y: Tensor, transpose_x: Tensor, transpose_y: Tensor) -> Tensor:
-    """Matrix product of the last two axes."""
+    """Multiply matrices over the last two axes."""
     return (x.mT if transpose_x else x) @ (y.mT if transpose_y else y)
 
 
 def mul(x: Tensor, y: Tensor) -> Tensor:
-    """Product, broadcast."""
+    """Multiply with broadcasting."""
     return x * y
 
 
 def quantize(
     input: Tensor, scale: Tensor, output_dtype: str, zero_point: Tensor | None = None
 ) -> Tensor:
-    """To the nearest multiple of the scale, counted from the zero point, within 8 bits."""
+    """Round to multiples of the scale, add the zero point and clamp to 8 bits."""
     dtype = {"int8": torch.int8, "uint8": torch.uint8}[output_dtype]
     limits = torch.iinfo(dtype)
-    counted = (input / scale).round() + (0 if zero_point is None else zero_point.float())
-    return counted.clamp(limits.min, limits.max).to(dtype)
+    codes = (input / scale).round() + (0 if zero_point is None else zero_point.float())
+    return codes.clamp(limits.min, limits.max).to(dtype)
 
 
 def relu(x: Tensor) -> Tensor:
-    """Zero in place of negative numbers."""
+    """Replace negative numbers by zero."""
     return x.clamp(min=0)
 
 
 def reshape(x: Tensor, shape: Tensor) -> Tensor:
-    """The same numbers in another shape, in which -1 is inferred."""
+    """Change the shape; -1 is inferred."""
     sizes = shape.tolist()
     if 0 in sizes:
         raise ValueError("copied dimensions are not known")
@@ -142,7 +142,7 @@ def reshape(x: Tensor, shape: Tensor) -> Tensor:
 
 
 def shape(x: Tensor) -> Tensor:
-    """The sizes, int32."""
+    """Sizes as int32."""
     return torch.tensor(x.shape, dtype=torch.int32)
 
 
@@ -153,24 +153,24 @@ def slice_by_index(
     begin_mask: Tensor | None = None,
     end_mask: Tensor | None = None,
 ) -> Tensor:
-    """From ``begin`` up to ``end`` along each axis; where a mask is set, from or to the edge."""
+    """Slice each axis from ``begin`` to ``end``; a mask stands for the axis's edge."""
     first = begin.tolist() if begin_mask is None else begin.masked_fill(begin_mask, 0).tolist()
     sizes = torch.tensor(x.shape, dtype=end.dtype)
     last = (end if end_mask is None else torch.where(end_mask, sizes, end)).tolist()
     for start, stop, size in zip(first, last, x.shape, strict=True):
-        # Python would wrap or cut these; Core ML's behaviour is not documented.
+        # Python would wrap or clip such bounds; Core ML's behaviour is not documented.
         if not 0 <= start < stop <= size:
             raise ValueError(f"{start}:{stop} does not lie within {size}")
     return x[tuple(slice(*bounds) for bounds in zip(first, last, strict=True))]
 
 
 def softmax(x: Tensor, axis: Tensor) -> Tensor:
-    """Exponentials that add up to one along an axis."""
+    """Exponentials normalized to sum to one along an axis."""
     return x.softmax(int(axis))
 
 
 def transpose(x: Tensor, perm: Tensor) -> Tensor:
-    """Axes in another order."""
+    """Reorder the axes."""
     return x.permute(perm.tolist())
 
 

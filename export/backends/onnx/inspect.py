@@ -1,7 +1,7 @@
-"""What an ONNX artifact computes: the graph as ONNX Runtime fuses it, with the shapes of one run.
+"""Operators of an ONNX artifact, as ONNX Runtime fuses and runs them.
 
-ONNX Runtime rewrites a graph before it runs it, so the file does not tell which products are
-integer in the end; its profile and the optimized graph do.
+ONNX Runtime rewrites a graph before the run, so the file does not show which products are integer
+in the end. The profile of a run and the optimized graph show it.
 """
 
 import json
@@ -17,12 +17,12 @@ from onnx import ModelProto, numpy_helper
 
 from esrt.arrays import Float32Array
 from esrt.manifest import Manifest
+from export.graph_io import INPUT
 from export.inspection import Inspection, Operation
-from export.tracing import INPUT
 
-# How the profile names the event of a node's own work.
-_RAN = "_kernel_time"
-# Products, where their weights stand among their inputs, and whether they multiply integers.
+# Suffix of the profile's events for the work of a node itself.
+_KERNEL_TIME = "_kernel_time"
+# Matrix products: index of the weights among the inputs, and whether they multiply integers.
 _PRODUCTS = {
     "MatMul": (1, False),
     "Gemm": (1, False),
@@ -43,7 +43,7 @@ _CONVOLUTIONS = {
 
 
 def inspect(path: Path, manifest: Manifest, mel: Float32Array) -> Inspection:
-    """Run the graph once on ``mel`` (128, frames) and read what ran."""
+    """Run the graph once on ``mel`` (mel bins, frames) and read its profile."""
     with TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
         options = onnxruntime.SessionOptions()
@@ -63,9 +63,9 @@ def inspect(path: Path, manifest: Manifest, mel: Float32Array) -> Inspection:
     constants = {tensor.name for tensor in graph.initializer}
     nodes = {node.name: node for node in graph.node}
     operations = tuple(
-        _operation(event["args"], nodes.get(event["name"].removesuffix(_RAN)), constants)
+        _operation(event["args"], nodes.get(event["name"].removesuffix(_KERNEL_TIME)), constants)
         for event in events
-        if event.get("cat") == "Node" and event["name"].endswith(_RAN)
+        if event.get("cat") == "Node" and event["name"].endswith(_KERNEL_TIME)
     )
     model = onnx.load(path, load_external_data=False)
     return Inspection(operations, lambda: _weights(path), _needs(model, manifest))
@@ -89,11 +89,11 @@ def _operation(run: dict[str, Any], node: Any, constants: set[str]) -> Operation
 
 
 def _weights(path: Path) -> Iterator[tuple[str, Float32Array]]:
-    """The int8 matrices of the file, of (inputs, outputs) as ONNX has them, turned."""
+    """Int8 matrices of the file, transposed from ONNX's (inputs, outputs)."""
     graph = onnx.load(path).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        # Of MatMulInteger the scale has a name of the quantizer's making.
+        # The quantizer derives the name of a MatMulInteger's scale from the weight's name.
         if node.op_type == "MatMulInteger":
             weight = node.input[1]
             scale = weight.removesuffix("_quantized") + "_scale"

@@ -1,0 +1,3 @@
+"""ExecuTorch with XNNPACK, the runtime of Android and iOS."""
+
+KIND = "executorch"

@@ -1,7 +1,7 @@
-"""Which operators of a lowered ExecuTorch program run in XNNPACK, and which were left behind.
+"""Operators of a lowered ExecuTorch program that run in XNNPACK, and those that do not.
 
-A linear layer on a portable kernel is correct and slow, and nothing says so on the device; so an
-export that leaves one fails.
+A linear layer on a portable kernel is correct but slow, and the device does not report it. So an
+export fails when one is left outside of XNNPACK.
 """
 
 import operator
@@ -16,15 +16,22 @@ from torch.fx import Graph, Node
 from esrt.errors import CheckFailed
 from esrt.manifest import Precision
 
-# What carries nearly all of the arithmetic.
+# Operators with nearly all of the arithmetic.
 PRODUCTS = frozenset({"linear", "addmm", "mm", "bmm", "matmul", "baddbmm", "convolution"})
-# Tensors are not computed by these.
+# Operators that compute no tensor.
 _BOOKKEEPING = frozenset({"getitem", "sym_size"})
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Operators by name, inside XNNPACK and outside; ``float_linears`` of those inside."""
+    """Counts of operators.
+
+    Attributes:
+        subgraphs: subgraphs of XNNPACK.
+        inside: operators in these subgraphs, by name.
+        outside: operators on portable kernels, by name.
+        float_linears: linear layers inside whose weights are not quantized.
+    """
 
     subgraphs: int
     inside: dict[str, int]
@@ -33,10 +40,10 @@ class Summary:
 
     def __str__(self) -> str:
         """One line for the report."""
-        left = ", ".join(f"{count} {name}" for name, count in sorted(self.outside.items()))
+        portable = ", ".join(f"{count} {name}" for name, count in sorted(self.outside.items()))
         return (
             f"{sum(self.inside.values())} operators in {self.subgraphs} XNNPACK subgraphs;"
-            f" outside: {left or 'none'}"
+            f" outside: {portable or 'none'}"
         )
 
 
@@ -64,20 +71,20 @@ def check(summary: Summary, precision: Precision, kept: int = 0) -> None:
     """Fail an export that would be slow.
 
     Args:
-        summary: what was delegated.
-        precision: what was asked for.
-        kept: how many linear layers of an int8 program are meant to be in floating point.
+        summary: counts of the lowered program.
+        precision: precision of the export.
+        kept: number of linear layers of an int8 program that should stay in floating point.
 
     Raises:
-        CheckFailed: a product was left to a portable kernel, or an int8 program has linear layers
-            in floating point.
+        CheckFailed: a matrix product or convolution would run on a portable kernel, or an int8
+            program has other linear layers in floating point than ``kept``.
     """
-    left = {name: count for name, count in summary.outside.items() if name in PRODUCTS}
-    if left:
-        named = ", ".join(f"{count} {name}" for name, count in sorted(left.items()))
+    products = {name: count for name, count in summary.outside.items() if name in PRODUCTS}
+    if products:
+        named = ", ".join(f"{count} {name}" for name, count in sorted(products.items()))
         raise CheckFailed(
             f"XNNPACK does not take {named}, which would run on portable kernels.",
-            "Nothing was written; write them as export/backends/xnnpack/rewrite.py does.",
+            "Nothing was written; rewrite them as in export/backends/xnnpack/rewrite.py.",
         )
     if precision is Precision.INT8 and summary.float_linears != kept:
         raise CheckFailed(
@@ -92,7 +99,7 @@ def _calls(graph: Graph) -> Iterator[Node]:
 
 
 def _name(node: Node) -> str:
-    """``aten.slice_copy.Tensor`` is slice_copy; Python functions are their own names."""
+    """Short name of a node's operator: ``aten.slice_copy.Tensor`` is slice_copy."""
     if isinstance(node.target, str) or node.target is operator.getitem:
         return "getitem"
     name: str = node.target.__name__

@@ -1,7 +1,7 @@
-"""Conversions between float32 and float16 that XNNPACK takes over.
+"""Custom operators that convert between float32 and float16 inside an XNNPACK subgraph.
 
-It has one, but ExecuTorch hands torch's over only where the type stays the same; so these are
-operators of our own, with all that ExecuTorch's lowering asks of one.
+XNNPACK has such an operator, but ExecuTorch delegates torch's conversion only if the type stays the
+same. Lowering a custom operator needs a partitioner configuration and a node visitor.
 """
 
 from typing import Any
@@ -23,13 +23,13 @@ from torch.fx import Node
 
 @torch.library.custom_op("esrt::to_half", mutates_args=())
 def to_half(values: Tensor) -> Tensor:
-    """The values in float16."""
+    """Convert to float16."""
     return values.half()
 
 
 @torch.library.custom_op("esrt::to_float", mutates_args=())
 def to_float(values: Tensor) -> Tensor:
-    """The values in float32."""
+    """Convert to float32."""
     return values.float()
 
 
@@ -48,7 +48,7 @@ class _ToFloat(_ToHalf):
     target_name = "to_float.default"
 
 
-# What a partitioner needs to know, beside its own list.
+# Configurations that the partitioner needs in addition to its own.
 CONFIGS = [_ToHalf, _ToFloat]
 
 

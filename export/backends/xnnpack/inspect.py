@@ -1,4 +1,4 @@
-"""What an ExecuTorch artifact computes, read from the file: XNNPACK's subgraphs and the rest."""
+"""Operators of an ExecuTorch artifact, read from its file: XNNPACK's subgraphs and the rest."""
 
 import json
 import re
@@ -31,7 +31,7 @@ _INT8_WEIGHTS = {"xnn_datatype_qint8", "xnn_datatype_qcint8"}
 
 
 class _Subgraph:
-    """One payload of XNNPACK: its graph, and its constants wherever they are."""
+    """Subgraph that XNNPACK runs: its graph, and its constants inside or outside the payload."""
 
     def __init__(self, payload: bytes, file: PTEFile) -> None:
         header = XNNHeader.from_bytes(payload[: XNNHeader.EXPECTED_LENGTH])
@@ -68,7 +68,7 @@ class _Subgraph:
                 inputs *= union["group_input_channels"]
             else:
                 inputs = left["dims"][-1]
-            # A product with one column is the mean of a layer norm (`rewrite`).
+            # A product with a single column is the mean of a layer norm (see `rewrite`).
             linear = operator == "fully_connected" and outputs[-1] > 1
             macs = int(np.prod(outputs)) * inputs
             yield Operation(operator, layer, integer=integer, linear=linear, macs=macs)
@@ -98,13 +98,15 @@ class _Subgraph:
             start: int = constant["offset"]
             return self._constants[start : start + constant["size"]]
         if self._named is None:
-            raise ArtifactError("The program names weights that it does not hold.", "Export again.")
+            raise ArtifactError(
+                "The program refers to weights that it does not contain.", "Export it again."
+            )
         entry = self._named.pte_data[constant["named_key"]]
         return bytes(self._named.buffers[entry.buffer_index])
 
 
-def inspect(path: Path, manifest: Manifest, mel: Float32Array) -> Inspection:
-    """Read the program; its shapes are those of the longest input, so ``mel`` is not used."""
+def inspect(path: Path, manifest: Manifest, _: Float32Array) -> Inspection:
+    """Read the program, whose shapes are those of the longest input."""
     file = deserialize_pte_binary(path.read_bytes())
     program = file.program
     (plan,) = program.execution_plan
@@ -131,14 +133,14 @@ def inspect(path: Path, manifest: Manifest, mel: Float32Array) -> Inspection:
         for prefix, subgraph in subgraphs.items():
             yield from subgraph.weights(prefix)
 
-    half = ("arithmetic in fp16: ARMv8.2 with FP16, as phones have since about 2018",)
+    fp16_need = ("a processor with fp16 arithmetic: ARMv8.2, in phones since about 2018",)
     return Inspection(
         tuple(operations),
         weights,
         (
             f"ExecuTorch {manifest.tools.get('executorch', '?')} or later with XNNPACK:"
             " arm64 (Android, iOS) or x86-64",
-            *(half if manifest.precision == "fp16" else ()),
+            *(fp16_need if manifest.precision == "fp16" else ()),
             f"portable kernels: {', '.join(kernels) or 'none'}",
         ),
     )
@@ -153,12 +155,10 @@ def _portable(kernel: str, index: int, values: list[Any]) -> Operation:
         output, first = sizes[-1], sizes[1] if name in ("addmm", "baddbmm") else sizes[0]
         inner = first[-1] if name != "convolution" else int(np.prod(sizes[1][1:]))
         macs = int(np.prod(output)) * inner
-    return Operation(
-        name, f"{name} {index}", delegated=False, linear=product and name != "bmm"
-        and name != "convolution", macs=macs,
-    )  # fmt: skip
+    linear = product and name not in ("bmm", "convolution")
+    return Operation(name, f"{name} {index}", delegated=False, linear=linear, macs=macs)
 
 
 def _snake(name: str) -> str:
-    """``XNNFullyConnected`` is fully_connected."""
+    """Snake case of a node type: ``XNNFullyConnected`` is fully_connected."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name.removeprefix("XNN")).lower()

@@ -1,9 +1,9 @@
-"""The device's part of the model, written in the operators that XNNPACK takes over.
+"""The device part of the model, rewritten in operators that XNNPACK supports.
 
-The modules of :mod:`esrt.model` are transformers', whose reshapes name the symbolic length and
-whose layer norms have no XNNPACK kernel; each such operator would cut the graph in two. Here the
-same weights run in two dimensions, every reshape has at most one inferred side, and layer norm is
-spelled out, so that everything between the tables' slices and the output is one subgraph.
+The modules of `esrt.model` are transformers'. Their reshapes name the symbolic length and their
+layer norms have no XNNPACK kernel, so each of them would split the graph. Here, the same weights
+run in two dimensions, every reshape has at most one inferred dimension, and layer norm is written
+as matrix products. Everything between the slices of tables and the output is then one subgraph.
 """
 
 import torch
@@ -18,12 +18,14 @@ from export.backends.xnnpack import fp16_convert_ops
 
 
 class XnnpackEncoder(nn.Module):
-    """One utterance, log-mel (1, 128, frames) to features (1, tokens, width), up to the split.
+    """Encoder and Q-Former up to the split, for one utterance.
+
+    Log-mel (1, mel bins, frames) to features (1, tokens, width).
 
     Args:
-        model: whose weights to use; it is left as it is.
-        split: where the graph ends.
-        half_attention: multiply queries, keys and values in float16; all else is as the weights.
+        model: source of the weights; it is not changed.
+        split: end of the graph.
+        half_attention: multiply queries, keys and values in float16; the rest is as the weights.
     """
 
     def __init__(self, model: EdgeModel, split: Split, *, half_attention: bool = False) -> None:
@@ -47,13 +49,13 @@ class XnnpackEncoder(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer norm over the rows of (rows, width), the means being products with a vector.
+    """Layer norm over the rows of (rows, width), with means as products with a vector.
 
-    A reduction over the last axis has no XNNPACK operator here, a product does.
+    XNNPACK has no operator for a mean over the last axis.
 
     Args:
-        norm: whose weights to use.
-        centred: the rows come without a mean, so that none need be taken away.
+        norm: source of the weights.
+        centred: the rows have zero mean, so none is subtracted.
     """
 
     mean: Tensor
@@ -67,7 +69,7 @@ class LayerNorm(nn.Module):
         self.register_buffer("eps", torch.tensor([norm.eps]))
 
     def forward(self, rows: Tensor) -> Tensor:
-        """(rows, width) to the same shape."""
+        """Normalize (rows, width)."""
         if not self.centred:
             rows = rows - rows @ self.mean
         scale = torch.rsqrt(torch.addmm(self.eps, rows * rows, self.mean))
@@ -75,16 +77,16 @@ class LayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of (rows, width) on (columns, width), up to the heads' concatenation.
+    """Multi-head attention of (rows, width) on (columns, width), without the output projection.
 
-    With ``half_products`` everything between the linear layers is float16, the mask too.
+    With ``half_products``, everything between the linear layers is float16, including the mask.
     """
 
     def __init__(self, query: nn.Linear, key: nn.Linear, value: nn.Linear, heads: int) -> None:
         super().__init__()
         self.heads, self.width = heads, query.out_features // heads
         self.half_products = False
-        # The scaling of the scores, folded into what makes the queries.
+        # The scaling of the scores is folded into the query's weights.
         self.query: nn.Module = _scaled(query, self.width**-0.5)
         self.key, self.value = key, value
 
@@ -95,9 +97,9 @@ class Attention(nn.Module):
         if mask is not None:
             scores = scores + mask
         values = self._heads(self.value(columns)).transpose(0, 1)
-        read = torch.bmm(scores.softmax(-1), values)
-        read = read.transpose(0, 1).contiguous().view(-1, self.heads * self.width)
-        return fp16_convert_ops.to_float(read) if self.half_products else read
+        context = torch.bmm(scores.softmax(-1), values)
+        context = context.transpose(0, 1).contiguous().view(-1, self.heads * self.width)
+        return fp16_convert_ops.to_float(context) if self.half_products else context
 
     def _heads(self, states: Tensor) -> Tensor:
         if self.half_products:
@@ -106,10 +108,10 @@ class Attention(nn.Module):
 
 
 class _EncoderLayer(nn.Module):
-    """A layer that adds to its states only what has no mean over the width.
+    """Encoder layer whose residual branches have zero mean over the width.
 
-    Its norms, and all that read the states, would take the mean away (Ashkboos et al., SliceGPT,
-    arXiv 2401.15024, section 3.1), so it is taken from the weights, once.
+    The layer norms that read the states would subtract the mean anyway, so it is subtracted from
+    the weights once (Ashkboos et al., SliceGPT, arXiv 2401.15024, section 3.1).
     """
 
     def __init__(self, layer: WhisperEncoderLayer) -> None:
@@ -127,8 +129,8 @@ class _EncoderLayer(nn.Module):
         normed = self.attention_norm(states)
         states = states + self.out(self.attention(normed, normed))
         inner = nn.functional.gelu(self.fc1(self.norm(states)))
-        fed: Tensor = states + self.fc2(inner)
-        return fed
+        output: Tensor = states + self.fc2(inner)
+        return output
 
 
 class _Encoder(nn.Module):
@@ -182,7 +184,7 @@ class _QFormerLayer(nn.Module):
 
 
 class _Constant(nn.Module):
-    """Stands for a part whose input never changes: its output."""
+    """Output of a part whose input never changes."""
 
     value: Tensor
 
@@ -195,7 +197,7 @@ class _Constant(nn.Module):
 
 
 class _QFormer(nn.Module):
-    """The Q-Former, its queries after their layer norm and its window tabulated."""
+    """Q-Former with tables of its normalized queries and of its attention window."""
 
     queries: Tensor
     mask: Tensor | None
@@ -204,13 +206,13 @@ class _QFormer(nn.Module):
         super().__init__()
         layers = [_QFormerLayer(layer) for layer in adapter.qformer.encoder.layer]
         self.layers = nn.ModuleList(layers)
-        longest = config.max_frames // 2
-        window = adapter.window(longest)
+        positions = config.max_frames // 2
+        window = adapter.window(positions)
         with torch.no_grad():
-            queries = adapter.qformer.layernorm(adapter.queries(longest))[0]
+            queries = adapter.qformer.layernorm(adapter.queries(positions))[0]
         self.register_buffer("queries", queries)
         self.register_buffer("mask", None if window is None else additive(window))
-        if window is None:
+        if window is None or config.padded:
             self._fold_queries(layers[0])
         self.multiple = config.frame_multiple
 
@@ -224,15 +226,15 @@ class _QFormer(nn.Module):
         return rows
 
     def halve_mask(self) -> None:
-        """Make the window's table one of float16, finite also after scores were added to it."""
+        """Convert the window's table to float16, finite also after scores were added to it."""
         if self.mask is not None:
             self.mask = self.mask.clamp(min=torch.finfo(torch.half).min / 2).half()
 
     @torch.no_grad()
     def _fold_queries(self, first: _QFormerLayer) -> None:
-        """Compute ahead what a fixed number of queries makes of itself, whatever was said.
+        """Compute the first self-attention of a fixed number of queries ahead of time.
 
-        It is saved work; and XNNPACK does not quantize a constant on the fly.
+        The result does not depend on the speech. XNNPACK does not quantize a constant dynamically.
         """
         rows = first.attention(self.queries, self.queries)
         cross = first.cross_attention.attention
@@ -247,13 +249,13 @@ def _projector(projector: Projector) -> nn.Module:
 
 
 def _mean(width: int) -> Tensor:
-    """The vector by which a row's product is its mean."""
+    """Vector whose product with a row is the row's mean."""
     return torch.full((width, 1), 1 / width)
 
 
 @torch.no_grad()
 def _centred(linear: nn.Linear) -> nn.Linear:
-    """The layer whose outputs are this one's less their mean over the width."""
+    """Layer whose output is that of ``linear`` minus its mean over the width."""
     centred = nn.Linear(linear.in_features, linear.out_features)
     centred.weight.copy_(linear.weight - linear.weight.mean(0))
     centred.bias.copy_(linear.bias - linear.bias.mean())
@@ -261,7 +263,7 @@ def _centred(linear: nn.Linear) -> nn.Linear:
 
 
 def _scaled(linear: nn.Linear, factor: float) -> nn.Linear:
-    """The layer whose output is ``factor`` times this one's."""
+    """Layer whose output is ``factor`` times that of ``linear``."""
     scaled = nn.Linear(linear.in_features, linear.out_features)
     with torch.no_grad():
         scaled.weight.copy_(linear.weight * factor)

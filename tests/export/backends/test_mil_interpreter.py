@@ -1,4 +1,4 @@
-"""The evaluator of Core ML programs, on programs of one operation and on damaged ones."""
+"""The interpreter of Core ML programs, on programs of one operation and on damaged programs."""
 
 import json
 import math
@@ -34,7 +34,7 @@ ERF = np.vectorize(math.erf)
 def saved(
     body: Callable[..., Any], folder: Path, *, half: bool = False, target: Any = ct.target.iOS17
 ) -> Path:
-    """A program of one input ``x`` like X and one output, saved as it is written."""
+    """Save a program of one input ``x`` like X and one output, without any optimization."""
     dtype = types.fp16 if half else types.fp32
 
     @mb.program(input_specs=[mb.TensorSpec(X.shape, dtype)], opset_version=target)  # type: ignore[untyped-decorator]
@@ -61,7 +61,7 @@ def evaluated(package: Path, x: Float32Array = X) -> Float32Array:
 
 
 def convolved(stride: int, before: int, after: int) -> Float32Array:
-    """The sum that defines a convolution."""
+    """Convolution by its definition."""
     padded = np.pad(X[0], ((0, 0), (before, after)))
     places = range(0, padded.shape[1] - 2, stride)
     return np.stack([(KERNEL * padded[:, at : at + 3]).sum((1, 2)) for at in places], 1)[None]
@@ -78,12 +78,12 @@ def shares(x: Float32Array, axis: int) -> Float32Array:
 
 
 def size(x: Any, axis: int) -> Any:
-    """One of a tensor's sizes, as conversion writes it."""
+    """A size of a tensor, as the conversion writes it."""
     return mb.gather(x=mb.shape(x=x), indices=axis, axis=0, batch_dims=0, validate_indices=False)
 
 
 def beyond(x: Any) -> Any:
-    """The end of a slice that ends behind the tensor's."""
+    """End of a slice beyond the end of the tensor."""
     sizes = (size(x, 0), mb.add(x=size(x, 1), y=5), size(x, 2))
     return mb.concat(values=sizes, axis=0, interleave=False)
 
@@ -159,9 +159,9 @@ def test_each_operation_by_its_definition(name: str, tmp_path: Path) -> None:
     body, expected = CASES[name]
     package = saved(body, tmp_path)
     assert name in {step.type for step in Program(package).steps}
-    found = evaluated(package)
-    assert found.shape == np.shape(expected)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    result = evaluated(package)
+    assert result.shape == np.shape(expected)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_fp16_is_rounded_after_each_operation(tmp_path: Path) -> None:
@@ -170,11 +170,11 @@ def test_fp16_is_rounded_after_each_operation(tmp_path: Path) -> None:
         lost = mb.add(x=near, y=np.float16(2**-12))
         return mb.cast(x=mb.mul(x=lost, y=np.float16(1024)), dtype="fp32")
 
-    found = evaluated(saved(body, tmp_path, half=True), X.astype(np.float16))
-    np.testing.assert_array_equal(found, np.full(X.shape, 1024.0))
+    result = evaluated(saved(body, tmp_path, half=True), X.astype(np.float16))
+    np.testing.assert_array_equal(result, np.full(X.shape, 1024.0))
 
 
-def test_what_fp16_cannot_hold_is_infinite(tmp_path: Path) -> None:
+def test_an_fp16_overflow_is_infinite(tmp_path: Path) -> None:
     def body(x: Any) -> Any:
         huge = mb.add(x=mb.mul(x=x, y=np.float16(0)), y=np.float16(60_000))
         return mb.cast(x=mb.mul(x=mb.mul(x=huge, y=np.float16(2)), y=np.float16(0.5)), dtype="fp32")
@@ -182,7 +182,7 @@ def test_what_fp16_cannot_hold_is_infinite(tmp_path: Path) -> None:
     assert np.isinf(evaluated(saved(body, tmp_path, half=True), X.astype(np.float16))).all()
 
 
-# --- What is not known ----------------------------------------------------------------------------
+# --- Unknown operations --------------------------------------------------------------------------
 
 
 def test_an_unknown_operation_is_named(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_an_unknown_parameter_is_named(tmp_path: Path) -> None:
     ],
     ids=["gelu", "layer_norm", "conv", "concat", "reshape", "slice_by_index"],
 )
-def test_what_is_not_known_is_no_guess(body: Any, cause: str, tmp_path: Path) -> None:
+def test_an_unknown_mode_is_an_error(body: Any, cause: str, tmp_path: Path) -> None:
     package = saved(body, tmp_path)
     with pytest.raises(CheckFailed, match=cause):
         evaluated(package)
@@ -245,7 +245,7 @@ def files(package: Path) -> tuple[Path, Path]:
     return folder / "model.mlmodel", folder / "weights" / "weight.bin"
 
 
-def test_a_single_weight_counts(package: Path) -> None:
+def test_a_single_weight_changes_the_result(package: Path) -> None:
     _, weights = files(package)
     content = bytearray(weights.read_bytes())
     at = content.index(WEIGHT.tobytes())
@@ -268,7 +268,7 @@ def test_a_declaration_that_does_not_hold(package: Path) -> None:
     )
     linear.outputs[0].type.tensorType.dimensions[2].constant.size = 7
     model.write_bytes(spec.SerializeToString())
-    with pytest.raises(CheckFailed, match=r"makes .*\(1, 4, 5\) and declares .*\(1, 4, 7\)"):
+    with pytest.raises(CheckFailed, match=r"returns .*\(1, 4, 5\) and declares .*\(1, 4, 7\)"):
         evaluated(package)
 
 
