@@ -1,4 +1,4 @@
-"""The figures as a picture: throughput, latency under open load, memory over time."""
+"""Plots of throughput, of latency under open load, and of memory over time."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from training.plots import save
 
 
 def draw(record: BenchmarkReport, path: Path) -> None:
-    """Draw a panel for each kind of figure that there is, as a PNG."""
+    """Draw a panel for each kind of measurement in the report, as a PNG."""
     soak = record.more.get("soak")
     panels = 3 if soak else 2
     figure = Figure(figsize=(4.6 * panels, 3.4))
