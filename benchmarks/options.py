@@ -5,18 +5,26 @@ from typing import Annotated
 
 import typer
 
+from esrt.errors import EsrtError
 
-def _existing_folder(file: Path) -> Path:
-    """Check the folder before the measurement starts, not when its result is to be written."""
+
+def in_existing_folder(file: Path) -> Path:
+    """Check before the measurement, not after it, that the file can be written.
+
+    Raises:
+        EsrtError: the folder does not exist.
+    """
     if not file.parent.is_dir():
-        raise typer.BadParameter(f"The folder {file.parent} does not exist. Create it first.")
+        raise EsrtError(f"The folder {file.parent} does not exist.", "Create it first.")
     return file
 
 
 JsonOption = Annotated[
-    Path, typer.Option("--json", callback=_existing_folder, help="File for the figures.")
+    Path, typer.Option("--json", callback=in_existing_folder, help="File for the figures.")
 ]
 ReportOption = Annotated[Path | None, typer.Option(help="Folder for the plot, a PNG.")]
 CheckpointOption = Annotated[
     Path, typer.Option(help="Checkpoint folder.", show_default="the bundled esrt-nano")
 ]
+RoundsOption = Annotated[int, typer.Option(min=1, help="Rounds of the measurement.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of each backend.")]
