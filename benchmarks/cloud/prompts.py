@@ -38,7 +38,8 @@ def completion_requests(
 
     Equal to the gateway's requests to its engine: the embeddings of the features, the two tags, the
     greedy decoding, the longest length, the grammar, the repetition limit, the log-probability of
-    the chosen tokens, and the number of tokens in a part of a stream.
+    the chosen tokens, and the number of tokens in a part of a stream. Both servers write a line of
+    log for each request.
 
     Different, because the public API has no other form: the body is JSON with the whole prompt as
     base64 of `torch.save`, not a packet. The tags are embeddings, not token ids. The server
