@@ -174,16 +174,20 @@ def bars(
     times: dict[str, dict[str, float]], length: float | None, scores: dict[str, dict[str, Any]]
 ) -> list[Threshold]:
     """Ratios of times in each case, and the loss by int8 on the worst backend."""
-    found = []
+    thresholds = []
     for case, ms in times.items():
-        found.append(Threshold(f"et_int8_over_ort_int8_{case}", ms[ET_INT8] / ms[ORT_INT8], 1.0))
-        found.append(Threshold(f"et_int8_over_eager_fp32_{case}", ms[ET_INT8] / ms[EAGER], 0.5))
+        thresholds.append(
+            Threshold(f"et_int8_over_ort_int8_{case}", ms[ET_INT8] / ms[ORT_INT8], 1.0)
+        )
+        thresholds.append(
+            Threshold(f"et_int8_over_eager_fp32_{case}", ms[ET_INT8] / ms[EAGER], 0.5)
+        )
     if length is not None:
-        found.append(Threshold("length_3s_over_30s", length, 0.15))
+        thresholds.append(Threshold("length_3s_over_30s", length, 0.15))
     for key, bound in (("chrf", 0.5), ("exact", 1.0)) if scores else ():
         losses = [scores[f"{name} fp32"][key] - scores[f"{name} int8"][key] for name in RECIPES]
-        found.append(Threshold(f"int8_{key}_loss", round(max(losses), 3), bound))
-    return found
+        thresholds.append(Threshold(f"int8_{key}_loss", round(max(losses), 3), bound))
+    return thresholds
 
 
 def plot(times: dict[str, dict[str, float]], path: Path) -> None:

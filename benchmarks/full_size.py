@@ -99,10 +99,12 @@ def latency(artifact: Path, model: str, threads: int, rounds: int) -> float:
 def bars(rows: Sequence[dict[str, Any]]) -> list[Threshold]:
     """Size of the int8 program, and the largest peak memory of all exports."""
     sizes = {(row["kind"], row["precision"]): row["size_mb"] for row in rows}
-    found = [Threshold("export_peak_gb", max(row["export_peak_gb"] for row in rows), MEMORY_GB)]
+    thresholds = [
+        Threshold("export_peak_gb", max(row["export_peak_gb"] for row in rows), MEMORY_GB)
+    ]
     if ("executorch", "int8") in sizes:
-        found.append(Threshold("pte_int8_mb", sizes["executorch", "int8"], PTE_MB))
-    return found
+        thresholds.append(Threshold("pte_int8_mb", sizes["executorch", "int8"], PTE_MB))
+    return thresholds
 
 
 def main(

@@ -43,7 +43,7 @@ from training.plots import save
 
 STRETCH = Codec.KLT_LOW
 DEFAULT_KBPS, STRETCH_KBPS, LOSS, CODEC_MS = 4.0, 1.5, 0.5, 2.0
-# Numbers of last tokens that are left out, to see whether they carry anything.
+# Numbers of last tokens that are left out, to measure what they contribute.
 UNSENT = (1, 2)
 TOOLS = ("torch", "soundfile", "constriction", "sacrebleu")
 

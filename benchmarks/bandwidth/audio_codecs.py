@@ -29,7 +29,7 @@ def opus(kbps: int, audio: Float32Array) -> bytes:
 
 
 def through_opus(kbps: int, audio: Float32Array) -> Float32Array:
-    """Encode and decode, as the receiver hears it."""
+    """Encode as Opus and decode."""
     decoded, _ = soundfile.read(io.BytesIO(opus(kbps, audio)), dtype="float32")
     return np.asarray(decoded, np.float32)
 

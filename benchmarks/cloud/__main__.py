@@ -107,14 +107,14 @@ def bars(measured: Measurements, comparisons: Sequence[Row]) -> list[Threshold]:
 
 def expected_answers(service: Service, cases: Sequence[Case]) -> dict[str, set[tuple[str, str]]]:
     """Answers to each case while the engine is healthy: alone, and among others."""
-    found: dict[str, set[tuple[str, str]]] = {case.name: set() for case in cases}
+    answers: dict[str, set[tuple[str, str]]] = {case.name: set() for case in cases}
     for at_once in (1, faults_.AT_ONCE):
         result = asyncio.run(load.closed(service.port, [case.http() for case in cases], at_once))
         for case, answer in zip(
             cases, read_all(result.replies, cases, gateway_answer), strict=True
         ):
-            found[case.name].add(answer.text)
-    return found
+            answers[case.name].add(answer.text)
+    return answers
 
 
 def main(
@@ -150,7 +150,7 @@ def main(
     env_defaults.prepare()
     with running(checkpoint, FOLDER / "gateway.log") as service:
         progress("starting the gateway and the systems beside it")
-        # A time from start to readiness is recorded beside the faults, so nothing else may start.
+        # The report compares recovery with a start, which no other start may slow down.
         start_s = service.wait_until_ready() if faults else 0.0
         measured = measure_systems(service, checkpoint, cases, rounds, turns, progress)
         comparisons = measured.comparisons()

@@ -36,8 +36,8 @@ class Reply:
     def header(self, name: str) -> str:
         """Value of a header, or an empty string."""
         for line in self.head.decode("latin-1").split("\r\n")[1:]:
-            found, _, value = line.partition(":")
-            if found.lower() == name:
+            key, _, value = line.partition(":")
+            if key.lower() == name:
                 return value.strip()
         return ""
 

@@ -46,8 +46,8 @@ def judge(reply: Reply, right: Mapping[str, set[tuple[str, str]]], case: Case) -
     """Outcome of a request: ``right``, ``retriable``, ``wrong`` or ``lost``."""
     answer = reply.answer()
     if answer:
-        found = answer["transcript"], answer["translation"]
-        return "right" if found in right[case.name] else "wrong"
+        texts = answer["transcript"], answer["translation"]
+        return "right" if texts in right[case.name] else "wrong"
     status = reply.problem().get("status", 0)
     return "retriable" if status in RETRIABLE else "lost"
 

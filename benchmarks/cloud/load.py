@@ -27,7 +27,7 @@ class Load:
 
     @property
     def times(self) -> list[tuple[float, float, float]]:
-        """Of each request: sent, first event, complete, on `time.perf_counter`."""
+        """Times of each request on `time.perf_counter`: sent, first event, complete."""
         return [(reply.sent, reply.first, reply.done) for reply in self.replies]
 
 
@@ -73,7 +73,7 @@ def first_token_quantiles(times: Sequence[tuple[float, float, float]]) -> dict[s
 
 
 def _quantiles(seconds: Sequence[float], name: str) -> dict[str, float]:
-    """p50, p95 and p99 under ``name_p50`` and so on."""
+    """Percentiles 50, 95 and 99, as ``name_p50`` and so on."""
     return {
         f"{name}_p{quantile}": round(1e3 * float(value), 2)
         for quantile, value in zip(QUANTILES, np.percentile(seconds, QUANTILES), strict=True)

@@ -54,7 +54,7 @@ async def soak(service: Service, cases: Sequence[Case], minutes: float) -> Soak:
         while time.monotonic() < end:
             kind = _draw(generator)
             requests[kind] += 1
-            status, good = await _one(client, kind, generator.choice(cases), generator)
+            status, good = await _send(client, kind, generator.choice(cases), generator)
             if status not in good:
                 unexpected[f"{kind} {status}"] += 1
 
@@ -77,7 +77,7 @@ def _draw(generator: random.Random) -> str:
     return "plain"
 
 
-async def _one(
+async def _send(
     client: Client, kind: str, case: Case, generator: random.Random
 ) -> tuple[int, tuple[int, ...]]:
     """Send a request of a kind; return its status and the expected ones."""

@@ -49,7 +49,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """From the first request to the last answer."""
+        """Seconds from the first request to the last answer."""
         return max(done for _, _, done in self.times) - min(sent for sent, _, _ in self.times)
 
 
@@ -116,10 +116,10 @@ def read_all(
 
 def gateway_answer(reply: Reply, case: Case) -> Answer | None:
     """Answer of the gateway, from JSON or from the event ``done``."""
-    found = reply.answer()
-    if found is None:
+    fields = reply.answer()
+    if fields is None:
         return None
-    return Answer(found["tokens"]["generated"], (found["transcript"], found["translation"]))
+    return Answer(fields["tokens"]["generated"], (fields["transcript"], fields["translation"]))
 
 
 def completion_answer(reply: Reply, case: Case) -> Answer | None:

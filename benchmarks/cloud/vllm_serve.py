@@ -1,4 +1,4 @@
-"""vLLM's own OpenAI-compatible server, with the same engine as the gateway's."""
+"""vLLM's own OpenAI-compatible server, with the engine arguments of the gateway."""
 
 import json
 import socket
@@ -37,8 +37,8 @@ def engine_arguments(checkpoint: Checkpoint, settings: Settings) -> dict[str, An
         "enable_prefix_caching": False,
         "generation_config": "vllm",
         "stream_interval": settings.stream_interval,
-        # By default, the worker of a CPU has a process of its own, for which the engine waits by
-        # spinning. The gateway does without, and so may everybody.
+        # vLLM's default on a CPU is a separate worker process, for which the engine waits by
+        # spinning: that takes one of two cores. The gateway avoids it in the same way.
         "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
     }
 

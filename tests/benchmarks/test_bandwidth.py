@@ -36,8 +36,8 @@ def test_quick_run_writes_the_report(tmp_path: Path) -> None:
     assert {seconds for _, seconds in rates} == {1, 2, 5, 10, 30}
     by_size = ["pcm", "flac", "fp16", "int8", "int4", "opus 6", "klt", "klt-low"]
     for seconds in (5, 10, 30):
-        found = [rates[name, seconds] for name in by_size]
-        assert found == sorted(found, reverse=True)
+        rates_of = [rates[name, seconds] for name in by_size]
+        assert rates_of == sorted(rates_of, reverse=True)
     assert 256 < rates["pcm", 5] < 257
     assert [bar["name"] for bar in record["bars"]] == [
         *("default_kbps_5s", "stretch_kbps_5s", "encode_ms", "decode_ms")
@@ -74,9 +74,9 @@ def test_received_features_come_from_the_packet(sender: Sender) -> None:
         expected = sender.edge(mel, frames)
     errors = []
     for codec in (Codec.FP16, Codec.INT8, Codec.INT4):
-        found = Received(sender, codec)(mel, frames)
-        assert found.shape == expected.shape
-        errors.append(float((found - expected).square().mean() / expected.square().mean()))
+        received = Received(sender, codec)(mel, frames)
+        assert received.shape == expected.shape
+        errors.append(float((received - expected).square().mean() / expected.square().mean()))
     assert errors == sorted(errors)
     assert errors[0] < 1e-5
     assert errors[-1] < 0.05

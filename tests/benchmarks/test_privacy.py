@@ -46,10 +46,10 @@ def _trials(shift: float) -> Trials:
 @pytest.mark.parametrize(("shift", "expected"), [(0.0, 50.0), (2.0, 15.87), (4.0, 2.28)])
 def test_equal_error_rate_is_that_of_normal_scores(shift: float, expected: float) -> None:
     # Two normal distributions a distance d apart cross over at the tail beyond d / 2.
-    found = _trials(shift).equal_error_rate()
-    assert found.value == pytest.approx(expected, abs=1.5)
-    assert found.low < expected < found.high
-    assert found.high - found.low < 10
+    rate = _trials(shift).equal_error_rate()
+    assert rate.value == pytest.approx(expected, abs=1.5)
+    assert rate.low < expected < rate.high
+    assert rate.high - rate.low < 10
 
 
 def test_scores_that_separate_have_no_errors() -> None:
@@ -61,22 +61,22 @@ def test_pairs_have_different_sentences() -> None:
     random = np.random.default_rng(0)
     speaker, sentence = np.divmod(np.arange(12), 4)
     # The embedding holds only the sentence, so pairs of one sentence would have high scores.
-    found = pairs(np.eye(4)[sentence] + 1e-3 * random.standard_normal((12, 4)), speaker, sentence)
-    assert len(found.score) == 12 * 11 // 2 - 4 * 3
-    assert np.abs(found.score).max() < 0.1
+    trials = pairs(np.eye(4)[sentence] + 1e-3 * random.standard_normal((12, 4)), speaker, sentence)
+    assert len(trials.score) == 12 * 11 // 2 - 4 * 3
+    assert np.abs(trials.score).max() < 0.1
 
 
 def test_enrolled_sentences_are_not_in_the_trials() -> None:
     speaker, sentence = np.divmod(np.arange(15), 5)
-    found = enrolled(np.eye(3)[speaker], speaker, sentence, 2)
-    assert len(found.score) == 3 * 3 * 3
-    assert np.array_equal(found.score > 0.5, found.left == found.right)
+    trials = enrolled(np.eye(3)[speaker], speaker, sentence, 2)
+    assert len(trials.score) == 3 * 3 * 3
+    assert np.array_equal(trials.score > 0.5, trials.left == trials.right)
 
 
 def test_accuracy_weighs_speakers_alike() -> None:
-    found = accuracy(np.array([True, True, True, False]), np.array([0, 0, 0, 1]))
-    assert found.value == 50.0
-    assert (found.low, found.high) == (0.0, 100.0)
+    estimate = accuracy(np.array([True, True, True, False]), np.array([0, 0, 0, 1]))
+    assert estimate.value == 50.0
+    assert (estimate.low, estimate.high) == (0.0, 100.0)
 
 
 def _voices(strength: float) -> tuple[Sequences, Split, np.ndarray]:
@@ -93,13 +93,13 @@ def _voices(strength: float) -> tuple[Sequences, Split, np.ndarray]:
     return Sequences.of(rows, 1), split, speaker
 
 
-def _unseen_eer(found: dict[str, Attack], split: Split, speaker: np.ndarray) -> dict[str, float]:
+def _unseen_eer(attacks: dict[str, Attack], split: Split, speaker: np.ndarray) -> dict[str, float]:
     rows = speaker[split.attacked] >= KNOWN
     attacked = speaker[split.attacked][rows]
     sentence = np.arange(len(speaker))[split.attacked][rows] % SENTENCES
     return {
         name: pairs(attack.embedding[rows], attacked, sentence).equal_error_rate().value
-        for name, attack in found.items()
+        for name, attack in attacks.items()
     }
 
 
@@ -108,8 +108,8 @@ def test_attackers_succeed_if_and_only_if_features_depend_on_the_speaker(
     strength: float, low: float, high: float
 ) -> None:
     sequences, split, speaker = _voices(strength)
-    found = statistics(sequences, split) | tdnn(sequences, split, 40, 0)
-    eer = _unseen_eer(found, split, speaker)
+    attacks = statistics(sequences, split) | tdnn(sequences, split, 40, 0)
+    eer = _unseen_eer(attacks, split, speaker)
     assert set(eer) == {"statistics + LDA", "TDNN 0", "TDNN 0 + LDA"}
     assert all(low <= value <= high for value in eer.values()), eer
 
@@ -128,9 +128,9 @@ def test_sizes_are_compared_by_distance_not_by_direction() -> None:
     random = np.random.default_rng(0)
     speaker = np.repeat(np.arange(10), 20)
     values = 1 + speaker[:, None] + 0.05 * random.standard_normal((200, 1))
-    found = nearness(values[::2], speaker[::2], values[1::2])
-    assert (found.predicted_speaker == speaker[1::2]).mean() > 0.95
-    trials = pairs(found.embedding, speaker[1::2], np.arange(100))
+    attack = nearness(values[::2], speaker[::2], values[1::2])
+    assert (attack.predicted_speaker == speaker[1::2]).mean() > 0.95
+    trials = pairs(attack.embedding, speaker[1::2], np.arange(100))
     assert trials.equal_error_rate().value < 5
 
 
@@ -139,12 +139,12 @@ def test_an_inverter_reconstructs_features_that_hold_the_log_mel() -> None:
     mels = [random.standard_normal((8 * 15, 4)).astype(np.float32) for _ in range(60)]
     packets = [mel.reshape(15, 32) for mel in mels]
     rows = np.arange(60)
-    guessed, found = invert(
+    mel, inversion = invert(
         Sequences.of(packets, 1), Sequences.of(mels, 4), rows[:50], rows[50:], 100, seed=0
     )
-    assert guessed[3].shape == mels[3].shape
-    assert found.error_db < 0.5 * found.baseline_db
-    assert found.baseline_db == pytest.approx(40, rel=0.05)
+    assert mel[3].shape == mels[3].shape
+    assert inversion.error_db < 0.5 * inversion.baseline_db
+    assert inversion.baseline_db == pytest.approx(40, rel=0.05)
 
 
 def test_every_codec_is_attacked() -> None:
@@ -184,8 +184,8 @@ def test_lda_finds_the_direction_that_depends_on_the_speaker() -> None:
     speaker = np.repeat(np.arange(20), 30)
     values = 5 * random.standard_normal((600, 8))
     values[:, 3] = speaker + 0.1 * random.standard_normal(600)
-    found = lda(values[::2], speaker[::2], values[1::2])
-    first = np.abs(np.corrcoef(found.embedding[:, 0], values[1::2, 3])[0, 1])
+    attack = lda(values[::2], speaker[::2], values[1::2])
+    first = np.abs(np.corrcoef(attack.embedding[:, 0], values[1::2, 3])[0, 1])
     assert first > 0.95
 
 

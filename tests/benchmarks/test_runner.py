@@ -125,9 +125,9 @@ def test_x86_64_computes_the_features_of_torch(
 ) -> None:
     for frames in (*LENGTHS, model.config.max_frames):
         mel = speech(model, frames)
-        found, report = x86.run(programs[precision], mel, out=tmp_path / "features")
+        features, report = x86.run(programs[precision], mel, out=tmp_path / "features")
         assert report["shape"] == [1, model.config.tokens(frames), model.config.q_former.width]
-        check_near_torch(found, expected(model, mel), precision)
+        check_near_torch(features, expected(model, mel), precision)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -147,10 +147,10 @@ def test_a_cortex_a76_computes_the_features_of_x86_64_and_torch(
         assert cosines(here, there).min() > MIN_COSINE[precision]
 
 
-def check_near_torch(found: Float32Array, reference: Float32Array, precision: Precision) -> None:
+def check_near_torch(features: Float32Array, reference: Float32Array, precision: Precision) -> None:
     bounds = parity.BOUNDS[precision]
-    assert cosines(found, reference).min() >= bounds.cosine
-    assert np.abs(found - reference).max() <= bounds.error
+    assert cosines(features, reference).min() >= bounds.cosine
+    assert np.abs(features - reference).max() <= bounds.error
 
 
 def test_a_cortex_a76_uses_its_dot_product_instruction_for_int8(
@@ -357,8 +357,8 @@ def test_the_sdk_is_fetched_whole(offline: Path) -> None:
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\n")
     fetch(Target.AARCH64)
     (folder,) = (offline / "runner").iterdir()
-    found = [path for path in (folder / "executorch").rglob("*") if path.is_file()]
-    assert sorted(str(path.relative_to(folder / "executorch")) for path in found) == sdk
+    files = [path for path in (folder / "executorch").rglob("*") if path.is_file()]
+    assert sorted(str(path.relative_to(folder / "executorch")) for path in files) == sdk
     (offline / name).unlink()
     fetch(Target.AARCH64)  # already fetched
 
