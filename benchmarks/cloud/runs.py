@@ -20,8 +20,6 @@ from benchmarks.cloud.systems import Run, System, gateway_answer, read_all
 
 # Requests at once. A single request at a time shows what one costs by itself.
 AT_ONCE = (1, 16, 64)
-# Cases of a run with one request at a time, where transformers takes a tenth of a second for each.
-CASES_ALONE = 12
 # Systems without batching run with one request at a time only.
 ALONE = ("transformers",)
 # Systems that stream, so that the time of the first token is known.
@@ -153,15 +151,14 @@ def closed_rounds(
         systems: the systems by name.
         cases: all cases, of which each run draws some.
         rounds: counted rounds.
-        turns: requests of a run for each request at once.
+        turns: requests in a run for each request at once; twice as many for one at a time.
         progress: takes a line of text when a round begins.
     """
     measured = Measurements()
     for number in range(rounds + 1):
         progress(f"closed load, round {number} of {rounds}" if number else "closed load, warm-up")
         for at_once in AT_ONCE:
-            count = CASES_ALONE if at_once == 1 else at_once * turns
-            chosen = drawn(cases, count, seed=number)
+            chosen = drawn(cases, max(2, at_once) * turns, seed=number)
             names = [name for name in systems if at_once == 1 or name not in ALONE]
             for name in random.Random(number).sample(names, len(names)):
                 run = systems[name].run(chosen, at_once)
