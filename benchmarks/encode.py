@@ -30,7 +30,7 @@ from benchmarks.options import (
 )
 from benchmarks.speech import log_mel_speech
 from benchmarks.timing import medians
-from edge_runtime.backends import open_backend
+from edge_runtime.artifact import open_artifact
 from esrt import bundled
 from esrt.arrays import Float32Array
 from esrt.benchmark_report import BenchmarkReport, Threshold
@@ -41,9 +41,8 @@ from esrt.errors import CheckFailed
 from esrt.manifest import Activations, Precision
 from esrt.model import Projector
 from esrt.wire import Split
+from export.backends import get_recipe
 from export.recipe import ExportRecipe, export
-from export.to_executorch import RECIPE as EXECUTORCH
-from export.to_onnx import RECIPE as ONNX
 from training.corpus.build import CORPUS, Corpus, load
 from training.evaluate import score, translate
 from training.plots import save
@@ -57,6 +56,7 @@ VARIANTS: dict[str, tuple[Precision, Activations | None]] = {
     "int8": (Precision.INT8, None),
     "int8 static": (Precision.INT8, Activations.STATIC),
 }
+EXECUTORCH, ONNX = get_recipe("executorch"), get_recipe("onnx")
 SPLIT = Split.QFORMER
 RECIPES = {"executorch": EXECUTORCH, "onnxruntime": ONNX}
 TOOLS = ("torch", "executorch", "onnxruntime")
@@ -112,7 +112,7 @@ def _exported(
     out = folder / f"{model}-{recipe.kind}-{variant.replace(' ', '-')}"
     with Console(stderr=True).status(f"exporting {model} to {recipe.title}, {variant}"):
         export(recipe, checkpoint, out, precision, SPLIT, activations=activations)
-    return open_backend(out, threads=threads).encode
+    return open_artifact(out).backend(threads=threads).encode
 
 
 def _apply(runs: dict[str, Encode], mel: Float32Array) -> dict[str, Callable[[], Float32Array]]:

@@ -19,7 +19,7 @@ from rich.console import Console
 from benchmarks.options import JsonOption, RoundsOption, ThreadsOption
 from benchmarks.speech import log_mel_speech
 from benchmarks.timing import medians
-from edge_runtime.backends import open_backend
+from edge_runtime.artifact import open_artifact
 from esrt.benchmark_report import BenchmarkReport, Threshold
 from esrt.bundled import REPOSITORY
 from esrt.cli import exit_on_error
@@ -64,9 +64,8 @@ def measure(
         "run_peak_gb": None,
     }
     if kind != "coreml":  # only Apple's systems run Core ML
-        config = named_config(model)
         row["latency_s"] = round(latency(out, model, threads, rounds), 2)
-        peak = peak_bytes(kind, out / manifest.entry, config.max_frames)
+        peak = peak_bytes(out)
         row["run_peak_gb"] = peak and round(peak / 1e9, 2)
     return row
 
@@ -91,7 +90,7 @@ def timed(command: Sequence[str]) -> tuple[float, int]:
 
 def latency(artifact: Path, model: str, threads: int, rounds: int) -> float:
     """Median seconds of one run on the longest input."""
-    backend, config = open_backend(artifact, threads=threads), named_config(model)
+    backend, config = open_artifact(artifact).backend(threads=threads), named_config(model)
     run = partial(backend.encode, log_mel_speech(config, config.max_seconds))
     return medians({"run": run}, rounds)[0]["run"] / 1000
 

@@ -25,7 +25,9 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.encode import (
     EAGER,
     ET_INT8,
+    EXECUTORCH,
     NANO_SECONDS,
+    ONNX,
     ORT_INT8,
     SMALL,
     SPLIT,
@@ -41,8 +43,6 @@ from esrt.checkpoint import Checkpoint, open_checkpoint, random_checkpoint
 from esrt.cli import exit_on_error
 from esrt.manifest import Precision
 from export.recipe import export
-from export.to_executorch import RECIPE as EXECUTORCH
-from export.to_onnx import RECIPE as ONNX
 
 BACKENDS = (EAGER, ET_INT8, ORT_INT8)
 # Milliseconds and calls in a run, by the runtime's name of an operator.

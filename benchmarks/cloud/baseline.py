@@ -116,7 +116,7 @@ async def _engine(checkpoint: Any, cases: list[Case]) -> tuple[Generate, Callabl
     from benchmarks.cloud.prompts import projected
     from benchmarks.cloud.vllm_serve import GRAMMAR_BACKEND, engine_arguments
     from cloud_vllm.engines.output_grammar import GrammarCache
-    from cloud_vllm.engines.vllm_params import prompt, sampling
+    from cloud_vllm.engines.vllm_params import embeds_prompt, sampling_params
     from cloud_vllm.settings import Settings
     from esrt.languages import direction
 
@@ -130,15 +130,15 @@ async def _engine(checkpoint: Any, cases: list[Case]) -> tuple[Generate, Callabl
     dtype, features = getattr(torch, settings.dtype), projected(checkpoint, cases)
     cache = GrammarCache(llm.get_tokenizer())
     grammars = [cache.of(*direction(case.source, case.target)) for case in cases]
-    parameters = {grammar: sampling(grammar, settings, streamed=False) for grammar in set(grammars)}
     count = 0
 
     async def generate(index: int) -> tuple[int, float]:
         nonlocal count
         count += 1
         first, tokens, grammar = 0.0, 0, grammars[index]
-        request = prompt(features[index], grammar, dtype)
-        async for output in llm.generate(request, parameters[grammar], f"baseline-{count}"):
+        prompt = embeds_prompt(features[index], grammar, dtype)
+        parameters = sampling_params(grammar, settings, streamed=False)
+        async for output in llm.generate(prompt, parameters, f"baseline-{count}"):
             first = first or perf_counter()
             tokens += len(output.outputs[0].token_ids)
         return tokens, first

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_runtime.artifact import open_artifact
 from edge_runtime.audio import read_audio
-from edge_runtime.backends import open_backend
-from edge_runtime.encoder import codec_tables_of, encode_audio
+from edge_runtime.encoder import encode_audio
 from esrt.bundled import REPOSITORY, SAMPLES
 from esrt.errors import CheckFailed
 from esrt.wire import MEDIA_TYPE
@@ -62,13 +62,13 @@ def encode_clips(folder: Path, checkpoint: Path) -> list[Case]:
     Raises:
         CheckFailed: the export failed; its own message says why.
     """
-    artifact = folder / "onnx-int8"
+    out = folder / "onnx-int8"
     command = [sys.executable, "export/to_onnx.py", "--checkpoint", str(checkpoint.resolve())]
-    command += ["--out", str(artifact.resolve())]
+    command += ["--out", str(out.resolve())]
     if subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL).returncode:
         raise CheckFailed("The encoder could not be exported.", "See the message above.")
-    backend, cases = open_backend(artifact), list[Case]()
-    codec_tables = codec_tables_of(artifact, backend.manifest)
+    artifact, cases = open_artifact(out), list[Case]()
+    backend, codec_tables = artifact.backend(), artifact.codec_tables()
     for clip in json.loads((SAMPLES / "index.json").read_text("utf-8")):
         audio = read_audio(SAMPLES / clip["file"], backend.manifest.front_end)
         packet = encode_audio(audio, backend, codec_tables=codec_tables).packet

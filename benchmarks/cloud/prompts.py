@@ -64,7 +64,7 @@ def completion_requests(
             "temperature": 0.0,
             "max_tokens": settings.max_new_tokens,
             "logprobs": 0,
-            "structured_outputs": {"structural_tag": grammar.structural_tag()},
+            "structured_outputs": {"structural_tag": grammar.structural_tag},
             # The separator between transcript and translation consists of special tokens.
             "skip_special_tokens": False,
             "stream": stream,

@@ -29,7 +29,8 @@ from esrt.manifest import Precision, read_manifest
 from esrt.model import EdgeModel
 from esrt.wire import Split
 from export import parity
-from export.to_executorch import export_executorch
+from export.backends import get_recipe
+from export.recipe import export
 from tests.export.helpers import cosines, expected
 
 EMULATOR = "qemu-aarch64-static"
@@ -96,7 +97,10 @@ def a76(tmp_path_factory: pytest.TempPathFactory) -> Machine:
 def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
     checkpoint, folder = open_checkpoint(CHECKPOINT), tmp_path_factory.mktemp("nano")
     for precision in PRECISIONS:
-        export_executorch(checkpoint, folder / precision, precision, Split.QFORMER)
+        export(
+            *(get_recipe("executorch"), checkpoint, folder / precision),
+            *(precision, Split.QFORMER),
+        )
     return {name: folder / name / read_manifest(folder / name).entry for name in PRECISIONS}
 
 
