@@ -7,6 +7,7 @@ standard input, a line of JSON each, and writes a line of JSON for each.
 
 import asyncio
 import dataclasses
+import gc
 import json
 import os
 import subprocess
@@ -190,6 +191,9 @@ async def _serve(kind: Kind, folder: Path, file: Path, results: int) -> None:
     ]
     start = _engine if kind == "engine" else _transformers
     generate, close = await start(checkpoint, cases)
+    # As in the gateway and in vLLM's server, garbage collections skip the loaded libraries.
+    gc.collect()
+    gc.freeze()
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         indices, at_once = json.loads(line)
