@@ -44,8 +44,9 @@ from esrt.wire import Split
 from export.backends import get_recipe
 from export.recipe import ExportRecipe, export
 from training.corpus.build import CORPUS, Corpus, load
-from training.evaluate import score, translate
+from training.evaluate import translate
 from training.plots import save
+from training.scoring import score
 
 Encode = Callable[[Float32Array], Float32Array]
 

@@ -38,8 +38,9 @@ from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.cli import exit_on_error
 from esrt.wire import Codec
 from training.corpus.build import CORPUS, Corpus, load
-from training.evaluate import score, translate
+from training.evaluate import translate
 from training.plots import save
+from training.scoring import score
 
 STRETCH = Codec.KLT_LOW
 DEFAULT_KBPS, STRETCH_KBPS, LOSS, CODEC_MS = 4.0, 1.5, 0.5, 2.0
