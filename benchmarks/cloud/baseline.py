@@ -116,8 +116,8 @@ async def _engine(checkpoint: Any, cases: list[Case]) -> tuple[Generate, Callabl
 
     from benchmarks.cloud.prompts import projected
     from benchmarks.cloud.vllm_serve import GRAMMAR_BACKEND, engine_arguments
+    from cloud_vllm.engines import vllm_params
     from cloud_vllm.engines.output_grammar import GrammarCache
-    from cloud_vllm.engines.vllm_params import embeds_prompt, sampling_params
     from cloud_vllm.settings import Settings
     from esrt.languages import direction
 
@@ -137,8 +137,8 @@ async def _engine(checkpoint: Any, cases: list[Case]) -> tuple[Generate, Callabl
         nonlocal count
         count += 1
         first, tokens, grammar = 0.0, 0, grammars[index]
-        prompt = embeds_prompt(features[index], grammar, dtype)
-        parameters = sampling_params(grammar, settings, streamed=False)
+        prompt = vllm_params.prompt(features[index], grammar, dtype)
+        parameters = vllm_params.sampling(grammar, settings, streamed=False)
         async for output in llm.generate(prompt, parameters, f"baseline-{count}"):
             first = first or perf_counter()
             tokens += len(output.outputs[0].token_ids)
