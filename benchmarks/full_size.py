@@ -1,7 +1,7 @@
-"""The exports of the largest model: ``python -m benchmarks.full_size --json FILE``.
+"""Exports of the largest model: ``python -m benchmarks.full_size --json FILE``.
 
-Each export is the command that people type, in a process of its own whose time and peak memory are
-taken; what it wrote is then loaded and run on 30 s of speech. Prints the table as Markdown.
+Each export runs as a command in its own process, whose time and peak memory are measured. The
+artifact is then loaded and run on 30 s of speech. The table is printed as Markdown.
 """
 
 import os
@@ -16,9 +16,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmarks.encode import medians, speech
+from benchmarks.options import JsonOption, RoundsOption, ThreadsOption
+from benchmarks.speech import log_mel_speech
+from benchmarks.timing import medians
 from edge_runtime.artifact import open_artifact
 from esrt.benchmark_report import BenchmarkReport, Threshold
+from esrt.bundled import REPOSITORY
 from esrt.cli import exit_on_error
 from esrt.config import named_config
 from esrt.errors import CheckFailed
@@ -32,16 +35,15 @@ SCRIPTS: dict[Kind, str] = {
 }
 TOOLS = ("torch", "executorch", "onnxruntime", "coremltools")
 PTE_MB, MEMORY_GB = 750, 24
-_ROOT = Path(__file__).resolve().parent.parent
 
 
 def measure(
     kind: Kind, model: str, precision: Precision, folder: Path, threads: int, rounds: int
 ) -> dict[str, Any]:
-    """Export, load and run one artifact: the row of the table.
+    """Export, load and run one artifact; return its row of the table.
 
     Raises:
-        CheckFailed: the export failed; its own message says why.
+        CheckFailed: the export failed and printed its own message.
     """
     out = folder / f"{model}-{kind}-{precision}"
     seconds, memory = timed(
@@ -61,7 +63,7 @@ def measure(
         "latency_s": None,
         "run_peak_gb": None,
     }
-    if kind != "coreml":  # which only Apple's systems run
+    if kind != "coreml":  # only Apple's systems run Core ML
         row["latency_s"] = round(latency(out, model, threads, rounds), 2)
         peak = peak_bytes(out)
         row["run_peak_gb"] = peak and round(peak / 1e9, 2)
@@ -69,18 +71,19 @@ def measure(
 
 
 def timed(command: Sequence[str]) -> tuple[float, int]:
-    """Seconds and peak resident bytes of a command, which is run in the repository.
+    """Run a command in the repository; return its seconds and peak resident bytes.
 
     Raises:
-        CheckFailed: it did not end well.
+        CheckFailed: the exit code is not 0.
     """
     started = time.monotonic()
-    process = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         raise CheckFailed(
-            f"{' '.join(command[1:])} ended with {process.returncode}.", "Its message is above."
+            f"{' '.join(command[1:])} ended with exit code {process.returncode}.",
+            "See its message above.",
         )
     return time.monotonic() - started, 1024 * usage.ru_maxrss
 
@@ -88,33 +91,41 @@ def timed(command: Sequence[str]) -> tuple[float, int]:
 def latency(artifact: Path, model: str, threads: int, rounds: int) -> float:
     """Median seconds of one run on the longest input."""
     backend, config = open_artifact(artifact).backend(threads=threads), named_config(model)
-    run = partial(backend.encode, speech(config, config.max_seconds))
+    run = partial(backend.encode, log_mel_speech(config, config.max_seconds))
     return medians({"run": run}, rounds)[0]["run"] / 1000
 
 
 def bars(rows: Sequence[dict[str, Any]]) -> list[Threshold]:
-    """Size of the int8 program, and whether all exports fit the machine that they are made for."""
+    """Size of the int8 program, and the largest peak memory of all exports."""
     sizes = {(row["kind"], row["precision"]): row["size_mb"] for row in rows}
-    found = [Threshold("export_peak_gb", max(row["export_peak_gb"] for row in rows), MEMORY_GB)]
+    thresholds = [
+        Threshold("export_peak_gb", max(row["export_peak_gb"] for row in rows), MEMORY_GB)
+    ]
     if ("executorch", "int8") in sizes:
-        found.append(Threshold("pte_int8_mb", sizes["executorch", "int8"], PTE_MB))
-    return found
+        thresholds.append(Threshold("pte_int8_mb", sizes["executorch", "int8"], PTE_MB))
+    return thresholds
 
 
 def main(
-    json_file: Annotated[Path, typer.Option("--json", help="Write the figures here.")],
+    json_file: JsonOption,
     model: Annotated[str, typer.Option(help="A configuration of esrt/config.py.")] = "esrt-4b",
-    precision: Annotated[list[Precision] | None, typer.Option(help="May be repeated.")] = None,
-    folder: Annotated[Path, typer.Option(help="For the artifacts.")] = Path("build/full-size"),
-    threads: Annotated[int, typer.Option(min=1)] = 2,
-    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    precision: Annotated[
+        list[Precision] | None, typer.Option(help="Precision of the exports; may be repeated.")
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Folder for the artifacts.")] = Path(
+        "build/full-size"
+    ),
+    threads: ThreadsOption = 2,
+    rounds: RoundsOption = 5,
+    quick: Annotated[bool, typer.Option("--quick", help="Export nano, and run once.")] = False,
 ) -> None:
-    """Export a model of random weights to every target, and measure."""
+    """Export a model with random weights by every recipe, and measure the artifacts."""
+    model, rounds = ("esrt-nano", 1) if quick else (model, rounds)
     rows = []
-    for precision_of in precision or [Precision.INT8]:
+    for chosen in precision or [Precision.INT8]:
         for kind in SCRIPTS:
-            with Console(stderr=True).status(f"{kind} {precision_of}"):
-                rows.append(measure(kind, model, precision_of, folder, threads, rounds))
+            with Console(stderr=True).status(f"{kind} {chosen}"):
+                rows.append(measure(kind, model, chosen, folder, threads, rounds))
     settings = {"model": model, "threads": threads, "rounds": rounds}
     record = BenchmarkReport(settings=settings, rows=rows, bars=bars(rows), tools=TOOLS)
     record.write(json_file)

@@ -1,8 +1,8 @@
-"""Where each runtime's time goes: ``python -m benchmarks.operators --json FILE``.
+"""Time of each runtime by operator: ``python -m benchmarks.operators --json FILE``.
 
-Every runtime's own profiler times its operators on the same input with the same number of threads.
-A figure is the sum over an operator's calls of their medians, for torch, whose profiler keeps no
-single calls, of their means. ExecuTorch's are XNNPACK's, from its event tracer.
+The profiler of each runtime times the operators on the same input with the same number of threads.
+The figure of an operator is the sum over its calls of each call's median. Torch's profiler keeps no
+single calls, so its figures are means. ExecuTorch's figures come from its event tracer.
 """
 
 import json
@@ -32,9 +32,10 @@ from benchmarks.encode import (
     SMALL,
     SPLIT,
     TOOLS,
-    settle,
-    speech,
 )
+from benchmarks.options import CheckpointOption, JsonOption, RoundsOption, ThreadsOption
+from benchmarks.speech import log_mel_speech
+from benchmarks.timing import settle
 from esrt import bundled
 from esrt.arrays import Float32Array
 from esrt.benchmark_report import BenchmarkReport
@@ -44,12 +45,12 @@ from esrt.manifest import Precision
 from export.recipe import export
 
 BACKENDS = (EAGER, ET_INT8, ORT_INT8)
-# Milliseconds of a run, and how many calls it holds, by the runtime's name of an operator.
+# Milliseconds and calls in a run, by the runtime's name of an operator.
 Times = dict[str, tuple[float, float]]
 
-# What an operator is for, by the first pattern that its name holds. Layer norms are ExecuTorch's
-# products with one column (export/backends/xnnpack/rewrite.py), its only linear layers in
-# floating point. Torch's attention is one operator, softmax and all.
+# Groups of operators, by the first pattern found in the name. ExecuTorch computes layer norms by
+# products with one column (export/backends/xnnpack/rewrite.py), its only linear layers in floating
+# point. Torch's attention is one operator, which includes the softmax.
 GROUPS = {
     "linear layers": r"QDU?8, |Quantize|MatMulInteger|aten::(addmm|mm)$",
     "attention's products": r"Batch Matrix Multiply|MatMul|aten::bmm|scaled_dot_product_flash",
@@ -63,13 +64,13 @@ OTHER = "copies, conversions, the rest"
 
 
 def group(operator: str) -> str:
-    """What an operator is for."""
-    found = (name for name, pattern in GROUPS.items() if re.search(pattern, operator))
-    return next(found, OTHER)
+    """Group of an operator."""
+    matching = (name for name, pattern in GROUPS.items() if re.search(pattern, operator))
+    return next(matching, OTHER)
 
 
 def executorch(path: Path, mel: Float32Array, threads: int, rounds: int) -> Times:
-    """XNNPACK's operators and ExecuTorch's kernels around them, in a program's runs."""
+    """Profile XNNPACK's operators and ExecuTorch's own kernels in a program."""
     portable_lib._unsafe_reset_threadpool(threads)
     module = portable_lib._load_for_executorch(str(path), enable_etdump=True)
     for _ in range(rounds):
@@ -92,7 +93,7 @@ def _sums(calls: dict[str, list[float]]) -> Times:
 
 
 def onnx(path: Path, mel: Float32Array, threads: int, rounds: int) -> Times:
-    """ONNX Runtime's operators."""
+    """Profile ONNX Runtime's operators."""
     totals: dict[str, list[float]] = defaultdict(list)
     with TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
@@ -113,7 +114,7 @@ def onnx(path: Path, mel: Float32Array, threads: int, rounds: int) -> Times:
 
 
 def eager(checkpoint: Checkpoint, mel: Float32Array, threads: int, rounds: int) -> Times:
-    """Torch's operators, in float32."""
+    """Profile torch's operators, in float32."""
     torch.set_num_threads(threads)
     model = checkpoint.edge_model()
     values = torch.from_numpy(mel[None])
@@ -131,30 +132,30 @@ def eager(checkpoint: Checkpoint, mel: Float32Array, threads: int, rounds: int) 
 def measure(
     checkpoint: Checkpoint, seconds: float, artifacts: dict[str, Path], threads: int, rounds: int
 ) -> dict[str, Times]:
-    """Every runtime's operators for so much speech, in int8 but for torch."""
-    mel = speech(checkpoint.config, seconds)
-    found = {EAGER: eager(checkpoint, mel, threads, rounds)}
-    for name, target, profiled in (
+    """Profile every runtime on speech of a length: torch in float32, the others in int8."""
+    mel = log_mel_speech(checkpoint.config, seconds)
+    measured = {EAGER: eager(checkpoint, mel, threads, rounds)}
+    for name, recipe, profiled in (
         (ET_INT8, EXECUTORCH, executorch),
         (ORT_INT8, ONNX, onnx),
     ):
         settle()
-        found[name] = profiled(artifacts[target.kind] / target.entry, mel, threads, rounds)
-    return found
+        measured[name] = profiled(artifacts[recipe.kind] / recipe.entry, mel, threads, rounds)
+    return measured
 
 
 def exported(checkpoint: Checkpoint, folder: Path) -> dict[str, Path]:
-    """The int8 artifacts of a model, by kind, made anew."""
+    """Export a model to int8 by both recipes; return the artifacts by kind."""
     artifacts: dict[str, Path] = {}
-    for target in (EXECUTORCH, ONNX):
-        out = artifacts[target.kind] = folder / f"{checkpoint.config.name}-{target.kind}"
+    for recipe in (EXECUTORCH, ONNX):
+        out = artifacts[recipe.kind] = folder / f"{checkpoint.config.name}-{recipe.kind}"
         with Console(stderr=True).status(f"exporting {out.name}"):
-            export(target, checkpoint, out, Precision.INT8, SPLIT)
+            export(recipe, checkpoint, out, Precision.INT8, SPLIT)
     return artifacts
 
 
 def rows(case: str, measured: dict[str, Times]) -> list[dict[str, Any]]:
-    """One row for each operator, the slowest first."""
+    """A row for each operator, the slowest first."""
     return [
         {
             "case": case,
@@ -169,12 +170,12 @@ def rows(case: str, measured: dict[str, Times]) -> list[dict[str, Any]]:
     ]
 
 
-def table(found: list[dict[str, Any]], case: str) -> Table:
+def table(all_rows: list[dict[str, Any]], case: str) -> Table:
     """Milliseconds by group and backend."""
     shown = Table(case, *BACKENDS)
     for name in (*GROUPS, OTHER, "all"):
         sums = [0.0, 0.0, 0.0]
-        for row in found:
+        for row in all_rows:
             if row["case"] == case and name in (row["group"], "all"):
                 sums[BACKENDS.index(row["backend"])] += row["ms"]
         shown.add_row(name, *(f"{value:.2f}" for value in sums))
@@ -182,31 +183,29 @@ def table(found: list[dict[str, Any]], case: str) -> Table:
 
 
 def main(
-    json_file: Annotated[Path, typer.Option("--json", help="Write the figures here.")],
-    checkpoint: Annotated[
-        Path, typer.Option(help="Checkpoint folder.", show_default="the bundled esrt-nano")
-    ] = bundled.CHECKPOINT,
-    threads: Annotated[int, typer.Option(min=1)] = 2,
-    rounds: Annotated[int, typer.Option(min=1)] = 21,
-    quick: Annotated[bool, typer.Option("--quick", help="Not the small model.")] = False,
+    json_file: JsonOption,
+    checkpoint: CheckpointOption = bundled.CHECKPOINT,
+    threads: ThreadsOption = 2,
+    rounds: RoundsOption = 21,
+    quick: Annotated[bool, typer.Option("--quick", help="Profile nano alone.")] = False,
 ) -> None:
-    """Profile nano at 3 and 10 s, and whisper-small's size at 30 s."""
+    """Profile nano at 3 and 10 s, and the size of whisper-small at 30 s."""
     folder = Path("build/benchmarks/operators")
-    found: list[dict[str, Any]] = []
+    all_rows: list[dict[str, Any]] = []
     opened = open_checkpoint(checkpoint)
     artifacts = exported(opened, folder)
     for seconds in NANO_SECONDS:
         measured = measure(opened, seconds, artifacts, threads, rounds)
-        found += rows(f"nano_{seconds}s", measured)
+        all_rows += rows(f"nano_{seconds}s", measured)
     if not quick:
         small = random_checkpoint(SMALL)
         artifacts = exported(small, folder)
         measured = measure(small, SMALL.max_seconds, artifacts, threads, max(3, rounds // 7))
-        found += rows("small_30s", measured)
+        all_rows += rows("small_30s", measured)
     settings = {"threads": threads, "rounds": rounds, "fingerprint": opened.fingerprint}
-    BenchmarkReport(settings=settings, rows=found, bars=[], tools=TOOLS).write(json_file)
-    for case in dict.fromkeys(row["case"] for row in found):
-        Console().print(table(found, case))
+    BenchmarkReport(settings=settings, rows=all_rows, bars=[], tools=TOOLS).write(json_file)
+    for case in dict.fromkeys(row["case"] for row in all_rows):
+        Console().print(table(all_rows, case))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The gateway under load: throughput beside the bare engine's, latency, faults and endurance."""
+"""Load benchmark of the gateway: throughput, latency, CPU time, faults and endurance."""

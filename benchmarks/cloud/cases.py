@@ -1,4 +1,4 @@
-"""What is asked for: the bundled clips, encoded as a phone does, each into every other language."""
+"""Requests of the load benchmark: each bundled clip, encoded as on a phone, in all directions."""
 
 import json
 import random
@@ -11,7 +11,7 @@ from pathlib import Path
 from edge_runtime.artifact import open_artifact
 from edge_runtime.audio import read_audio
 from edge_runtime.encoder import encode_audio
-from esrt.bundled import SAMPLES
+from esrt.bundled import REPOSITORY, SAMPLES
 from esrt.errors import CheckFailed
 from esrt.wire import MEDIA_TYPE
 
@@ -21,10 +21,10 @@ class Case:
     """A packet and a direction.
 
     Attributes:
-        clip: the file that was spoken.
-        packet: its features.
-        source: the language spoken.
-        target: the language to write.
+        clip: the audio file.
+        packet: the features of the clip.
+        source: code of the language spoken.
+        target: code of the language to translate into.
     """
 
     clip: str
@@ -34,29 +34,39 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Which answer this is."""
+        """Clip and target language: cases of one name have one answer."""
         return f"{self.clip} {self.target}"
 
     def http(self, *, events: bool = False) -> bytes:
-        """The whole request, ready to be sent: nothing is left to do while the clock runs."""
-        head = (
-            f"POST /v1/translate?src={self.source}&tgt={self.target} HTTP/1.1\r\nHost: gateway\r\n"
-            f"Content-Type: {MEDIA_TYPE}\r\nContent-Length: {len(self.packet)}\r\n"
-            f"Accept: {'text/event-stream' if events else 'application/json'}\r\n\r\n"
+        """Request to the gateway: head and body, ready to be sent."""
+        return http_request(
+            f"/v1/translate?src={self.source}&tgt={self.target}",
+            self.packet,
+            MEDIA_TYPE,
+            accept="text/event-stream" if events else "application/json",
         )
-        return head.encode() + self.packet
+
+
+def http_request(path: str, body: bytes, content_type: str, *, accept: str = "*/*") -> bytes:
+    """An HTTP/1.1 POST request as bytes, so that nothing is left to do while the clock runs."""
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: benchmark\r\nContent-Type: {content_type}\r\n"
+        f"Content-Length: {len(body)}\r\nAccept: {accept}\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 def encode_clips(folder: Path, checkpoint: Path) -> list[Case]:
-    """Export the encoder, run the edge runtime on every clip, and ask for every direction.
+    """Export the encoder, encode every clip with the edge runtime, and list every direction.
 
     Raises:
         CheckFailed: the export failed; its own message says why.
     """
     out = folder / "onnx-int8"
-    command = [sys.executable, "export/to_onnx.py", "--checkpoint", str(checkpoint)]
-    if subprocess.run([*command, "--out", str(out)], stdout=subprocess.DEVNULL).returncode:
-        raise CheckFailed("The encoder could not be exported.", "Its message is above.")
+    command = [sys.executable, "export/to_onnx.py", "--checkpoint", str(checkpoint.resolve())]
+    command += ["--out", str(out.resolve())]
+    if subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL).returncode:
+        raise CheckFailed("The encoder could not be exported.", "See the message above.")
     artifact, cases = open_artifact(out), list[Case]()
     backend, codec_tables = artifact.backend(), artifact.codec_tables()
     for clip in json.loads((SAMPLES / "index.json").read_text("utf-8")):
@@ -71,7 +81,7 @@ def encode_clips(folder: Path, checkpoint: Path) -> list[Case]:
 
 
 def drawn(cases: Sequence[Case], count: int, seed: int) -> list[Case]:
-    """So many cases: all of them in turn, each turn in an order of its own."""
+    """Draw a number of cases: all of them in turn, in a new random order each time."""
     generator = random.Random(seed)
     order: list[Case] = []
     while len(order) < count:

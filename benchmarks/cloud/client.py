@@ -1,7 +1,7 @@
-"""An HTTP/1.1 client that costs next to nothing, because it shares its cores with what it measures.
+"""A minimal HTTP/1.1 client, because the load generator shares its cores with the servers.
 
-Requests are bytes made beforehand; of an answer only what finds its end is parsed while the clock
-runs.
+Requests are bytes made in advance. While the clock runs, a response is parsed only as far as its
+end requires.
 """
 
 import asyncio
@@ -15,15 +15,15 @@ _HEAD_END, _LAST_CHUNK = b"\r\n\r\n", b"0\r\n\r\n"
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, and when it came, on `time.perf_counter`.
+    """A response, and its times on `time.perf_counter`.
 
     Attributes:
-        status: HTTP status; 0 where the connection broke before the answer was whole.
+        status: HTTP status; 0 if the connection broke before the response was complete.
         head: status line and headers.
-        body: as it came, chunk lengths included.
+        body: bytes as received, chunk lengths included.
         sent: when the request was sent, or was due.
-        first: when the first event had arrived; the end, where there are none.
-        done: when the answer was whole.
+        first: when the first event had arrived; equal to ``done`` without events.
+        done: when the response was complete.
     """
 
     status: int
@@ -34,22 +34,27 @@ class Reply:
     done: float
 
     def header(self, name: str) -> str:
-        """A header's value, or nothing."""
+        """Value of a header, or an empty string."""
         for line in self.head.decode("latin-1").split("\r\n")[1:]:
-            found, _, value = line.partition(":")
-            if found.lower() == name:
+            key, _, value = line.partition(":")
+            if key.lower() == name:
                 return value.strip()
         return ""
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether the body consists of server-sent events."""
+        return self.header("content-type").startswith("text/event-stream")
+
     def answer(self) -> dict[str, Any] | None:
-        """The translation, from JSON or from the event ``done``; ``None`` if it is none."""
+        """The gateway's translation, from JSON or the event ``done``; ``None`` without one."""
         text = self.body
-        if self.header("content-type").startswith("text/event-stream"):
+        if self.is_stream:
             text = self.body.partition(b"event: done\ndata: ")[2].partition(b"\n")[0]
         return cast("dict[str, Any]", json.loads(text)) if self.status == 200 and text else None
 
     def problem(self) -> dict[str, Any]:
-        """The problem document, also the one of an event ``error``; empty if there is none."""
+        """The problem document, from JSON or the event ``error``; empty without one."""
         text = self.body.partition(b"event: error\ndata: ")[2].partition(b"\n")[0]
         if not text and self.status >= 400:
             text = self.body
@@ -77,11 +82,11 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_exception(ConnectionError("closed before the answer was whole"))
+            self._waiting.set_exception(ConnectionError("closed before the response was complete"))
 
     def data_received(self, data: bytes) -> None:
         self._data += data
-        if self._first == 0.0 and b"event: " in self._data:
+        if self._first == 0.0 and b"\ndata: " in self._data:
             self._first = perf_counter()
         if self._start < 0 and (end := self._data.find(_HEAD_END)) >= 0:
             self._start = end + len(_HEAD_END)
@@ -112,7 +117,7 @@ class _Connection(asyncio.Protocol):
 
 
 class Client:
-    """Connections to one address, kept open and taken in turn; an async context manager."""
+    """Connections to a port of loopback, kept open and reused; an async context manager."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -120,7 +125,7 @@ class Client:
         self._all: list[_Connection] = []
 
     async def __aenter__(self) -> "Client":
-        """Nothing is connected yet."""
+        """Connections are opened when they are needed."""
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -129,9 +134,9 @@ class Client:
             connection.close()
 
     async def ask(self, request: bytes, due: float | None = None) -> Reply:
-        """Send a request and wait for the whole answer.
+        """Send a request and wait for the complete response.
 
-        A connection that breaks gives a reply of status 0.
+        A broken connection gives a reply with status 0.
         """
         due = perf_counter() if due is None else due
         connection = None
@@ -146,7 +151,7 @@ class Client:
                 self._free.append(connection)
 
     async def abandon(self, request: bytes, seconds: float) -> None:
-        """Send a request and hang up after a while, whatever has come."""
+        """Send a request, and close the connection after some seconds or at the end."""
         connection = await self._connection()
         try:
             async with asyncio.timeout(seconds):

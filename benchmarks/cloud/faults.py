@@ -1,4 +1,4 @@
-"""The engine killed under load: what becomes of the requests, and when the service is back."""
+"""Kills of the engine's process under load: outcome of the requests, and time to recover."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from benchmarks.cloud.cases import Case
 from benchmarks.cloud.client import Client, Reply
 from benchmarks.cloud.service import Service
 
-# Answers that say: nothing came of it, send it again.
+# Statuses after which a client may send the request again.
 RETRIABLE = frozenset({429, 502, 503, 504})
 AT_ONCE = 16
 _NOTICED_S, _BACK_S, _POLL_S = 30.0, 120.0, 0.05
@@ -23,12 +23,12 @@ _RETRY_S = 0.5
 
 @dataclass
 class Outcome:
-    """What became of all requests, and of each kill.
+    """Outcome of all requests and of each kill.
 
     Attributes:
-        requests: how many ended as ``right``, ``retriable``, ``wrong`` or ``lost``.
-        lost: what was neither right nor retriable, for a reader: at most ten.
-        kills: of each kill, seconds until ``/readyz`` said 503, and until it said 200 again.
+        requests: counts of ``right``, ``retriable``, ``wrong`` and ``lost``.
+        lost: descriptions of wrong and lost requests, at most ten.
+        kills: seconds from a kill until ``/readyz`` answers 503, and until it answers 200 again.
     """
 
     requests: Counter[str] = field(default_factory=Counter)
@@ -37,17 +37,17 @@ class Outcome:
 
     @property
     def failures(self) -> int:
-        """Requests that were lost or answered wrongly, and kills that nobody came back from."""
+        """Number of wrong and lost requests, and of kills without recovery."""
         dead = sum(kill["ready_s"] is None for kill in self.kills)
         return self.requests["wrong"] + self.requests["lost"] + dead
 
 
 def judge(reply: Reply, right: Mapping[str, set[tuple[str, str]]], case: Case) -> str:
-    """What a request ended as: ``right``, ``retriable``, ``wrong`` or ``lost``."""
+    """Outcome of a request: ``right``, ``retriable``, ``wrong`` or ``lost``."""
     answer = reply.answer()
     if answer:
-        found = answer["transcript"], answer["translation"]
-        return "right" if found in right[case.name] else "wrong"
+        texts = answer["transcript"], answer["translation"]
+        return "right" if texts in right[case.name] else "wrong"
     status = reply.problem().get("status", 0)
     return "retriable" if status in RETRIABLE else "lost"
 
@@ -55,13 +55,13 @@ def judge(reply: Reply, right: Mapping[str, set[tuple[str, str]]], case: Case) -
 async def kills(
     service: Service, cases: Sequence[Case], right: Mapping[str, set[tuple[str, str]]], times: int
 ) -> Outcome:
-    """Kill the engine's process so many times while requests, plain and streamed, keep coming.
+    """Kill the engine's process repeatedly under a load of plain and streamed requests.
 
     Args:
         service: the gateway, ready.
-        cases: what is asked for, over and over.
-        right: each case's answers while nothing was wrong.
-        times: how often.
+        cases: cases to request in turn.
+        right: answers to each case while the engine is healthy.
+        times: number of kills.
     """
     outcome, stop = Outcome(), asyncio.Event()
     requests = [case.http(events=events) for events in (False, True) for case in cases]
@@ -75,8 +75,8 @@ async def kills(
             verdict = judge(reply, right, case)
             outcome.requests[verdict] += 1
             if verdict in ("wrong", "lost") and len(outcome.lost) < 10:
-                said = reply.problem() or reply.body[-300:].decode("utf-8", "replace")
-                outcome.lost.append(f"{case.name}: {verdict}, {reply.status} {json.dumps(said)}")
+                problem = reply.problem() or reply.body[-300:].decode("utf-8", "replace")
+                outcome.lost.append(f"{case.name}: {verdict}, {reply.status} {json.dumps(problem)}")
             if verdict != "right":
                 await asyncio.sleep(_RETRY_S)
 
@@ -115,7 +115,7 @@ async def _until(service: Service, ready: bool, begin: float, seconds: float) ->
 
 
 def summary(outcome: Outcome, start_s: float) -> dict[str, Any]:
-    """For the record."""
+    """Outcome as JSON for the report."""
     return {
         "requests": dict(outcome.requests),
         "lost": outcome.lost,

@@ -1,4 +1,4 @@
-"""Load: closed, so many requests at once, or open, arriving by chance at a given rate."""
+"""Closed load, with a fixed number of requests at once, and open load, with random arrivals."""
 
 import asyncio
 import random
@@ -7,20 +7,18 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks.cloud.client import Client, Reply
-from esrt.errors import CheckFailed
 
 QUANTILES = (50, 95, 99)
 
 
 @dataclass(frozen=True)
 class Load:
-    """What came of it.
+    """Replies under load.
 
     Attributes:
-        seconds: from the first request until the last answer.
+        seconds: from the first request to the last reply.
         replies: in the order of the requests.
     """
 
@@ -28,43 +26,13 @@ class Load:
     replies: list[Reply]
 
     @property
-    def tokens(self) -> int:
-        """Tokens that were generated for answers that are whole."""
-        answers = (reply.answer() for reply in self.replies)
-        return sum(answer["tokens"]["generated"] for answer in answers if answer)
-
-    @property
     def times(self) -> list[tuple[float, float, float]]:
-        """When each was sent, had its first event and was whole, on `time.perf_counter`."""
+        """Times of each request on `time.perf_counter`: sent, first event, complete."""
         return [(reply.sent, reply.first, reply.done) for reply in self.replies]
-
-    @property
-    def latencies_ms(self) -> list[float]:
-        """Until each answer was whole."""
-        return [1e3 * (reply.done - reply.sent) for reply in self.replies]
-
-    @property
-    def first_ms(self) -> list[float]:
-        """Until each answer's first event."""
-        return [1e3 * (reply.first - reply.sent) for reply in self.replies]
-
-    def check(self) -> None:
-        """See that every request was answered.
-
-        Raises:
-            CheckFailed: one was not.
-        """
-        for reply in self.replies:
-            if reply.answer() is None:
-                said = reply.problem() or reply.body[:200]
-                raise CheckFailed(
-                    f"A request ended with {reply.status}: {said!r}.",
-                    "Look into the gateway's log in build/benchmarks/cloud.",
-                )
 
 
 async def closed(port: int, requests: Sequence[bytes], at_once: int) -> Load:
-    """Keep so many requests under way until all are answered."""
+    """Keep ``at_once`` requests under way until all are answered."""
     replies: dict[int, Reply] = {}
     left: Iterator[tuple[int, bytes]] = iter(enumerate(requests))
     begin = perf_counter()
@@ -79,7 +47,7 @@ async def closed(port: int, requests: Sequence[bytes], at_once: int) -> Load:
 
 
 async def open_(port: int, requests: Sequence[bytes], per_second: float, seed: int) -> Load:
-    """Send each when it is due, whatever has been answered: a Poisson process.
+    """Send each request when it is due, a Poisson process, whether others are answered or not.
 
     Times count from when a request was due, so that a generator that falls behind hides nothing.
     """
@@ -94,10 +62,19 @@ async def open_(port: int, requests: Sequence[bytes], per_second: float, seed: i
     return Load(max(reply.done for reply in replies) - begin, replies)
 
 
-def quantiles(values: Sequence[float] | npt.NDArray[np.float64], name: str) -> dict[str, float]:
-    """The p50, p95 and p99 of figures, under ``name_p50`` and so on."""
-    found = np.percentile(values, QUANTILES) if len(values) else [float("nan")] * len(QUANTILES)
+def latency_quantiles(times: Sequence[tuple[float, float, float]]) -> dict[str, float]:
+    """Quantiles in milliseconds from a request to the complete answer."""
+    return _quantiles([done - sent for sent, _, done in times], "latency_ms")
+
+
+def first_token_quantiles(times: Sequence[tuple[float, float, float]]) -> dict[str, float]:
+    """Quantiles in milliseconds from a request to the first event of its answer."""
+    return _quantiles([first - sent for sent, first, _ in times], "first_token_ms")
+
+
+def _quantiles(seconds: Sequence[float], name: str) -> dict[str, float]:
+    """Percentiles 50, 95 and 99, as ``name_p50`` and so on."""
     return {
-        f"{name}_p{quantile}": round(float(value), 2)
-        for quantile, value in zip(QUANTILES, found, strict=True)
+        f"{name}_p{quantile}": round(1e3 * float(value), 2)
+        for quantile, value in zip(QUANTILES, np.percentile(seconds, QUANTILES), strict=True)
     }

@@ -1,4 +1,4 @@
-"""The figures as a picture: throughput, latency under open load, memory over time."""
+"""Plots of throughput, of latency under open load, and of memory over time."""
 
 from pathlib import Path
 from typing import Any
@@ -7,17 +7,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.cloud.load import QUANTILES
+from benchmarks.cloud.runs import ALONE
 from esrt.benchmark_report import BenchmarkReport
 from training.plots import save
 
 
 def draw(record: BenchmarkReport, path: Path) -> None:
-    """Draw a panel for each kind of figure that there is, as a PNG."""
+    """Draw a panel for each kind of measurement in the report, as a PNG."""
     soak = record.more.get("soak")
     panels = 3 if soak else 2
-    figure = Figure(figsize=(4.6 * panels, 3.4))
+    figure = Figure(figsize=(4.6 * panels, 4))
     axes = figure.subplots(1, panels)
-    _throughput(axes[0], [row for row in record.rows if row["load"] == "closed"])
+    closed = [row for row in record.rows if row["load"] == "closed"]
+    _throughput(axes[0], [row for row in closed if row["at"] > 1 or row["side"] in ALONE])
     _latency(axes[1], [row for row in record.rows if row["load"] == "open"])
     if soak:
         _memory(axes[2], soak["samples"])
@@ -27,8 +29,8 @@ def draw(record: BenchmarkReport, path: Path) -> None:
 
 def _throughput(axes: Axes, rows: list[dict[str, Any]]) -> None:
     names = [f"{row['side']}, {row['at']}" for row in rows]
-    drawn = axes.barh(names, [row["tokens_per_s"] for row in rows])
-    axes.bar_label(drawn, fmt="%.0f", padding=2)
+    bars = axes.barh(names, [row["tokens_per_s"] for row in rows])
+    axes.bar_label(bars, fmt="%.0f", padding=2)
     axes.invert_yaxis()
     axes.margins(x=0.2)
     axes.set_title("closed load: requests at once")

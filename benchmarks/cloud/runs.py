@@ -1,223 +1,195 @@
-"""The rounds of load on the gateway and on what it is compared with."""
+"""Interleaved rounds of closed load on all systems, and their comparison; then open load.
+
+The speed of a machine drifts within seconds. So in each round every system answers the same cases,
+one system after the other in a random order, and systems are compared round by round.
+"""
 
 import asyncio
+import random
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from math import comb
 from typing import Any
 
-import numpy as np
-
 from benchmarks.cloud import load
-from benchmarks.cloud.baseline import SETTLE_S, BaselineProcess
 from benchmarks.cloud.cases import Case, drawn
-from benchmarks.cloud.client import Client
 from benchmarks.cloud.service import Service
-from benchmarks.cloud.slices import Competitor, compete
+from benchmarks.cloud.systems import Run, System, gateway_answer, read_all
 
-AT_ONCE = (16, 64)
-# Shares of what the gateway reached with 64 at once, for the open loop.
+# Requests at once. A single request at a time shows what one costs by itself.
+AT_ONCE = (1, 16, 64)
+# Systems without batching run with one request at a time only.
+ALONE = ("transformers",)
+# Systems that stream, so that the time of the first token is known.
+STREAMING = ("gateway events", "vllm serve events", "engine")
+# Rates of the open load, as shares of the answers per second with the most requests at once.
 RATES = (0.25, 0.5, 0.75, 0.9)
-# The engine's threads wait for more work by spinning, which would slow the next one down.
+# The engine's threads wait for more work by spinning, which would slow the next system down.
 _IDLE_S = 0.4
-_TRANSFORMERS_PER_ROUND = 12
-_UNSTREAMED = ("gateway", "transformers")
-# So few that the machine is the same for both sides, and so many that they are not cold.
-_CASES_PER_TURN = 12
+_CONFIDENCE = 0.95
 
 Row = dict[str, Any]
-# CPU seconds and tokens of a run, and when each answer was asked, begun and whole.
-Work = tuple[float, int, list[tuple[float, float, float]]]
 
 
-def _row(kind: str, side: str, at: float, tokens: float, answers: float) -> Row:
-    throughput = {"tokens_per_s": round(tokens, 1), "answers_per_s": round(answers, 1)}
-    return {"load": kind, "side": side, "at": at, **throughput}
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Confidence interval of the median, at least 95 %, from order statistics.
+
+    The interval holds for any distribution. Below six values it is the whole range, whose
+    confidence is less than 95 %.
+    """
+    ordered, count = sorted(values), len(values)
+    # An interval without the lowest and the highest k values misses the median with twice the
+    # probability that at most k of the values lie below the median: a binomial distribution.
+    dropped, tail = 0, 0.5**count
+    while True:
+        tail += comb(count, dropped + 1) * 0.5**count
+        if 2 * tail > 1 - _CONFIDENCE:
+            return ordered[dropped], ordered[-1 - dropped]
+        dropped += 1
 
 
-class Measured:
-    """Figures of the rounds, by side and requests at once."""
+class Measurements:
+    """Runs of each system at each number of requests at once, in the order of the rounds."""
 
     def __init__(self) -> None:
-        self.tokens: dict[tuple[str, int], list[float]] = defaultdict(list)
-        self.answers: dict[tuple[str, int], list[float]] = defaultdict(list)
-        self.cpu_ms: dict[tuple[str, int], list[float]] = defaultdict(list)
-        self.latencies: dict[tuple[str, int], list[float]] = defaultdict(list)
-        self.first: dict[tuple[str, int], list[float]] = defaultdict(list)
+        self.runs: dict[tuple[str, int], list[Run]] = defaultdict(list)
 
-    def add(
-        self, key: tuple[str, int], seconds: float, tokens: int, cpu_s: float,
-        latencies: list[float], first: Sequence[float] = (),
-    ) -> None:  # fmt: skip
-        """Take in a round."""
-        self.tokens[key].append(tokens / seconds)
-        self.answers[key].append(len(latencies) / seconds)
-        self.cpu_ms[key].append(1e3 * cpu_s / len(latencies))
-        self.latencies[key] += latencies
-        self.first[key] += first
+    def throughputs(self, system: str, at_once: int) -> list[float]:
+        """Tokens per second in each round."""
+        return [run.tokens / run.seconds for run in self.runs[system, at_once]]
 
-    def throughput(self, side: str, at_once: int) -> float:
-        """Tokens per second, the median of the rounds."""
-        return statistics.median(self.tokens[side, at_once])
+    def answer_rates(self, system: str, at_once: int) -> list[float]:
+        """Answers per second in each round."""
+        return [len(run.times) / run.seconds for run in self.runs[system, at_once]]
 
-    def ratios(self, side: str, other: str, at_once: int) -> list[float]:
-        """A side's throughput over another's in each round.
+    def cpu_ms(self, system: str, at_once: int) -> list[float]:
+        """CPU milliseconds per request in each round, without those of an engine process."""
+        return [1e3 * run.cpu_s / len(run.times) for run in self.runs[system, at_once]]
 
-        Within a round they run in slices, so that a machine which is faster at one time than at
-        another does not favour any.
-        """
-        pairs = zip(self.tokens[side, at_once], self.tokens[other, at_once], strict=True)
-        return [round(mine / its, 4) for mine, its in pairs]
+    def differing_texts(self, system: str, other: str) -> tuple[int, int]:
+        """Answers of two systems to the same cases: how many differ, and how many there are."""
+        pairs = [
+            pair
+            for at_once in AT_ONCE
+            for mine, theirs in zip(
+                self.runs[system, at_once], self.runs[other, at_once], strict=True
+            )
+            for pair in zip(mine.texts, theirs.texts, strict=True)
+        ]
+        return sum(mine != theirs for mine, theirs in pairs), len(pairs)
 
     def rows(self) -> list[Row]:
-        """One for each side and number of requests at once."""
+        """One row for each system and number of requests at once: medians of the rounds."""
         rows = []
-        for key in self.tokens:
-            answers, cpu_ms = (statistics.median(it[key]) for it in (self.answers, self.cpu_ms))
-            first = self.first[key]
-            rows.append(
-                _row("closed", *key, self.throughput(*key), answers)
-                | {"cpu_ms": round(cpu_ms, 3)}
-                | load.quantiles(self.latencies[key], "latency_ms")
-                | (load.quantiles(first, "first_token_ms") if first else {})
-            )
+        for (system, at_once), runs in self.runs.items():
+            times = [moment for run in runs for moment in run.times]
+            row = {
+                "load": "closed",
+                "side": system,
+                "at": at_once,
+                "tokens_per_s": round(statistics.median(self.throughputs(system, at_once)), 1),
+                "answers_per_s": round(statistics.median(self.answer_rates(system, at_once)), 1),
+                "cpu_ms": round(statistics.median(self.cpu_ms(system, at_once)), 3),
+                **load.latency_quantiles(times),
+            }
+            if system in STREAMING:
+                row |= load.first_token_quantiles(times)
+            rows.append(row)
+        return sorted(rows, key=lambda row: (row["at"], row["side"]))
+
+    def comparisons(self) -> list[Row]:
+        """The gateway over the other systems: values of the rounds, median and its interval."""
+        rows = []
+        for at in AT_ONCE:
+            rows += [
+                self._ratio(f"throughput_over_engine_{at}", self.throughputs, "engine", at),
+                self._ratio(f"throughput_over_vllm_serve_{at}", self.throughputs, "vllm serve", at),
+                self._ratio(f"cpu_ms_over_vllm_serve_{at}", self.cpu_ms, "vllm serve", at),
+            ]
+            for name, figures in (("throughput", self.throughputs), ("cpu_ms", self.cpu_ms)):
+                values = zip(
+                    figures("gateway events", at), figures("vllm serve events", at), strict=True
+                )
+                rows.append(
+                    _comparison(f"events_{name}_over_vllm_serve_{at}", [a / b for a, b in values])
+                )
+        alone = zip(self.cpu_ms("gateway", 1), self.cpu_ms("engine", 1), strict=True)
+        rows.append(_comparison("gateway_cpu_ms_p50", [whole - client for whole, client in alone]))
         return rows
 
-
-@dataclass(frozen=True)
-class Systems:
-    """Who is measured.
-
-    Attributes:
-        service: the gateway.
-        engine: vLLM as it comes.
-        gathering: vLLM as the gateway runs and asks it.
-        transformers: one answer after another.
-    """
-
-    service: Service
-    engine: BaselineProcess
-    gathering: BaselineProcess
-    transformers: BaselineProcess
+    def _ratio(
+        self, name: str, figures: Callable[[str, int], list[float]], other: str, at_once: int
+    ) -> Row:
+        pairs = zip(figures("gateway", at_once), figures(other, at_once), strict=True)
+        return _comparison(name, [mine / theirs for mine, theirs in pairs])
 
 
-def closed_rounds(sides: Systems, cases: Sequence[Case], rounds: int, turns: int) -> Measured:
-    """Closed load on each side; the first round is a warm-up.
-
-    Each round puts the same requests to every side, the same number at every level of load. The
-    gateway and vLLM run in slices (`compete`), streams and transformers by themselves.
-    """
-    measured = Measured()
-    for round_ in range(-1, rounds):
-        into = measured if round_ >= 0 else Measured()
-        for at_once in AT_ONCE:
-            asked = drawn(cases, max(AT_ONCE) * turns, seed=round_)
-            competitors = {
-                "engine": _bare(sides.engine, asked, at_once),
-                "engine gathering": _bare(sides.gathering, asked, at_once),
-                "gateway": _served(sides.service, asked, at_once, events=False),
-            }
-            order = list(competitors)[:: 1 if round_ % 2 else -1]
-            _compete(into, at_once, {side: competitors[side] for side in order})
-            time.sleep(_IDLE_S)
-            events = _served(sides.service, asked, at_once, events=True)
-            _compete(into, at_once, {"gateway events": events})
-            time.sleep(_IDLE_S)
-        asked = drawn(cases, _TRANSFORMERS_PER_ROUND, seed=round_)
-        _compete(into, 1, {"transformers": _bare(sides.transformers, asked, 1)})
-        time.sleep(_IDLE_S)
-    return measured
-
-
-def _compete(into: Measured, at_once: int, competitors: dict[str, Competitor]) -> None:
-    for side, ((cpu_s, tokens, times), clock) in compete(competitors).items():
-        ran = [[clock.at(moment) for moment in each] for each in times]
-        into.add(
-            (side, at_once),
-            max(done for *_, done in ran),
-            tokens,
-            cpu_s,
-            [1e3 * (done - sent) for sent, _, done in ran],
-            [] if side in _UNSTREAMED else [1e3 * (first - sent) for sent, first, _ in ran],
-        )
-
-
-def _bare(bare: BaselineProcess, asked: list[Case], at_once: int) -> Competitor:
-    def work() -> Work:
-        run = bare.run(asked, at_once)
-        return run.cpu_s, run.tokens, run.times
-
-    return Competitor(bare.pid, work)
-
-
-def _served(service: Service, asked: list[Case], at_once: int, *, events: bool) -> Competitor:
-    requests = [case.http(events=events) for case in asked]
-
-    def work() -> Work:
-        before = service.cpu_s()
-        got = asyncio.run(load.closed(service.port, requests, at_once))
-        used = service.cpu_s() - before
-        got.check()
-        return used, got.tokens, got.times
-
-    return Competitor(service.process.pid, work)
-
-
-def gateway_cpu(
-    service: Service, bare: BaselineProcess, cases: Sequence[Case], rounds: int
-) -> dict[str, float]:
-    """CPU of one request at a time: the gateway's process less what `AsyncLLM` takes by itself.
-
-    Both processes hold an `AsyncLLM`, which talks to the engine's process; the bare one holds
-    nothing else, and is asked in the same way. So the difference, case by case, is what the gateway
-    adds: HTTP, checks, decoding the packet, detokenizing, the answer, metrics, the log. The two
-    take turns every few cases, and a case's figures are medians of rounds; the first round is a
-    warm-up.
-    """
-
-    async def each(some: Sequence[Case]) -> list[float]:
-        async with Client(service.port) as client:
-            used = []
-            for case in some:
-                before = service.cpu_s()
-                await client.ask(case.http())
-                await asyncio.sleep(SETTLE_S)
-                used.append(1e3 * (service.cpu_s() - before))
-        return used
-
-    rows: list[tuple[list[float], list[float]]] = []
-    for _ in range(1 + rounds):
-        mine, its = list[float](), list[float]()
-        for begin in range(0, len(cases), _CASES_PER_TURN):
-            some = cases[begin : begin + _CASES_PER_TURN]
-            mine += asyncio.run(each(some))
-            its += bare.run(some, 1).cpu_ms
-        rows.append((mine, its))
-    whole, theirs = (np.median([row[side] for row in rows[1:]], axis=0) for side in (0, 1))
+def _comparison(name: str, values: list[float]) -> Row:
+    low, high = median_interval(values)
     return {
-        "gateway_process_cpu_ms_p50": round(float(np.median(whole)), 3),
-        "bare_client_cpu_ms_p50": round(float(np.median(theirs)), 3),
-        **load.quantiles(whole - theirs, "gateway_cpu_ms"),
+        "load": "comparison",
+        "name": name,
+        "median": round(statistics.median(values), 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "rounds": [round(value, 4) for value in values],
     }
+
+
+def closed_rounds(
+    systems: Mapping[str, System],
+    cases: Sequence[Case],
+    rounds: int,
+    turns: int,
+    progress: Callable[[str], None],
+) -> Measurements:
+    """Run closed load on each system in turn; the first round is a warm-up and is not counted.
+
+    Args:
+        systems: the systems by name.
+        cases: all cases, of which each run draws some.
+        rounds: counted rounds.
+        turns: requests in a run for each request at once; twice as many for one at a time.
+        progress: takes a line of text when a round begins.
+    """
+    measured = Measurements()
+    for number in range(rounds + 1):
+        progress(f"closed load, round {number} of {rounds}" if number else "closed load, warm-up")
+        for at_once in AT_ONCE:
+            chosen = drawn(cases, max(2, at_once) * turns, seed=number)
+            names = [name for name in systems if at_once == 1 or name not in ALONE]
+            for name in random.Random(number).sample(names, len(names)):
+                run = systems[name].run(chosen, at_once)
+                if number:
+                    measured.runs[name, at_once].append(run)
+                time.sleep(_IDLE_S)
+    return measured
 
 
 def open_rows(
     service: Service, cases: Sequence[Case], capacity: float, seconds: float
 ) -> list[Row]:
-    """Open load, streamed, at shares of the capacity (answers per second)."""
+    """Measure streams under open load, at shares of the capacity in answers per second."""
     rows = []
     for share in RATES:
         rate = share * capacity
-        requests = [case.http(events=True) for case in drawn(cases, int(rate * seconds) + 1, 7)]
+        chosen = drawn(cases, int(rate * seconds) + 1, 7)
+        requests = [case.http(events=True) for case in chosen]
         time.sleep(_IDLE_S)
-        got = asyncio.run(load.open_(service.port, requests, rate, seed=11))
-        got.check()
-        tokens, answers = got.tokens / got.seconds, len(requests) / got.seconds
+        result = asyncio.run(load.open_(service.port, requests, rate, seed=11))
+        answers = read_all(result.replies, chosen, gateway_answer)
+        tokens = sum(answer.tokens for answer in answers)
         rows.append(
-            _row("open", "gateway events", round(rate, 1), tokens, answers)
-            | load.quantiles(got.latencies_ms, "latency_ms")
-            | load.quantiles(got.first_ms, "first_token_ms")
+            {
+                "load": "open",
+                "side": "gateway events",
+                "at": round(rate, 1),
+                "tokens_per_s": round(tokens / result.seconds, 1),
+                "answers_per_s": round(len(answers) / result.seconds, 1),
+                **load.latency_quantiles(result.times),
+                **load.first_token_quantiles(result.times),
+            }
         )
     return rows

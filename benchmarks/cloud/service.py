@@ -1,9 +1,5 @@
-"""The gateway as its own process, with the real engine, and what it takes of the machine."""
+"""The gateway in its own process, with its engine, and the resources that both take."""
 
-import os
-import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,31 +9,45 @@ from pathlib import Path
 import httpx
 import psutil
 
-from esrt.errors import ServerError
-
-READY_S, STOP_S = 300.0, 60.0
+from cloud_vllm.process import GatewayProcess, start_gateway
 
 
 @dataclass(frozen=True)
 class Service:
-    """A gateway that runs.
+    """A running gateway.
 
     Attributes:
-        process: it.
-        port: where it listens, on loopback.
-        start_s: how long it took from its start until it was ready.
+        gateway: the gateway.
+        process: the gateway's process.
+        started: when the process was started, on `time.monotonic`.
     """
 
+    gateway: GatewayProcess
     process: psutil.Process
-    port: int
-    start_s: float
+    started: float
 
-    def cpu_s(self) -> float:
-        """CPU time of the gateway's process, all threads, to the nanosecond; the engine's not."""
-        return cpu_s(self.process.pid)
+    @property
+    def port(self) -> int:
+        """Port on loopback."""
+        port = httpx.URL(self.gateway.address).port
+        assert port is not None
+        return port
+
+    def wait_until_ready(self) -> float:
+        """Wait until the engine has loaded; return the seconds since the start of the process.
+
+        Raises:
+            ServerError: the gateway ended, or was not ready in time.
+        """
+        self.gateway.wait_until_ready()
+        return time.monotonic() - self.started
+
+    def ready(self) -> bool:
+        """Whether ``/readyz`` answers with success."""
+        return self.gateway.is_ready()
 
     def engine(self) -> psutil.Process | None:
-        """The engine's process, which vLLM names so; ``None`` while there is none."""
+        """The engine's process, which vLLM names ``EngineCore``; ``None`` while there is none."""
         for child in self.process.children(recursive=True):
             try:
                 if "EngineCore" in child.name() + " ".join(child.cmdline()):
@@ -47,63 +57,22 @@ class Service:
         return None
 
     def resident(self) -> dict[str, int]:
-        """Resident bytes of the gateway's and the engine's process."""
+        """Resident bytes of the gateway's process and of the engine's process."""
         engine = self.engine()
         return {
             "gateway": self.process.memory_info().rss,
             "engine": engine.memory_info().rss if engine else 0,
         }
 
-    def ready(self) -> bool:
-        """Whether ``/readyz`` says so."""
-        try:
-            return httpx.get(f"http://127.0.0.1:{self.port}/readyz", timeout=10).is_success
-        except httpx.TransportError:
-            return False
-
-
-def cpu_s(pid: int) -> float:
-    """CPU seconds of a process, ended threads included.
-
-    Its clock's number is made as glibc's clock_getcpuclockid does; /proc counts in hundredths.
-    """
-    return time.clock_gettime((~pid << 3) | 2)
-
 
 @contextmanager
-def running(checkpoint: Path, log: Path, env: dict[str, str]) -> Iterator[Service]:
-    """Start a gateway, wait until it is ready, stop it in the end.
+def running(checkpoint: Path, log: Path) -> Iterator[Service]:
+    """Start a gateway with vLLM; stop it at the end of the block.
 
     Raises:
-        ServerError: it ended, or did not become ready in time.
+        ServerError: the gateway ended early.
     """
-    command = [sys.executable, "-m", "cloud_vllm", "--engine", "vllm", "--port", "0"]
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as output:
-        begin = time.monotonic()
-        process = subprocess.Popen(
-            [*command, "--checkpoint", str(checkpoint)],
-            env={**os.environ, **env},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        port = 0
-        while time.monotonic() < begin + READY_S:
-            if process.poll() is not None:
-                raise ServerError("The gateway ended early.", f"See {log}.")
-            if found := re.search(r"http://\S+:(\d+)", log.read_text("utf-8", "replace")):
-                port = int(found[1])
-                service = Service(psutil.Process(process.pid), port, time.monotonic() - begin)
-                if service.ready():
-                    break
-            time.sleep(0.1)
-        else:
-            raise ServerError(f"No gateway after {READY_S:g} seconds.", f"See {log}.")
-        yield Service(service.process, port, time.monotonic() - begin)
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
+    started = time.monotonic()
+    arguments = ("--engine", "vllm", "--checkpoint", str(checkpoint.resolve()))
+    with start_gateway(*arguments, log=log) as gateway:
+        yield Service(gateway, psutil.Process(gateway.process.pid), started)

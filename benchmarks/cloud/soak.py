@@ -1,4 +1,4 @@
-"""Hours of mixed load in minutes: does the memory stay where it was?"""
+"""Minutes of mixed load, to see whether the memory of the gateway and the engine grows."""
 
 import asyncio
 import json
@@ -16,18 +16,18 @@ from esrt.wire import MEDIA_TYPE
 
 AT_ONCE = 8
 _SAMPLES = 240
-# What requests are like, in hundredths; the rest is a plain translation.
+# Shares of the kinds of requests in percent; the rest are plain translations.
 _MIX = {"events": 20, "languages": 5, "kept": 5, "malformed": 5, "abandoned": 5}
 
 
 @dataclass(frozen=True)
 class Soak:
-    """What was seen.
+    """Memory over time, and unexpected answers.
 
     Attributes:
         samples: seconds since the start, and resident bytes of the gateway and the engine.
-        requests: how many of each kind.
-        unexpected: statuses that no request of that kind should have got.
+        requests: number of requests of each kind.
+        unexpected: number of answers with a status that is wrong for the kind of request.
     """
 
     samples: list[dict[str, float]]
@@ -35,7 +35,7 @@ class Soak:
     unexpected: dict[str, int]
 
     def growth_pct(self, process: str) -> float:
-        """Growth after warm-up: from the second fifth of the time to the last, medians."""
+        """Growth after the warm-up: the last fifth over the second fifth, medians."""
         fifth = max(1, len(self.samples) // 5)
         values = [sample[process] for sample in self.samples]
         before, after = values[fifth : 2 * fifth], values[-fifth:]
@@ -43,7 +43,7 @@ class Soak:
 
 
 async def soak(service: Service, cases: Sequence[Case], minutes: float) -> Soak:
-    """Put mixed load on the gateway for so long, and look at its memory meanwhile."""
+    """Put mixed load on the gateway, and sample the memory meanwhile."""
     requests: Counter[str] = Counter()
     unexpected: Counter[str] = Counter()
     begin = time.monotonic()
@@ -54,7 +54,7 @@ async def soak(service: Service, cases: Sequence[Case], minutes: float) -> Soak:
         while time.monotonic() < end:
             kind = _draw(generator)
             requests[kind] += 1
-            status, good = await _one(client, kind, generator.choice(cases), generator)
+            status, good = await _send(client, kind, generator.choice(cases), generator)
             if status not in good:
                 unexpected[f"{kind} {status}"] += 1
 
@@ -77,10 +77,10 @@ def _draw(generator: random.Random) -> str:
     return "plain"
 
 
-async def _one(
+async def _send(
     client: Client, kind: str, case: Case, generator: random.Random
 ) -> tuple[int, tuple[int, ...]]:
-    """One request of a kind; its status, and those that are as they should be."""
+    """Send a request of a kind; return its status and the expected ones."""
     if kind == "abandoned":
         await client.abandon(case.http(events=True), generator.uniform(0.001, 0.1))
         return 0, (0,)
@@ -94,11 +94,11 @@ async def _one(
         several = Case(case.clip, case.packet, case.source, ",".join(both))
         return (await client.ask(several.http())).status, (200,)
     if kind == "kept":
-        return await _kept(client, case)
+        return await _stored(client, case)
     return (await client.ask(case.http(events=kind == "events"))).status, (200,)
 
 
-async def _kept(client: Client, case: Case) -> tuple[int, tuple[int, ...]]:
+async def _stored(client: Client, case: Case) -> tuple[int, tuple[int, ...]]:
     host, length = "Host: gateway", f"Content-Length: {len(case.packet)}"
     head = f"POST /v1/features HTTP/1.1\r\n{host}\r\nContent-Type: {MEDIA_TYPE}\r\n{length}\r\n\r\n"
     reply = await client.ask(head.encode() + case.packet)

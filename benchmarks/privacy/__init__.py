@@ -1,1 +1,1 @@
-"""What features and packets tell about the speaker: ``python -m benchmarks.privacy``."""
+"""Privacy audit: recognition of speakers from features and packets."""

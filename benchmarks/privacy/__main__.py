@@ -1,7 +1,7 @@
 """The privacy audit: ``python -m benchmarks.privacy --json FILE``.
 
-Attackers are trained to tell speakers by what leaks at each stage from log-mel to packet. The
-audit is void unless they succeed on log-mel.
+Attackers are trained to recognize speakers at each stage from log-mel to packet. The audit is void
+unless they succeed on log-mel.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.options import CheckpointOption, JsonOption, ReportOption
 from benchmarks.privacy.audit import (
     Budget,
     EvaluationSplit,
@@ -31,8 +32,8 @@ from benchmarks.privacy.representations import (
     Q_FORMER,
     Sequences,
     model_states,
+    packet_codecs,
     received,
-    rungs,
 )
 from benchmarks.privacy.speakers import SpeakerSet, speech
 from esrt import bundled
@@ -49,72 +50,73 @@ FULL = (
     Budget(500, 600, 1, os.cpu_count() or 1),
 )
 QUICK = SpeakerSet(known=16, unseen=8, training=6, test=7), Budget(20, 20, 1, os.cpu_count() or 1)
-# What the edge runtime sends of a model with statistics.
+# The codec that the edge runtime takes for a model with codec tables.
 DEFAULT = Codec.KLT
 EER_MEL, EER_PACKET = 5.0, 35.0
 CHANCE = 50.0
-GUESSED = f"log-mel guessed from packet, {DEFAULT}"
+INVERTED = f"log-mel guessed from packet, {DEFAULT}"
 
 
-def write_down(
+def write_representations(
     checkpoint: Checkpoint, evaluation: EvaluationSplit, folder: Path
 ) -> tuple[dict[str, Path], dict[str, Sizes]]:
-    """Encode and pack everything.
+    """Compute all representations of all utterances, and write a file for each representation.
 
     Returns:
-        A file for each representation, and the sizes of every utterance's packet for each rung.
+        The files by representation, and the packet sizes of all utterances by codec.
     """
     states = model_states(checkpoint, evaluation.speech)
     features = states[Q_FORMER]
     files = {
-        name: one.save(folder / f"{number}") for number, (name, one) in enumerate(states.items())
+        name: sequences.save(folder / f"{number}")
+        for number, (name, sequences) in enumerate(states.items())
     }
     sizes = {}
-    for name, rung in rungs(checkpoint).items():
-        seen = received(rung, features, evaluation.speech)
-        sizes[name] = np.array([[one.duration_ms, one.tokens, one.bytes] for one in seen])
-        sequences = Sequences.of((one.features for one in seen), features.stride)
-        files[packet(name)] = sequences.save(folder / f"{len(files)}")
+    for name, codec in packet_codecs(checkpoint).items():
+        packets = received(codec, features, evaluation.speech)
+        sizes[name] = np.array([[one.duration_ms, one.tokens, one.bytes] for one in packets])
+        sequences = Sequences.of((one.features for one in packets), features.stride)
+        files[packet_name(name)] = sequences.save(folder / f"{len(files)}")
     return files, sizes
 
 
-def packet(rung: str) -> str:
-    """A rung's name among the representations."""
-    return f"packet, {rung}"
+def packet_name(codec: str) -> str:
+    """Name of the representation that consists of a codec's packets."""
+    return f"packet, {codec}"
 
 
 def is_for_lda_alone(representation: str) -> bool:
-    """Where networks are trained on request only: they take minutes each.
+    """Whether networks, which take minutes each, are trained with ``--thorough`` only.
 
-    The encoder's states leak enough to LDA, and fp16 and int4 lie on both sides of int8.
+    LDA already succeeds on the encoder's states, and int8 represents fp16 and int4.
     """
-    lda_alone = packet(Codec.FP16), packet(Codec.INT4)
+    lda_alone = packet_name(Codec.FP16), packet_name(Codec.INT4)
     return representation.startswith("encoder") or representation in lda_alone
 
 
 def bars(rows: list[dict[str, Any]]) -> list[Threshold]:
-    """The attack must succeed on log-mel, and should fail on the packets that are sent."""
+    """Equal error rates: low on log-mel, so that the audit is valid, and high on packets."""
     eer = {row["representation"]: row["eer"]["value"] for row in rows}
     return [
         Threshold("eer_mel", eer[LOG_MEL], EER_MEL),
-        Threshold("eer_default_packet", eer[packet(DEFAULT)], EER_PACKET, at_least=True),
+        Threshold("eer_default_packet", eer[packet_name(DEFAULT)], EER_PACKET, at_least=True),
     ]
 
 
-def named(record: BenchmarkReport) -> list[str]:
-    """The representations, and of which of them no network was trained."""
+def labels(record: BenchmarkReport) -> list[str]:
+    """Names of the representations, marked if no network was trained on them."""
     networks = {
-        one["representation"]
-        for one in record.more["attackers"]
-        if one["attacker"].startswith("TDNN")
+        result["representation"]
+        for result in record.more["attackers"]
+        if result["attacker"].startswith("TDNN")
     }
     names = [row["representation"] for row in record.rows]
     return [name if name in networks else f"{name} (LDA alone)" for name in names]
 
 
 def plot(record: BenchmarkReport, path: Path) -> None:
-    """Draw the error rates with their intervals, one line for each representation, as a PNG."""
-    rows, names = record.rows, named(record)
+    """Draw the error rates of each representation with their intervals, as a PNG."""
+    rows, names = record.rows, labels(record)
     figure = Figure(figsize=(8, 1.2 + 0.3 * len(rows)))
     axes = figure.subplots()
     for shift, key, label in ((-0.18, "eer", "one against one"),
@@ -135,27 +137,21 @@ def plot(record: BenchmarkReport, path: Path) -> None:
 
 
 def main(
-    json_file: Annotated[Path, typer.Option("--json", help="Write the figures here.")],
-    report: Annotated[
-        Path | None, typer.Option(help="Draw the error rates as privacy.png in this folder.")
-    ] = None,
-    checkpoint: Annotated[
-        Path, typer.Option(help="Checkpoint folder.", show_default="the bundled esrt-nano")
-    ] = bundled.CHECKPOINT,
-    seeds: Annotated[int, typer.Option(min=1, help="TDNNs to train on each.")] = 1,
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each.")] = None,
+    json_file: JsonOption,
+    report: ReportOption = None,
+    checkpoint: CheckpointOption = bundled.CHECKPOINT,
+    seeds: Annotated[int, typer.Option(min=1, help="TDNNs to train on each representation.")] = 1,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each TDNN.")] = None,
     bars_only: Annotated[
-        bool, typer.Option("--bars-only", help="Attack log-mel and the default packet alone.")
+        bool, typer.Option("--bars-only", help="Attack only log-mel and the default packet.")
     ] = False,
     thorough: Annotated[
         bool,
-        typer.Option("--thorough", help="Train TDNNs on the encoder's states and all rungs, too."),
+        typer.Option("--thorough", help="Train TDNNs on the encoder's states and all codecs too."),
     ] = False,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Few speakers and steps: shows that it runs.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Few speakers and steps.")] = False,
 ) -> None:
-    """Train attackers on every stage from log-mel to packet; say how well they tell speakers."""
+    """Train attackers on every stage from log-mel to packet, and measure their success."""
     opened = open_checkpoint(checkpoint)
     speakers, budget = QUICK if quick else FULL
     budget = dataclasses.replace(budget, seeds=seeds, steps=steps or budget.steps)
@@ -163,18 +159,18 @@ def main(
     evaluation = EvaluationSplit(speakers, speech(speakers, FOLDER))
     with tempfile.TemporaryDirectory(dir=FOLDER) as temporary:
         folder = Path(temporary)
-        files, sizes = write_down(opened, evaluation, folder)
-        guess = folder / "guess"
+        files, sizes = write_representations(opened, evaluation, folder)
+        inverted = folder / "inverted"
         inversion = invert_packets(
-            files[packet(DEFAULT)], files[LOG_MEL], guess, evaluation, budget
+            files[packet_name(DEFAULT)], files[LOG_MEL], inverted, evaluation, budget
         )
-        files[GUESSED] = guess
+        files[INVERTED] = inverted
         if bars_only:
-            files = {name: files[name] for name in (LOG_MEL, packet(DEFAULT))}
+            files = {name: files[name] for name in (LOG_MEL, packet_name(DEFAULT))}
         networks = [name for name in files if thorough or not is_for_lda_alone(name)]
         attacks = attack_all(files, networks, evaluation, budget)
-    rows = [{"representation": name} | strongest(found) for name, found in attacks.items()]
-    found_bars = bars(rows)
+    rows = [{"representation": name} | strongest(results) for name, results in attacks.items()]
+    thresholds = bars(rows)
     record = BenchmarkReport(
         settings={
             "checkpoint": opened.config.name,
@@ -186,10 +182,10 @@ def main(
             "espeak-ng": espeak_version(),
         },
         rows=rows,
-        bars=found_bars,
+        bars=thresholds,
         tools=("torch", "numpy"),
         more={
-            "void": not found_bars[0].passed,
+            "void": not thresholds[0].passed,
             "sizes": [
                 {"rung": name, "text_known": known}
                 | strongest({"sizes": size_attack(sizes[name], evaluation, text_known=known)})
@@ -200,8 +196,8 @@ def main(
             | {key: round(value, 2) for key, value in vars(inversion).items()},
             "attackers": [
                 {"representation": name, "attacker": attacker} | strength.json()
-                for name, found in attacks.items()
-                for attacker, strength in found.items()
+                for name, results in attacks.items()
+                for attacker, strength in results.items()
             ],
         },
     )
@@ -213,15 +209,17 @@ def main(
 
 def _print(record: BenchmarkReport) -> None:
     table = Table("representation", "EER %", "5 enrolled: EER %", "top-1 %")
-    for row, name in zip(record.rows, named(record), strict=True):
+    for row, name in zip(record.rows, labels(record), strict=True):
         figures = (row[key] for key in ("eer", "eer_enrolled", "top1"))
-        cells = (f"{one['value']:.1f} ({one['low']:.1f} to {one['high']:.1f})" for one in figures)
+        cells = (
+            f"{rate['value']:.1f} ({rate['low']:.1f} to {rate['high']:.1f})" for rate in figures
+        )
         table.add_row(name, *cells)
     Console().print(table)
     for bar in record.bars:
         print(bar)
     if record.more["void"]:
-        print("The audit is void: the attackers do not even tell speakers by log-mel.")
+        print("The audit is void: the attackers do not recognize speakers from log-mel.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Attackers that learn to tell speakers from sequences: a small TDNN, and LDA on statistics."""
+"""Attackers that learn to recognize speakers: a small TDNN, and LDA on statistics."""
 
 from dataclasses import dataclass
 
@@ -13,19 +13,19 @@ from benchmarks.privacy.representations import Sequences
 Embedding = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
-# Of AM-softmax (Wang et al., arXiv 1801.05599).
+# Parameters of AM-softmax (Wang et al., arXiv 1801.05599).
 _SCALE, _MARGIN = 30.0, 0.2
 _LEARNING_RATE = 4e-3
 _BATCH = 64
-_CROP = 40  # steps of 40 ms, or tokens, that a training example keeps at most
+_CROP = 40  # longest training example, in steps of 40 ms or tokens
 _SHRINK = 0.1
-# Without these the network learns the training utterances by heart and attacks packets worse.
+# Without regularization the network overfits and attacks packets worse.
 _DROPOUT, _WEIGHT_DECAY = 0.3, 0.2
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of utterances: to train on with their speakers, and to attack."""
+    """Rows of the training utterances with their speakers, and of the attacked utterances."""
 
     training: Rows
     speaker: Rows
@@ -34,14 +34,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Attack:
-    """The attacked utterances as embeddings, and which known speaker each is taken for."""
+    """Embeddings and predicted known speakers of the attacked utterances."""
 
     embedding: Embedding
     predicted_speaker: Rows
 
 
 class Tdnn(nn.Module):
-    """Time-delay network with statistics pooling, as an x-vector, and cosines to each speaker."""
+    """Time-delay network with statistics pooling, like an x-vector, and cosines to speakers."""
 
     def __init__(self, width: int, stride: int, speakers: int, channels: int = 128) -> None:
         super().__init__()
@@ -72,18 +72,18 @@ class Tdnn(nn.Module):
         self.speakers = nn.Parameter(torch.randn(speakers, 128))
 
     def forward(self, sequences: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, steps, width), padded, and the steps of each, to (batch, 128)."""
-        heard = self.layers(self.norm(sequences.transpose(1, 2)))
-        steps = torch.arange(heard.shape[-1])[None]
+        """Map padded sequences (batch, steps, width) and their lengths to (batch, 128)."""
+        hidden = self.layers(self.norm(sequences.transpose(1, 2)))
+        steps = torch.arange(hidden.shape[-1])[None]
         valid = (steps < -(-lengths[:, None] // self.stride))[:, None]
-        weight = self.attention(heard).masked_fill(~valid, -1e4).softmax(-1)
-        mean = (weight * heard).sum(-1)
-        spread = ((weight * heard**2).sum(-1) - mean**2).clamp(min=1e-4).sqrt()
+        weight = self.attention(hidden).masked_fill(~valid, -1e4).softmax(-1)
+        mean = (weight * hidden).sum(-1)
+        spread = ((weight * hidden**2).sum(-1) - mean**2).clamp(min=1e-4).sqrt()
         embedded: Tensor = self.embedding(torch.cat([mean, spread], 1))
         return embedded
 
     def cosines(self, embedding: Tensor) -> Tensor:
-        """(batch, 128) to (batch, speakers)."""
+        """Map embeddings (batch, 128) to cosines (batch, speakers)."""
         unit = nn.functional.normalize
         return unit(embedding) @ unit(self.speakers).T
 
@@ -92,7 +92,7 @@ def tdnn(sequences: Sequences, split: Split, steps: int, seed: int) -> dict[str,
     """Train a `Tdnn` on crops of the training utterances, then embed the attacked ones.
 
     Returns:
-        Two attacks: by the embedding as it is, and by `lda` on it.
+        Two attacks: by the embedding itself, and by `lda` on the embedding.
     """
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
@@ -104,14 +104,14 @@ def tdnn(sequences: Sequences, split: Split, steps: int, seed: int) -> dict[str,
     crop = _CROP * sequences.stride
     for _ in range(steps):
         rows = random.integers(0, len(split.training), _BATCH)
-        drawn = []
+        crops = []
         for row in split.training[rows]:
             whole = sequences[row]
             start = random.integers(0, max(1, len(whole) - crop + 1))
-            drawn.append(whole[start : start + crop])
-        cosines = model.cosines(model(*_padded(drawn)))
-        wanted = nn.functional.one_hot(target[rows], len(names))
-        loss = nn.functional.cross_entropy(_SCALE * (cosines - _MARGIN * wanted), target[rows])
+            crops.append(whole[start : start + crop])
+        cosines = model.cosines(model(*_padded(crops)))
+        labels = nn.functional.one_hot(target[rows], len(names))
+        loss = nn.functional.cross_entropy(_SCALE * (cosines - _MARGIN * labels), target[rows])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -120,9 +120,9 @@ def tdnn(sequences: Sequences, split: Split, steps: int, seed: int) -> dict[str,
         _embed(model, sequences, rows) for rows in (split.training, split.attacked)
     )
     with torch.inference_mode():
-        taken = names[model.cosines(torch.from_numpy(attacked).float()).argmax(1).numpy()]
+        predicted = names[model.cosines(torch.from_numpy(attacked).float()).argmax(1).numpy()]
     return {
-        f"TDNN {seed}": Attack(attacked, taken),
+        f"TDNN {seed}": Attack(attacked, predicted),
         f"TDNN {seed} + LDA": lda(training, split.speaker, attacked),
     }
 
@@ -131,12 +131,12 @@ def tdnn(sequences: Sequences, split: Split, steps: int, seed: int) -> dict[str,
 def _embed(model: Tdnn, sequences: Sequences, rows: Rows) -> Embedding:
     model.eval()
     parts = (rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH))
-    found = [model(*_padded([sequences[row] for row in part])) for part in parts]
-    return np.asarray(torch.cat(found).double().numpy())
+    embeddings = [model(*_padded([sequences[row] for row in part])) for part in parts]
+    return np.asarray(torch.cat(embeddings).double().numpy())
 
 
 def statistics(sequences: Sequences, split: Split) -> dict[str, Attack]:
-    """`lda` on each utterance's mean and spread of values and of their changes."""
+    """Run `lda` on the mean and deviation of each utterance's values and of their changes."""
     training = np.stack([_statistics(sequences[row]) for row in split.training])
     attacked = np.stack([_statistics(sequences[row]) for row in split.attacked])
     return {"statistics + LDA": lda(training, split.speaker, attacked)}
@@ -161,10 +161,10 @@ def lda(training: Embedding, speaker: Rows, attacked: Embedding) -> Attack:
 
 
 def nearness(training: Embedding, speaker: Rows, attacked: Embedding) -> Attack:
-    """For few numbers, whose size tells and not their direction: distances after `lda`."""
-    found = lda(training, speaker, np.concatenate([training, attacked]))
-    place = found.embedding / np.abs(found.embedding).max()
-    known, rest = place[: len(training)], place[len(training) :]
+    """Run `lda`, then compare distances: for few features, whose size matters, not direction."""
+    projected = lda(training, speaker, np.concatenate([training, attacked]))
+    scaled = projected.embedding / np.abs(projected.embedding).max()
+    known, rest = scaled[: len(training)], scaled[len(training) :]
     names = np.unique(speaker)
     centres = np.stack([known[speaker == name].mean(axis=0) for name in names])
     distance = np.square(rest[:, None] - centres[None]).sum(axis=-1)

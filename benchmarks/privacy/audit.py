@@ -1,4 +1,4 @@
-"""Runs every attacker on every representation, and keeps the strongest of each."""
+"""Attacks by every attacker on every representation, and the strongest of them."""
 
 from collections.abc import Collection, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,13 +20,13 @@ from esrt.features import SAMPLE_RATE
 
 Sizes = NDArray[np.int64]
 
-# So many utterances of a speaker has the attacker who enrolls.
+# Utterances of each speaker that an enrolling attacker has.
 ENROLLED = 5
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Training steps of TDNN and inverter, TDNNs to train, and processes of one thread each."""
+    """Training steps of a TDNN and of the inverter, TDNNs to train, and parallel processes."""
 
     steps: int
     inverter_steps: int
@@ -36,26 +36,26 @@ class Budget:
 
 @dataclass(frozen=True)
 class Strength:
-    """How well an attacker does: error rates of verification, accuracy of identification."""
+    """Success of an attacker: error rates of verification, accuracy of identification."""
 
     eer: Estimate
     eer_enrolled: Estimate
     top1: Estimate
 
     def __str__(self) -> str:
-        """One line for who watches."""
+        """One line of text."""
         return (
             f"equal error rate {self.eer.value:.1f} %, with {ENROLLED} enrolled"
             f" {self.eer_enrolled.value:.1f} %, identified {self.top1.value:.1f} %"
         )
 
     def json(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The estimates as JSON."""
         return {field.name: getattr(self, field.name).json() for field in fields(self)}
 
 
 class EvaluationSplit:
-    """Who trains on which utterances, and which are attacked: the same for every attacker."""
+    """Training and attacked utterances, the same for every attacker."""
 
     def __init__(self, speakers: SpeakerSet, speech: Speech) -> None:
         known, early = speech.speaker < speakers.known, speech.sentence < speakers.training
@@ -68,21 +68,21 @@ class EvaluationSplit:
 
     @property
     def seconds(self) -> float:
-        """How long an utterance is, on average."""
-        return float(np.mean([len(one) for one in self.speech.audio])) / SAMPLE_RATE
+        """Mean duration of an utterance."""
+        return float(np.mean([len(audio) for audio in self.speech.audio])) / SAMPLE_RATE
 
     def strength(self, attack: Attack) -> Strength:
-        """What an attack achieves: verification of unseen speakers, identification of known ones.
+        """Measure an attack: verification of unseen speakers, identification of known speakers.
 
-        Both on sentences that the attacker was not trained on.
+        Both use sentences that the attacker was not trained on.
         """
         unseen, known = self.unseen, ~self.unseen
         trials = attack.embedding[unseen], self.speaker[unseen], self.sentence[unseen]
-        right = attack.predicted_speaker == self.speaker
+        correct = attack.predicted_speaker == self.speaker
         return Strength(
             pairs(*trials).equal_error_rate(),
             enrolled(*trials, ENROLLED).equal_error_rate(),
-            accuracy(right[known], self.speaker[known]),
+            accuracy(correct[known], self.speaker[known]),
         )
 
 
@@ -92,43 +92,44 @@ def attack_all(
     evaluation: EvaluationSplit,
     budget: Budget,
 ) -> dict[str, dict[str, Strength]]:
-    """What each attacker achieves: by representation, then by attacker.
+    """Run the attackers; return their strengths by representation and attacker.
 
-    LDA on statistics is quick and attacks everything; networks are trained on ``networks``.
+    LDA on statistics is quick and attacks all representations. Networks are trained on those in
+    ``networks`` only.
     """
-    found: dict[str, dict[str, Strength]] = {name: {} for name in representations}
+    strengths: dict[str, dict[str, Strength]] = {name: {} for name in representations}
     with _pool(budget.processes) as pool:
-        waiting = {}
+        jobs = {}
         for name, path in representations.items():
-            waiting[pool.submit(_statistics, path, evaluation.split)] = name
+            jobs[pool.submit(_statistics, path, evaluation.split)] = name
             for seed in range(budget.seeds if name in networks else 0):
-                waiting[pool.submit(_tdnn, path, evaluation.split, budget.steps, seed)] = name
-        for done in track(as_completed(waiting), description="attacking", total=len(waiting)):
-            name = waiting[done]
+                jobs[pool.submit(_tdnn, path, evaluation.split, budget.steps, seed)] = name
+        for done in track(as_completed(jobs), description="attacking", total=len(jobs)):
+            name = jobs[done]
             for attacker, attack in done.result().items():
-                found[name][attacker] = evaluation.strength(attack)
-                print(f"{name}, {attacker}: {found[name][attacker]}", flush=True)
-    return found
+                strengths[name][attacker] = evaluation.strength(attack)
+                print(f"{name}, {attacker}: {strengths[name][attacker]}", flush=True)
+    return strengths
 
 
 def invert_packets(
-    packets: Path, mel: Path, guess: Path, evaluation: EvaluationSplit, budget: Budget
+    packets: Path, mel: Path, out: Path, evaluation: EvaluationSplit, budget: Budget
 ) -> Inversion:
-    """Train an inverter on packets; its guess of every utterance's log-mel goes to a file."""
-    # In a process of its own, because one that has trained must not be forked for the attackers.
+    """Train an inverter on packets, and write its estimates of all log-mels to a file."""
+    # In a separate process, because a process that has trained must not be forked afterwards.
     with _pool(1) as pool:
-        job = pool.submit(_invert, packets, mel, guess, evaluation.split, budget.inverter_steps)
+        job = pool.submit(_invert, packets, mel, out, evaluation.split, budget.inverter_steps)
         return job.result()
 
 
 def size_attack(sizes: Sizes, evaluation: EvaluationSplit, *, text_known: bool) -> Strength:
-    """What duration, tokens and bytes alone give away: no feature is looked at.
+    """Attack by duration, tokens and bytes of packets alone, without their features.
 
     Args:
-        sizes: (utterances, 3), these three.
-        evaluation: who is attacked.
-        text_known: the attacker knows what was said and how long that takes on average, so that
-            what is left is how fast the speaker speaks.
+        sizes: duration, tokens and bytes, (utterances, 3).
+        evaluation: training and attacked utterances.
+        text_known: the attacker knows each sentence and its mean sizes, so that only the speed of
+            the speaker is left.
     """
     split, sentence, logs = evaluation.split, evaluation.speech.sentence, np.log(sizes)
     if text_known:
@@ -138,7 +139,7 @@ def size_attack(sizes: Sizes, evaluation: EvaluationSplit, *, text_known: bool) 
 
 
 def strongest(attackers: Mapping[str, Strength]) -> dict[str, Any]:
-    """The best figure of any attacker, as JSON: value and 95 % interval in percent, and whose."""
+    """Best figures of all attackers as JSON: value and 95 % interval in percent, and attacker."""
     choices = {
         "eer": min(attackers, key=lambda name: attackers[name].eer.value),
         "eer_enrolled": min(attackers, key=lambda name: attackers[name].eer_enrolled.value),
@@ -162,8 +163,8 @@ def _tdnn(path: Path, split: Split, steps: int, seed: int) -> dict[str, Attack]:
     return tdnn(Sequences.load(path), split, steps, seed)
 
 
-def _invert(packets: Path, mel: Path, guess: Path, split: Split, steps: int) -> Inversion:
-    sent, heard = Sequences.load(packets), Sequences.load(mel)
-    guessed, inversion = invert(sent, heard, split.training, split.attacked, steps, seed=0)
-    guessed.save(guess)
+def _invert(packets: Path, mel: Path, out: Path, split: Split, steps: int) -> Inversion:
+    features, log_mels = Sequences.load(packets), Sequences.load(mel)
+    estimates, inversion = invert(features, log_mels, split.training, split.attacked, steps, seed=0)
+    estimates.save(out)
     return inversion

@@ -1,4 +1,4 @@
-"""An attacker that learns to turn packets back into log-mel, and so into sound."""
+"""Inverter: an attacker that learns to reconstruct log-mel, and so speech, from packets."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,18 +12,22 @@ from benchmarks.privacy.attackers import Rows
 from benchmarks.privacy.representations import Sequences
 from esrt.arrays import Float32Array
 
-# Whisper's log-mel is (log10 of power + 4) / 4: one is 40 dB.
+# Whisper's log-mel is (log10 of power + 4) / 4, so a difference of 1 is 40 dB.
 _DECIBEL = 40
 _BATCH = 32
 
 
 @dataclass(frozen=True)
 class Inversion:
-    """Errors over the attacked utterances, root mean square in dB.
+    """Root mean square errors over the attacked utterances, in dB.
 
-    ``error_db`` is the guess's, ``baseline_db`` that of each mel bin's mean over the training
-    utterances, which needs no packet. The ``voice`` errors are those of the average over an
-    utterance of each bin, which holds more of the voice and less of the words.
+    Attributes:
+        error_db: error of the estimates.
+        baseline_db: error of each mel bin's mean over the training utterances, which needs no
+            packet.
+        voice_error_db: error of the estimates' means over each utterance, which depend more on the
+            voice and less on the words.
+        voice_baseline_db: error of the baseline's means over each utterance.
     """
 
     error_db: float
@@ -46,23 +50,23 @@ class _Inverter(nn.Module):
         )
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, tokens, width) to (batch, tokens * frames, bins)."""
-        guessed: Tensor = self.layers(tokens.transpose(1, 2)).transpose(1, 2)
-        return guessed.reshape(len(tokens), -1, self.bins)
+        """Map (batch, tokens, width) to (batch, tokens * frames, bins)."""
+        mel: Tensor = self.layers(tokens.transpose(1, 2)).transpose(1, 2)
+        return mel.reshape(len(tokens), -1, self.bins)
 
 
 def invert(
     packets: Sequences, mel: Sequences, training: Rows, attacked: Rows, steps: int, seed: int
 ) -> tuple[Sequences, Inversion]:
-    """Train an inverter on the training utterances, then guess every utterance's log-mel.
+    """Train an inverter on the training utterances, then estimate the log-mel of all utterances.
 
     Args:
-        packets: features as the cloud sees them, (tokens, width) each.
-        mel: the log-mels behind them, (frames, bins) each, whose length is a multiple of theirs.
+        packets: decoded features, (tokens, width) each.
+        mel: log-mels of the same speech, (frames, bins) each; frames are a multiple of tokens.
         training: rows to train on.
-        attacked: rows that the errors are measured on.
+        attacked: rows to measure the errors on.
         steps: training steps.
-        seed: of weights and batches.
+        seed: seed of weights and batches.
     """
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
@@ -73,25 +77,25 @@ def invert(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
     for _ in range(steps):
         rows = random.choice(training, _BATCH)
-        wanted = _padded(mel[row] - mean for row in rows)
-        loss = (model(_padded(packets[row] for row in rows)) - wanted).square()
-        loss = loss[wanted.abs().sum(-1) > 0].mean()
+        target = _padded(mel[row] - mean for row in rows)
+        loss = (model(_padded(packets[row] for row in rows)) - target).square()
+        loss = loss[target.abs().sum(-1) > 0].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     model.eval()
     with torch.inference_mode():
-        guessed = [
+        estimates = [
             model(torch.from_numpy(packets[row])[None])[0].numpy() + mean
             for row in range(len(packets))
         ]
-    heard = {row: mel[row] for row in attacked}
-    return Sequences.of(guessed, mel.stride), Inversion(
-        _error(guessed[row] - heard[row] for row in attacked),
-        _error(mean - heard[row] for row in attacked),
-        _error((guessed[row] - heard[row]).mean(axis=0) for row in attacked),
-        _error((mean - heard[row]).mean(axis=0) for row in attacked),
+    true = {row: mel[row] for row in attacked}
+    return Sequences.of(estimates, mel.stride), Inversion(
+        _error(estimates[row] - true[row] for row in attacked),
+        _error(mean - true[row] for row in attacked),
+        _error((estimates[row] - true[row]).mean(axis=0) for row in attacked),
+        _error((mean - true[row]).mean(axis=0) for row in attacked),
     )
 
 

@@ -1,7 +1,7 @@
-"""What an attacker may get hold of: log-mel, encoder states, Q-Former output, decoded packets.
+"""Representations to attack: log-mel, encoder states, Q-Former output, decoded packets.
 
-Each representation is a file of sequences, one for each utterance, so that attackers can run in
-processes of their own.
+Each representation is a file with a sequence for each utterance, so that attackers can run in
+separate processes.
 """
 
 from collections.abc import Callable, Iterable
@@ -29,7 +29,7 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Sequences:
-    """One sequence (steps, width) for each utterance; ``stride`` steps come to 40 ms or more."""
+    """A sequence (steps, width) for each utterance; ``stride`` steps are 40 ms or more."""
 
     values: NDArray[np.float16]
     ends: NDArray[np.int64]
@@ -44,7 +44,7 @@ class Sequences:
 
     @classmethod
     def of(cls, rows: Iterable[NDArray[Any]], stride: int) -> "Sequences":
-        """From one array for each utterance; half precision, which none of the attackers feels."""
+        """Collect an array for each utterance, in half precision, which is enough for attackers."""
         halves = [row.astype(np.float16) for row in rows]
         return cls(np.concatenate(halves), np.cumsum([len(row) for row in halves]), stride)
 
@@ -65,7 +65,7 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Received:
-    """What a packet tells: its features as the cloud sees them, and what its outside shows."""
+    """Content of a packet: its decoded features, and the sizes that its header and length show."""
 
     features: Float32Array
     tokens: int
@@ -73,7 +73,8 @@ class Received:
     bytes: int
 
 
-Rung = Callable[[Float32Array, int], Received]
+# Features and duration in milliseconds, through one packet and back.
+PacketCodec = Callable[[Float32Array, int], Received]
 
 
 def through_packet(
@@ -84,7 +85,7 @@ def through_packet(
     fingerprint: str,
     codec_tables: wire.CodecTables | None,
 ) -> Received:
-    """Features (tokens, width) and the speech's duration through one packet and back."""
+    """Encode features (tokens, width) and the duration of the speech as a packet; decode it."""
     data = wire.encode(
         features,
         fingerprint=fingerprint,
@@ -97,10 +98,10 @@ def through_packet(
     return Received(packet.features, len(packet.features), packet.duration_ms, len(data))
 
 
-def rungs(checkpoint: Checkpoint) -> dict[str, Rung]:
-    """Every way to write a packet, by name: what a new codec joins."""
+def packet_codecs(checkpoint: Checkpoint) -> dict[str, PacketCodec]:
+    """All codecs that the checkpoint has tables for, by name."""
     codec_tables = checkpoint.codec_tables()
-    learned = codec_tables.by_codec if codec_tables else {}
+    with_tables = codec_tables.by_codec if codec_tables else {}
     return {
         str(codec): partial(
             through_packet,
@@ -109,35 +110,35 @@ def rungs(checkpoint: Checkpoint) -> dict[str, Rung]:
             codec_tables=codec_tables,
         )
         for codec in wire.Codec
-        if not codec.uses_tables or codec in learned
+        if not codec.uses_tables or codec in with_tables
     }
 
 
-def received(rung: Rung, features: Sequences, speech: Speech) -> list[Received]:
-    """Every utterance's features through a rung of the ladder."""
+def received(codec: PacketCodec, features: Sequences, speech: Speech) -> list[Received]:
+    """Pass the features of all utterances through packets of a codec."""
     return [
-        rung(features[row], round(1000 * len(audio) / SAMPLE_RATE))
+        codec(features[row], round(1000 * len(audio) / SAMPLE_RATE))
         for row, audio in enumerate(speech.audio)
     ]
 
 
 @torch.inference_mode()
 def model_states(checkpoint: Checkpoint, speech: Speech) -> dict[str, Sequences]:
-    """Log-mel, the encoder's states after its convolutions and each layer, and Q-Former output."""
+    """Compute log-mel, the encoder's states after convolutions and layers, and Q-Former output."""
     config, model = checkpoint.config, checkpoint.edge_model()
-    found: dict[str, Tensor] = {}
+    states: dict[str, Tensor] = {}
     layers = {"encoder, convolutions": model.encoder.layers[0]} | {
         f"encoder, layer {number}": layer for number, layer in enumerate(model.encoder.layers, 1)
     }
 
-    def keep(name: str, *seen: Any) -> None:
-        found[name] = seen[-1] if isinstance(seen[-1], Tensor) else seen[-1][0]
+    def keep(name: str, output: Any) -> None:
+        states[name] = output if isinstance(output, Tensor) else output[0]
 
     for name, layer in layers.items():
         if name.endswith("convolutions"):
-            layer.register_forward_pre_hook(lambda _, given, name=name: keep(name, given))
+            layer.register_forward_pre_hook(lambda _, inputs, name=name: keep(name, inputs))
         else:
-            layer.register_forward_hook(lambda _, given, made, name=name: keep(name, made))
+            layer.register_forward_hook(lambda _, inputs, output, name=name: keep(name, output))
     stride = config.q_former.stride or 1
     steps = {LOG_MEL: 1} | dict.fromkeys(layers, 2) | {Q_FORMER: 2 * stride}
     rows: dict[str, dict[int, NDArray[np.float16]]] = {name: {} for name in steps}
@@ -147,12 +148,12 @@ def model_states(checkpoint: Checkpoint, speech: Speech) -> dict[str, Sequences]
         part = order[start : start + _BATCH]
         audio = [speech.audio[row].astype(np.float32) / np.float32(32768) for row in part]
         mel, frames = mel_batch(config, audio)
-        found[Q_FORMER] = model.features(mel, frames)
-        found[LOG_MEL] = mel.transpose(1, 2)
+        states[Q_FORMER] = model.features(mel, frames)
+        states[LOG_MEL] = mel.transpose(1, 2)
         for name, rate in steps.items():
             for place, row in enumerate(part):
                 rows[name][row] = (
-                    found[name][place, : int(frames[place]) // rate].numpy().astype(np.float16)
+                    states[name][place, : int(frames[place]) // rate].numpy().astype(np.float16)
                 )
     return {
         name: Sequences.of((rows[name].pop(row) for row in range(len(order))), max(1, 4 // rate))

@@ -1,14 +1,13 @@
-"""Synthetic speakers by espeak-ng, and what they say: the same sentences, cached audio.
+"""Synthetic speakers by espeak-ng who speak the same sentences; the audio is cached.
 
-A speaker is a voice file of its own (pitch, formants, roughness, source) and a speed. Nobody
-speaks twice alike, so speed and pitch vary from utterance to utterance within a speaker too.
+A speaker is a voice file (pitch, formants, roughness, source) and a speed. Speed and pitch also
+vary from utterance to utterance of one speaker, as they do in people.
 """
 
 import dataclasses
 import hashlib
 import json
 import math
-import shutil
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -17,28 +16,29 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
+from esrt.files import replace_folder
 from training.corpus import text
 from training.corpus.speech import Samples, Utterance, espeak_version
 from training.corpus.voices import draw_voice, speak_all
 
-# The sentences: long enough that log-mel tells the speaker, as English letters.
+# Letters in a sentence: enough speech to recognize the speaker from log-mel.
 _LETTERS = range(30, 71)
-# How much one speaker varies: the standard deviations of speed (a share) and of pitch, in steps
-# of espeak-ng's pitch, which are 1.4 % each.
+# Standard deviations within one speaker: of speed as a share, and of pitch in steps of espeak-ng,
+# which are 1.4 % each.
 _SPEED_SPREAD = 0.05
 _PITCH_SPREAD = 3.0
-# espeak-ng's default pitch, at which a voice file's own pitch is heard.
+# espeak-ng's default pitch, which leaves the pitch of the voice file unchanged.
 _PITCH = 50
-# Part of the cache's name: to be raised when the same settings give other speech.
+# Part of the cache's name. Raise it when the same settings give other speech.
 _VERSION = 1
 
 
 @dataclass(frozen=True)
 class SpeakerSet:
-    """Who says what, from one seed.
+    """Numbers of speakers and sentences, and the seed that they are drawn from.
 
-    The first ``known`` speakers say every sentence; attackers train on what they say of the first
-    ``training`` sentences. The ``unseen`` others say only the last ``test`` sentences.
+    The first ``known`` speakers say all sentences, and attackers train on their first ``training``
+    sentences. The other ``unseen`` speakers say only the last ``test`` sentences.
     """
 
     known: int
@@ -49,16 +49,16 @@ class SpeakerSet:
 
     @property
     def speakers(self) -> int:
-        """All speakers."""
+        """Number of speakers."""
         return self.known + self.unseen
 
     @property
     def sentences(self) -> int:
-        """All sentences."""
+        """Number of sentences."""
         return self.training + self.test
 
-    def said(self) -> list[tuple[int, int]]:
-        """(speaker, sentence) of every utterance, in the order of the audio."""
+    def utterances(self) -> list[tuple[int, int]]:
+        """Speaker and sentence of every utterance, in the order of the audio."""
         return [
             (speaker, sentence)
             for speaker, sentence in product(range(self.speakers), range(self.sentences))
@@ -68,7 +68,7 @@ class SpeakerSet:
 
 @dataclass(frozen=True)
 class Speaker:
-    """A voice file's text, and words a minute."""
+    """Text of a voice file, and words per minute."""
 
     voice: str
     speed: int
@@ -76,7 +76,7 @@ class Speaker:
 
 @dataclass(frozen=True)
 class Speech:
-    """Every utterance: the audio (16 kHz) and the row of its speaker and its sentence."""
+    """Audio at 16 kHz, speaker and sentence of every utterance."""
 
     audio: list[Samples]
     speaker: NDArray[np.int64]
@@ -84,28 +84,28 @@ class Speech:
 
 
 def draw_speaker(random: Random) -> Speaker:
-    """A speaker at random."""
+    """Draw a random speaker."""
     return Speaker(draw_voice(random), random.randrange(165, 211))
 
 
 def draw_sentences(count: int, random: Random) -> list[str]:
-    """That many different English sentences of the corpus's phrases."""
-    found: dict[str, None] = {}
+    """Draw different English sentences from the phrases of the corpus."""
+    drawn: dict[str, None] = {}
     for sentence in text.sentences(random):
         words = sentence.texts["eng"]
         if sentence.kind == "phrase" and len(words) in _LETTERS:
-            found[words] = None
-        if len(found) == count:
+            drawn[words] = None
+        if len(drawn) == count:
             break
-    return list(found)
+    return list(drawn)
 
 
 def speech(speakers: SpeakerSet, folder: Path) -> Speech:
-    """What a cast says; spoken where that has not been done, else read from the folder.
+    """Read the speech of all speakers from the cache, or synthesize it first.
 
     Raises:
         SpeechError: espeak-ng is not installed.
-        CheckFailed: espeak-ng did not take the speakers' voice files.
+        CheckFailed: espeak-ng rejected the voice files.
     """
     settings = dataclasses.asdict(speakers) | {"version": _VERSION, "espeak": espeak_version()}
     name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
@@ -114,8 +114,8 @@ def speech(speakers: SpeakerSet, folder: Path) -> Speech:
         _build(speakers, place)
     ends = np.load(place / "ends.npy")
     audio = np.split(np.load(place / "audio.npy"), ends[:-1])
-    said = np.array(speakers.said())
-    return Speech(audio, said[:, 0], said[:, 1])
+    utterances = np.array(speakers.utterances())
+    return Speech(audio, utterances[:, 0], utterances[:, 1])
 
 
 def _build(speakers: SpeakerSet, place: Path) -> None:
@@ -130,16 +130,13 @@ def _build(speakers: SpeakerSet, place: Path) -> None:
             round(drawn[speaker].speed * math.exp(random.gauss(0, _SPEED_SPREAD))),
             round(random.gauss(_PITCH, _PITCH_SPREAD)),
         )
-        for speaker, sentence in speakers.said()
+        for speaker, sentence in speakers.utterances()
     ]
     voices = {_variant(number): speaker.voice for number, speaker in enumerate(drawn)}
     audio = speak_all(utterances, voices)
-    temporary = place.with_name(f"{place.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    np.save(temporary / "audio.npy", np.concatenate(audio))
-    np.save(temporary / "ends.npy", np.cumsum([len(one) for one in audio]))
-    temporary.rename(place)
+    with replace_folder(place) as folder:
+        np.save(folder / "audio.npy", np.concatenate(audio))
+        np.save(folder / "ends.npy", np.cumsum([len(samples) for samples in audio]))
 
 
 def _variant(speaker: int) -> str:

@@ -1,4 +1,4 @@
-"""Equal error rate and identification accuracy, with intervals from resampled speakers."""
+"""Equal error rate and identification accuracy, with intervals by resampling speakers."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -14,29 +14,29 @@ RESAMPLES = 300
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure in percent, and its 95 % interval."""
+    """A figure in percent and its 95 % interval."""
 
     value: float
     low: float
     high: float
 
     def json(self) -> dict[str, float]:
-        """As JSON holds it."""
+        """The figures as JSON."""
         return {key: round(value, 2) for key, value in dataclasses.asdict(self).items()}
 
 
 @dataclass(frozen=True)
 class Trials:
-    """Comparisons: a score for each, higher for "the same speaker", and the two speakers."""
+    """Comparisons of two utterances: a score, higher for one speaker, and both speakers."""
 
     score: Array
     left: Rows
     right: Rows
 
     def equal_error_rate(self) -> Estimate:
-        """Where as many pairs of one speaker are taken for two as pairs of two for one.
+        """Error rate at the threshold where false-rejection and false-acceptance rates are equal.
 
-        The interval resamples speakers, not comparisons, which are far from independent.
+        The interval resamples speakers, because comparisons are not independent.
         """
         order = np.argsort(self.score)
         left, right = self.left[order], self.right[order]
@@ -60,7 +60,7 @@ class Trials:
 
 
 def pairs(embedding: Array, speaker: Rows, sentence: Rows) -> Trials:
-    """Every two utterances of different sentences, by the cosine of their embeddings."""
+    """Compare all pairs of utterances of different sentences by the cosine of embeddings."""
     unit = _unit(embedding)
     left, right = np.triu_indices(len(unit), 1)
     different = sentence[left] != sentence[right]
@@ -69,7 +69,7 @@ def pairs(embedding: Array, speaker: Rows, sentence: Rows) -> Trials:
 
 
 def enrolled(embedding: Array, speaker: Rows, sentence: Rows, sentences: int) -> Trials:
-    """Every speaker's mean over the first sentences against every utterance of the others."""
+    """Compare each speaker's mean over the first sentences with all utterances of the others."""
     known = np.unique(sentence)[:sentences]
     names, first = np.unique(speaker), np.isin(sentence, known)
     unit = _unit(embedding)
@@ -80,18 +80,18 @@ def enrolled(embedding: Array, speaker: Rows, sentence: Rows, sentences: int) ->
     return Trials(scores.ravel(), left.ravel(), right.ravel())
 
 
-def accuracy(right: NDArray[np.bool_], speaker: Rows) -> Estimate:
-    """The share of utterances that were given to their speaker."""
+def accuracy(correct: NDArray[np.bool_], speaker: Rows) -> Estimate:
+    """Share of utterances whose speaker was identified, each speaker with equal weight."""
     names = np.unique(speaker)
-    share = np.array([right[speaker == name].mean() for name in names])
+    share = np.array([correct[speaker == name].mean() for name in names])
     random = np.random.default_rng(0)
     drawn = [100 * float(random.choice(share, len(share)).mean()) for _ in range(RESAMPLES)]
     return _estimate(100 * float(share.mean()), drawn)
 
 
 def _unit(rows: Array) -> Array:
-    found: Array = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
-    return found
+    unit: Array = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+    return unit
 
 
 def _estimate(value: float, drawn: list[float]) -> Estimate:

@@ -1,1 +1,1 @@
-"""A C++ program that runs a ``.pte`` as a phone would, and what builds it."""
+"""C++ program that runs a ``.pte`` file as on a phone, and its build."""

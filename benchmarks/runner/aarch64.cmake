@@ -1,4 +1,4 @@
-# For CMAKE_TOOLCHAIN_FILE: Debian's cross compiler, whose C library lies in /usr/aarch64-linux-gnu.
+# CMake toolchain file for Debian's cross compiler. Its C library is in /usr/aarch64-linux-gnu.
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)

@@ -1,7 +1,7 @@
-"""Builds the runner: ``python -m benchmarks.runner.build --target x86-64|aarch64``.
+"""Build of the runner: ``python -m benchmarks.runner.build --target x86-64|aarch64``.
 
-Its SDK, the headers and libraries of ExecuTorch, comes in executorch's wheels: the installed one
-for this machine, and that of the same version for aarch64, which is fetched once and kept.
+The SDK, headers and libraries of ExecuTorch, is part of the executorch wheels. For this machine it
+is in the installed package. For aarch64 the wheel of the same version is downloaded once.
 """
 
 import platform
@@ -17,39 +17,41 @@ from zipfile import ZipFile
 
 import typer
 
+from esrt.bundled import REPOSITORY
 from esrt.cli import exit_on_error
 from esrt.errors import EsrtError
+from esrt.files import replace_folder
 
 SOURCE = Path(__file__).resolve().parent
-FOLDER = SOURCE.parents[1] / "build" / "runner"
+FOLDER = REPOSITORY / "build" / "runner"
 EXECUTABLE = "runner"
-# What of the wheel is the SDK.
+# Folders of the wheel that form the SDK.
 SDK_FOLDERS = ("executorch/include/", "executorch/lib/", "executorch/share/cmake/")
 
 
-class ExportRecipe(StrEnum):
-    """The processors to build for: this machine's, and that of a phone."""
+class Target(StrEnum):
+    """Processor to build for: that of this machine, or that of a phone."""
 
     X86_64 = "x86-64"
     AARCH64 = "aarch64"
 
 
-# The second is named in aarch64.cmake too.
-COMPILERS = {ExportRecipe.X86_64: "c++", ExportRecipe.AARCH64: "aarch64-linux-gnu-g++"}
+# aarch64.cmake names the second compiler too.
+COMPILERS = {Target.X86_64: "c++", Target.AARCH64: "aarch64-linux-gnu-g++"}
 
 
-def sdk(target: ExportRecipe) -> Path:
-    """Where the SDK for a target lies, or will lie once it is fetched."""
-    if target is ExportRecipe.AARCH64:
+def sdk(target: Target) -> Path:
+    """Folder of the SDK for a target, which may still have to be fetched."""
+    if target is Target.AARCH64:
         return FOLDER / f"sdk-{target}-{version('executorch')}" / "executorch"
     return Path(str(distribution("executorch").locate_file("executorch")))
 
 
-def fetch(target: ExportRecipe) -> None:
-    """Download the target's SDK unless it is there; whole or not at all.
+def fetch(target: Target) -> None:
+    """Download the SDK for a target, whole or not at all, unless the folder exists.
 
     Raises:
-        EsrtError: the package registry is out of reach or has no such wheel.
+        EsrtError: the package registry cannot be reached or has no such wheel.
     """
     home = sdk(target)
     if home.exists():
@@ -71,53 +73,42 @@ def fetch(target: ExportRecipe) -> None:
         unpacked.rename(home.parent)
 
 
-def missing(target: ExportRecipe) -> str | None:
-    """What a build for a target lacks here, in words; ``None`` when it lacks nothing."""
+def missing(target: Target) -> str | None:
+    """Reason why the runner cannot be built for a target here, or ``None``."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
-        return f"the runner is built on x86-64 Linux, and this is {platform.platform()}"
+        return f"the build needs x86-64 Linux, but this is {platform.platform()}"
     tools = [tool for tool in ("cmake", "make", COMPILERS[target]) if not shutil.which(tool)]
     if tools:
         return f"not installed: {', '.join(tools)}"
     return None if sdk(target).exists() else f"ExecuTorch's SDK for {target} was not fetched"
 
 
-def build(target: ExportRecipe, out: Path) -> Path:
-    """Build from what is on this machine.
+def build(target: Target, out: Path) -> Path:
+    """Build without network.
 
     Args:
-        target: what for.
-        out: a folder that becomes the runner and the libraries that it needs, whole or not at
-            all; an existing one is replaced. It can be moved.
+        target: the processor.
+        out: folder for the runner and its libraries, written whole or not at all. An existing
+            folder is replaced. The folder can be moved.
 
     Returns:
         The executable.
 
     Raises:
-        EsrtError: something is missing, or the compiler failed, having said why.
+        EsrtError: a tool or the SDK is missing, or the compiler failed.
     """
-    if lack := missing(target):
-        raise EsrtError(f"The runner for {target} cannot be built: {lack}.", "Run: make runner.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-        objects, folder = Path(temporary) / "objects", Path(temporary) / "folder"
+    if reason := missing(target):
+        raise EsrtError(f"The runner for {target} cannot be built: {reason}.", "Run: make runner.")
+    with replace_folder(out) as folder, TemporaryDirectory() as objects:
         failure = f"The runner for {target} could not be built."
         _run(
-            *("cmake", "-S", str(SOURCE), "-B", str(objects), "-G", "Unix Makefiles"),
-            *(
-                ("--toolchain", str(SOURCE / "aarch64.cmake"))
-                if target is ExportRecipe.AARCH64
-                else ()
-            ),
+            *("cmake", "-S", str(SOURCE), "-B", objects, "-G", "Unix Makefiles"),
+            *(("--toolchain", str(SOURCE / "aarch64.cmake")) if target is Target.AARCH64 else ()),
             f"-Dexecutorch_DIR={sdk(target) / 'share' / 'cmake'}",
             failure=failure,
         )
-        _run("cmake", "--build", str(objects), failure=failure)
-        _run(
-            *("cmake", "--install", str(objects), "--strip", "--prefix", str(folder)),
-            failure=failure,
-        )
-        shutil.rmtree(out, ignore_errors=True)
-        folder.rename(out)
+        _run("cmake", "--build", objects, failure=failure)
+        _run("cmake", "--install", objects, "--strip", "--prefix", str(folder), failure=failure)
     return out / EXECUTABLE
 
 
@@ -127,14 +118,16 @@ def _run(*command: str, failure: str) -> None:
     )
     if done.returncode != 0:
         print(done.stdout, file=sys.stderr)
-        raise EsrtError(failure, "Its messages are above.")
+        raise EsrtError(failure, "See the messages above.")
 
 
 def main(
-    target: Annotated[ExportRecipe, typer.Option(help="What to build for.")] = ExportRecipe.X86_64,
-    fetch_only: Annotated[bool, typer.Option("--fetch-only", help="Only fetch the SDK.")] = False,
+    target: Annotated[Target, typer.Option(help="Processor to build for.")] = Target.X86_64,
+    fetch_only: Annotated[
+        bool, typer.Option("--fetch-only", help="Fetch the SDK, and do not build.")
+    ] = False,
 ) -> None:
-    """Build the runner into build/runner/TARGET, fetching the SDK first where it is missing."""
+    """Build the runner into build/runner/TARGET; fetch a missing SDK first."""
     with exit_on_error():
         fetch(target)
         if not fetch_only:

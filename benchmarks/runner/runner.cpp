@@ -1,7 +1,7 @@
-// Runs an exported program on one input, as a phone would: no Python, no torch.
+// Runs an exported program on one input without Python and torch, as on a phone.
 //
-// Reads float32 numbers, runs the program's `forward` on them, writes its output the same way, and
-// prints one line of JSON about it. Errors are one line on stderr; see USAGE for the exit codes.
+// Reads float32 numbers, runs the program's `forward`, writes the output in the same format, and
+// prints one line of JSON. An error is one line on stderr; see USAGE for the exit codes.
 
 #include <getopt.h>
 
@@ -25,7 +25,7 @@
 #include <executorch/extension/tensor/tensor.h>
 #include <executorch/runtime/platform/platform.h>
 
-// The SDK's libraries export the thread pool, but its header is not among those that it ships.
+// The SDK's libraries export the thread pool, but the SDK lacks the header.
 namespace executorch::extension::threadpool {
 class ThreadPool {
  public:
@@ -48,18 +48,18 @@ constexpr char USAGE[] =
     R"(usage: runner --model FILE --input FILE --shape SIZES --output FILE [options]
 
   --model FILE    the exported program (.pte)
-  --input FILE    its input: float32, little-endian, nothing else in the file
-  --shape SIZES   the input's shape, for example 1,128,296
-  --output FILE   where the program's output goes, in the same form
-  --rounds N      timed runs after one that is not timed; default 1
+  --input FILE    input of the program: float32 numbers, little-endian
+  --shape SIZES   shape of the input, for example 1,128,296
+  --output FILE   output of the program, in the same format
+  --rounds N      timed runs after a warm-up run; default 1
   --threads N     threads of ExecuTorch's pool; default 1
 
-One line of JSON on stdout: load_ms, run_ms (the median), rounds, threads, shape (the output's),
+Prints one line of JSON: load_ms, run_ms (the median), rounds, threads, shape (of the output) and
 peak_memory_bytes (of the process). Exit codes: 0 done, 1 the program failed, 2 bad input.
 )";
 
-// ExecuTorch's pool breaks down on absurd numbers.
-constexpr int MOST_THREADS = 256;
+// ExecuTorch's thread pool fails on very large numbers.
+constexpr int MAX_THREADS = 256;
 
 enum ExitCode { FAILED = 1, BAD_INPUT = 2 };
 
@@ -80,9 +80,9 @@ struct Report {
   std::vector<SizesType> shape;
 };
 
-// --- What the user gives ------------------------------------------------------------------------
+// --- Command line -------------------------------------------------------------------------------
 
-// A number from 1 to the highest, and nothing else.
+// Parses a whole number from 1 to `highest`.
 int number(std::string_view text, const std::string& option, int highest = INT_MAX) {
   int value = 0;
   const auto [end, error] = std::from_chars(text.begin(), text.end(), value);
@@ -94,11 +94,11 @@ int number(std::string_view text, const std::string& option, int highest = INT_M
 }
 
 std::vector<SizesType> sizes(std::string_view text) {
-  std::vector<SizesType> found;
+  std::vector<SizesType> result;
   while (true) {
     const auto comma = text.find(',');
-    found.push_back(number(text.substr(0, comma), "--shape"));
-    if (comma == text.npos) return found;
+    result.push_back(number(text.substr(0, comma), "--shape"));
+    if (comma == text.npos) return result;
     text.remove_prefix(comma + 1);
   }
 }
@@ -123,7 +123,7 @@ Options parse(int count, char** arguments) {
       case 's': options.shape = sizes(optarg); break;
       case 'o': options.output = optarg; break;
       case 'r': options.rounds = number(optarg, "--rounds"); break;
-      case 't': options.threads = number(optarg, "--threads", MOST_THREADS); break;
+      case 't': options.threads = number(optarg, "--threads", MAX_THREADS); break;
       case 'h': std::fputs(USAGE, stdout); std::exit(0);
       default:
         throw Failure(BAD_INPUT, "'" + std::string(arguments[optind - 1]) +
@@ -149,7 +149,7 @@ std::vector<float> read(const fs::path& path, const std::vector<SizesType>& shap
   std::error_code error;
   const auto bytes = fs::file_size(path, error);
   if (error) throw Failure(BAD_INPUT, path.string() + ": " + error.message());
-  // Divided rather than multiplied, because the product of sizes may be any number.
+  // Division instead of multiplication, because the product of the sizes may overflow.
   bool fits = bytes % sizeof(float) == 0;
   auto rest = bytes / sizeof(float);
   for (const auto size : shape) {
@@ -169,7 +169,7 @@ std::vector<float> read(const fs::path& path, const std::vector<SizesType>& shap
   return numbers;
 }
 
-// Writes to a temporary name and renames, so that a file of that name is a whole one.
+// Writes the file whole or not at all, by renaming a temporary file.
 void write(const fs::path& path, const Tensor& tensor) {
   const fs::path partial = path.string() + ".partial";
   std::ofstream file(partial, std::ios::binary);
@@ -184,7 +184,7 @@ void write(const fs::path& path, const Tensor& tensor) {
   }
 }
 
-// The most memory that this process has held, in bytes; under an emulator, with the emulator's.
+// Peak resident memory of this process in bytes; under an emulator, including the emulator's.
 std::uint64_t peak_memory() {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);) {
@@ -195,16 +195,16 @@ std::uint64_t peak_memory() {
 
 // --- ExecuTorch ---------------------------------------------------------------------------------
 
-// The first thing that ExecuTorch complained of: the errors that follow are its consequences.
-std::string complaint;
+// ExecuTorch's first error message; later messages are consequences of the first.
+std::string first_error;
 
 void log(et_timestamp_t, et_pal_log_level_t level, const char*, const char*, size_t,
          const char* message, size_t length) {
-  if (!complaint.empty() || (level != kError && level != kFatal)) return;
-  complaint.assign(message, length);
-  // It may quote what a damaged file holds.
-  const auto strange = [](char c) { return c < ' ' || c > '~'; };
-  std::replace_if(complaint.begin(), complaint.end(), strange, '?');
+  if (!first_error.empty() || (level != kError && level != kFatal)) return;
+  first_error.assign(message, length);
+  // The message may quote bytes of a damaged file.
+  const auto unprintable = [](char c) { return c < ' ' || c > '~'; };
+  std::replace_if(first_error.begin(), first_error.end(), unprintable, '?');
 }
 
 [[noreturn]] void fail(ExitCode code, const std::string& line) {
@@ -212,15 +212,15 @@ void log(et_timestamp_t, et_pal_log_level_t level, const char*, const char*, siz
   std::_Exit(code);
 }
 
-void give_up() { fail(FAILED, "ExecuTorch gave up: " + complaint); }
+void abort_handler() { fail(FAILED, "ExecuTorch aborted: " + first_error); }
 
 void check(runtime::Error error, ExitCode code, const std::string& what) {
   if (error == runtime::Error::Ok) return;
   const std::string name = std::string(runtime::to_string(error)).substr(sizeof("Error::") - 1);
-  throw Failure(code, what + ": " + name + (complaint.empty() ? "" : ", " + complaint));
+  throw Failure(code, what + ": " + name + (first_error.empty() ? "" : ", " + first_error));
 }
 
-// What the program declares must be what this runner gives it: one input of at most these sizes.
+// Checks that the program takes one float32 input of at least the given sizes.
 void check_fits(Module& module, const Options& options) {
   const auto meta = module.method_meta("forward");
   check(meta.error(), BAD_INPUT, options.model);
@@ -230,10 +230,10 @@ void check_fits(Module& module, const Options& options) {
     throw Failure(BAD_INPUT, options.model + " does not map one float32 tensor to another");
   }
   const auto& shape = options.shape;
-  const std::vector<SizesType> most(input->sizes().begin(), input->sizes().end());
-  if (shape.size() != most.size() ||
-      !std::equal(shape.begin(), shape.end(), most.begin(), std::less_equal<>())) {
-    throw Failure(BAD_INPUT, options.model + " takes inputs up to " + written(most) + ", not " +
+  const std::vector<SizesType> limits(input->sizes().begin(), input->sizes().end());
+  if (shape.size() != limits.size() ||
+      !std::equal(shape.begin(), shape.end(), limits.begin(), std::less_equal<>())) {
+    throw Failure(BAD_INPUT, options.model + " takes inputs up to " + written(limits) + ", not " +
                                  written(shape));
   }
 }
@@ -248,9 +248,9 @@ Report run(const Options& options) {
 
   const auto start = Clock::now();
   Module module(options.model, Module::LoadMode::Mmap);
-  const auto what = options.model + " cannot be loaded";
-  check(module.load(runtime::Program::Verification::InternalConsistency), BAD_INPUT, what);
-  check(module.load_forward(), BAD_INPUT, what);
+  const auto failure = options.model + " cannot be loaded";
+  check(module.load(runtime::Program::Verification::InternalConsistency), BAD_INPUT, failure);
+  check(module.load_forward(), BAD_INPUT, failure);
   const double load_ms = milliseconds_since(start);
   check_fits(module, options);
 
@@ -260,7 +260,7 @@ Report run(const Options& options) {
     check(outputs.error(), FAILED, options.model + " fails on shape " + written(options.shape));
     return outputs->at(0).toTensor();
   };
-  Tensor output = forward();  // not timed, because it also allocates and fills caches
+  Tensor output = forward();  // not timed, because the first run allocates and fills caches
   std::vector<double> times;
   for (int round = 0; round < options.rounds; ++round) {
     const auto begin = Clock::now();
@@ -276,7 +276,7 @@ Report run(const Options& options) {
 
 int main(int count, char** arguments) {
   runtime::PalImpl pal = runtime::PalImpl::create(log, __FILE__);
-  pal.abort = give_up;
+  pal.abort = abort_handler;
   runtime::register_pal(pal);
   try {
     const Options options = parse(count, arguments);

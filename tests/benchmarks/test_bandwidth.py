@@ -1,4 +1,4 @@
-"""Bytes of whole requests, whatever carries the speech, and the record that comes of them."""
+"""Bandwidth benchmark: bytes of requests, audio codecs, and a quick run."""
 
 import io
 import json
@@ -11,8 +11,9 @@ import pytest
 import soundfile
 import torch
 
-from benchmarks import bandwidth
-from benchmarks.bandwidth import Received, Sender
+from benchmarks.bandwidth.audio_codecs import flac, opus, opus_packets, through_opus
+from benchmarks.bandwidth.measures import request_overhead
+from benchmarks.bandwidth.sender import OPUS_KBPS, Received, Sender
 from esrt.bundled import CHECKPOINT, REPOSITORY, SAMPLES
 from esrt.checkpoint import open_checkpoint
 from esrt.wire import Codec
@@ -26,17 +27,17 @@ def sender() -> Sender:
     return Sender(open_checkpoint(CHECKPOINT))
 
 
-def test_it_writes_the_record(tmp_path: Path) -> None:
+def test_quick_run_writes_the_report(tmp_path: Path) -> None:
     out = tmp_path / "bandwidth.json"
     command = [sys.executable, "-m", "benchmarks.bandwidth", "--quick", "--json", str(out)]
     subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
     record = json.loads(out.read_text("utf-8"))
     rates = {(row["sent"], row["seconds"]): row["kbps"] for row in record["rows"]}
     assert {seconds for _, seconds in rates} == {1, 2, 5, 10, 30}
-    ladder = ["pcm", "flac", "fp16", "int8", "int4", "opus 6", "klt", "klt-low"]
+    by_size = ["pcm", "flac", "fp16", "int8", "int4", "opus 6", "klt", "klt-low"]
     for seconds in (5, 10, 30):
-        found = [rates[name, seconds] for name in ladder]
-        assert found == sorted(found, reverse=True)
+        rates_of = [rates[name, seconds] for name in by_size]
+        assert rates_of == sorted(rates_of, reverse=True)
     assert 256 < rates["pcm", 5] < 257
     assert [bar["name"] for bar in record["bars"]] == [
         *("default_kbps_5s", "stretch_kbps_5s", "encode_ms", "decode_ms")
@@ -48,34 +49,34 @@ def test_it_writes_the_record(tmp_path: Path) -> None:
     assert all(bar["holds"] for bar in record["bars"] if "kbps" in bar["name"])
 
 
-def test_a_request_is_counted_whole() -> None:
-    assert 150 < bandwidth.request_overhead() < 400
+def test_overhead_of_a_request_is_its_head() -> None:
+    assert 150 < request_overhead() < 400
 
 
-def test_opus_is_as_long_as_asked_for_and_counted_without_its_container() -> None:
+def test_opus_has_the_requested_rate_without_its_container() -> None:
     speech = np.tile(CLIP, 5)
-    for kbps in bandwidth.OPUS_KBPS:
-        ogg = bandwidth.opus(kbps, speech)
-        rate = 8 * bandwidth.opus_packets(ogg) * RATE / len(speech) / 1000
+    for kbps in OPUS_KBPS:
+        ogg = opus(kbps, speech)
+        rate = 8 * opus_packets(ogg) * RATE / len(speech) / 1000
         assert 0.7 * kbps < rate < 1.3 * kbps
-        assert bandwidth.opus_packets(ogg) < len(ogg) - 800
-        assert len(bandwidth.through_opus(kbps, speech)) == len(speech)
+        assert opus_packets(ogg) < len(ogg) - 800
+        assert len(through_opus(kbps, speech)) == len(speech)
 
 
-def test_flac_loses_nothing() -> None:
-    heard, _ = soundfile.read(io.BytesIO(bandwidth.flac(CLIP)), dtype="int16")
-    assert np.abs(heard - 32768 * CLIP).max() <= 2
+def test_flac_is_lossless() -> None:
+    decoded, _ = soundfile.read(io.BytesIO(flac(CLIP)), dtype="int16")
+    assert np.abs(decoded - 32768 * CLIP).max() <= 2
 
 
-def test_received_features_are_those_of_the_packet(sender: Sender) -> None:
+def test_received_features_come_from_the_packet(sender: Sender) -> None:
     mel, frames = mel_batch(sender.edge.config, [CLIP, CLIP[: len(CLIP) // 2]])
     with torch.inference_mode():
         expected = sender.edge(mel, frames)
     errors = []
     for codec in (Codec.FP16, Codec.INT8, Codec.INT4):
-        found = Received(sender, codec)(mel, frames)
-        assert found.shape == expected.shape
-        errors.append(float((found - expected).square().mean() / expected.square().mean()))
+        received = Received(sender, codec)(mel, frames)
+        assert received.shape == expected.shape
+        errors.append(float((received - expected).square().mean() / expected.square().mean()))
     assert errors == sorted(errors)
     assert errors[0] < 1e-5
     assert errors[-1] < 0.05

@@ -1,4 +1,4 @@
-"""The load benchmark: its client on a scripted server, its verdicts, and the whole of it once."""
+"""The load benchmark: client on a scripted server, statistics, and one quick run of the whole."""
 
 import asyncio
 import json
@@ -7,21 +7,25 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from benchmarks.cloud import load, slices
+from benchmarks.cloud import load
 from benchmarks.cloud.cases import Case, drawn
 from benchmarks.cloud.client import Client, Reply
 from benchmarks.cloud.faults import judge
-from benchmarks.cloud.runs import Measured
-from benchmarks.cloud.service import cpu_s
-from benchmarks.cloud.slices import Clock, Competitor
+from benchmarks.cloud.runs import Measurements, closed_rounds, median_interval
 from benchmarks.cloud.soak import Soak
+from benchmarks.cloud.systems import (
+    Run,
+    completion_answer,
+    cpu_s,
+    gateway_answer,
+    read_all,
+)
+from benchmarks.cloud.vllm_serve import command_line
 from esrt.bundled import REPOSITORY
 from esrt.errors import CheckFailed
 
@@ -73,13 +77,82 @@ def served(
     return asyncio.run(run())
 
 
-def test_throughputs_are_compared_round_by_round() -> None:
-    measured = Measured()
-    # A machine that becomes three times as fast after the first round.
+def run(tokens: int, cpu_s: float, *texts: tuple[str, str]) -> Run:
+    """A run of two requests in one second."""
+    return Run(cpu_s, tokens, [(5.0, 5.2, 5.4), (5.4, 5.5, 6.0)], texts)
+
+
+class ScriptedSystem:
+    """A system that notes its runs."""
+
+    def __init__(self, name: str, runs: list[tuple[str, int, list[str]]]) -> None:
+        self.name, self.runs = name, runs
+
+    def run(self, cases: Sequence[Case], at_once: int) -> Run:
+        self.runs.append((self.name, at_once, [case.name for case in cases]))
+        return run(90 if self.name == "gateway" else 100, 0.1)
+
+
+SYSTEMS = ("gateway", "gateway events", "engine", "vllm serve", "vllm serve events")
+
+
+def test_systems_are_compared_round_by_round() -> None:
+    measured = Measurements()
+    # The machine becomes three times as fast after the first round.
     for speed in (1, 3):
-        measured.add(("gateway", 16), 1.0, 90 * speed, 0.1, [1.0])
-        measured.add(("engine", 16), 1.0, 100 * speed, 0.1, [1.0])
-    assert measured.ratios("gateway", "engine", 16) == [0.9, 0.9]
+        for system in SYSTEMS:
+            for at_once in (1, 16, 64):
+                gateway = system.startswith("gateway")
+                tokens, cpu_s = (90, 0.1) if gateway else (100, 0.2)
+                measured.runs[system, at_once].append(run(tokens * speed, cpu_s / speed))
+    rows = {row["name"]: row for row in measured.comparisons()}
+    assert rows["throughput_over_engine_16"]["rounds"] == [0.9, 0.9]
+    assert rows["cpu_ms_over_vllm_serve_64"]["median"] == 0.5
+    # Half of 0.1 s for two requests, first at full and then at a third of the time.
+    assert rows["gateway_cpu_ms_p50"]["rounds"] == [-50.0, -16.6667]
+    (row,) = (row for row in measured.rows() if (row["side"], row["at"]) == ("gateway", 16))
+    assert (row["tokens_per_s"], row["answers_per_s"], row["cpu_ms"]) == (180.0, 2.0, 33.333)
+    assert row["latency_ms_p50"] == 500.0
+
+
+def test_each_round_puts_the_same_cases_to_all_systems_in_a_new_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("benchmarks.cloud.runs._IDLE_S", 0.0)
+    runs: list[tuple[str, int, list[str]]] = []
+    names = [*SYSTEMS, "transformers"]
+    systems = {name: ScriptedSystem(name, runs) for name in names}
+    lines: list[str] = []
+    measured = closed_rounds(systems, CASES, 4, 2, lines.append)
+    assert len(lines) == 5
+    assert [len(measured.runs[name, 64]) for name in SYSTEMS] == [4] * 5
+    assert ("transformers", 16) not in measured.runs
+    rounds = [runs[start : start + 16] for start in range(0, len(runs), 16)]
+    assert len({tuple(name for name, at_once, _ in one if at_once == 1) for one in rounds}) > 1
+    for one in rounds:
+        for at_once, count in ((1, 4), (16, 32), (64, 128)):
+            chosen = [cases for _, at, cases in one if at == at_once]
+            assert len(chosen) == (6 if at_once == 1 else 5)
+            assert all(cases == chosen[0] for cases in chosen)
+            assert len(chosen[0]) == count
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, (1, 1)), (5, (1, 5)), (8, (1, 8)), (9, (2, 8)), (24, (7, 18))]
+)
+def test_interval_of_the_median_is_that_of_order_statistics(
+    count: int, expected: tuple[int, int]
+) -> None:
+    # Tables of the sign test have these ranks.
+    assert median_interval([float(value) for value in range(count, 0, -1)]) == expected
+
+
+def test_differing_texts_are_counted() -> None:
+    measured = Measurements()
+    for at_once in (1, 16, 64):
+        measured.runs["gateway", at_once].append(run(1, 1.0, ("a", "b"), ("c", "d")))
+        measured.runs["vllm serve", at_once].append(run(1, 1.0, ("a", "b"), ("c", "e")))
+    assert measured.differing_texts("gateway", "vllm serve") == (3, 6)
 
 
 def ask(parts: list[bytes], pause: float = 0.0) -> Reply:
@@ -92,13 +165,13 @@ def ask(parts: list[bytes], pause: float = 0.0) -> Reply:
     return reply
 
 
-def test_it_reads_a_plain_answer() -> None:
+def test_client_reads_a_plain_answer() -> None:
     reply = ask(plain(json.dumps(ANSWER).encode()))
     assert reply.answer() == ANSWER
     assert judge(reply, RIGHT, CASES[0]) == "right"
 
 
-def test_it_reads_events_and_when_the_first_came() -> None:
+def test_client_reads_events_and_the_time_of_the_first() -> None:
     reply = ask(events(("transcript", {"text": "hello"}), ("done", ANSWER)), pause=0.05)
     assert reply.answer() == ANSWER
     assert reply.done - reply.first > 0.04
@@ -112,8 +185,8 @@ def test_one_connection_serves_one_request_after_another() -> None:
     got = served(plain(json.dumps(ANSWER).encode()), use)
     assert isinstance(got, load.Load)
     assert len(got.replies) == 100
-    assert got.tokens == 300
-    got.check()
+    answers = read_all(got.replies, CASES * 20, gateway_answer)
+    assert sum(answer.tokens for answer in answers) == 300
 
 
 def test_open_load_counts_from_when_a_request_was_due() -> None:
@@ -124,7 +197,7 @@ def test_open_load_counts_from_when_a_request_was_due() -> None:
     assert isinstance(got, load.Load)
     spread = got.replies[-1].sent - got.replies[0].sent
     assert 0.03 < spread < 0.4
-    assert min(got.latencies_ms) > 0
+    assert min(done - sent for sent, _, done in got.times) > 0
 
 
 def problem(status: int) -> dict[str, object]:
@@ -147,12 +220,56 @@ def test_every_end_of_a_request_is_judged(parts: list[bytes], verdict: str) -> N
     assert judge(ask(parts), RIGHT, CASES[0]) == verdict
 
 
-def test_nobody_listening_is_a_lost_request() -> None:
+def test_a_refused_connection_is_a_lost_request() -> None:
     async def use() -> Reply:
         async with Client(9) as client:
             return await client.ask(b"")
 
     assert judge(asyncio.run(use()), RIGHT, CASES[0]) == "lost"
+
+
+TEXT = "hello<|eng|><|deu|>hallo"
+USAGE = {"completion_tokens": 9}
+
+
+def completion(text: str, finish: str | None = "stop") -> dict[str, object]:
+    return {"choices": [{"text": text, "finish_reason": finish}]}
+
+
+def completion_events(*items: object) -> list[bytes]:
+    head, *_ = events()
+    chunks = [f"data: {json.dumps(item)}\n\n".encode() for item in items]
+    chunks.append(b"data: [DONE]\n\n")
+    return [head, *(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks), b"0\r\n\r\n"]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        plain(json.dumps(completion(TEXT) | {"usage": USAGE}).encode()),
+        completion_events(
+            completion(TEXT[:7], None), completion(TEXT[7:]), {"choices": [], "usage": USAGE}
+        ),
+    ],
+)
+def test_answers_of_the_vllm_server_are_read(parts: list[bytes]) -> None:
+    answer = completion_answer(ask(parts), CASES[0])
+    assert answer
+    assert (answer.tokens, answer.text) == (9, ("hello", "hallo"))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [plain(b'{"error": {}}', 400), completion_events(completion(TEXT, None))],
+)
+def test_an_incomplete_answer_of_the_vllm_server_ends_the_benchmark(parts: list[bytes]) -> None:
+    with pytest.raises(CheckFailed, match="ended with status"):
+        read_all([ask(parts)], CASES[:1], completion_answer)
+
+
+def test_command_line_of_the_vllm_server() -> None:
+    options = command_line({"dtype": "float32", "enforce_eager": True, "prefix_caching": False})
+    assert options == ["--dtype", "float32", "--enforce-eager", "--no-prefix-caching"]
 
 
 def test_cases_come_in_turn() -> None:
@@ -172,79 +289,6 @@ def test_growth_is_from_after_the_warm_up() -> None:
     assert soak.growth_pct("engine") == 0
 
 
-def test_a_clock_counts_what_lies_in_its_slices() -> None:
-    clock = Clock([10.0, 20.0, 30.0], [11.0, 22.0])
-    moments = [9.0, 10.5, 11.0, 15.0, 21.0, 22.0, 29.0, 33.0]
-    assert [clock.at(moment) for moment in moments] == [0, 0.5, 1, 1, 2, 3, 3, 6]
-
-
-def test_competitors_run_in_turn_and_each_has_its_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slices, "SLICE_S", 0.1)
-    # Each notes when it ran, for as long as it was to be at work.
-    code = """if True:
-        import sys, time
-        input()
-        worked, last, seen = 0.0, time.perf_counter(), []
-        while worked < float(sys.argv[1]):
-            now = time.perf_counter()
-            if now - last < 0.05:
-                worked += now - last
-                seen.append(now)
-            last = now
-        print(*seen[::100], flush=True)
-        input()
-    """
-
-    def work(process: subprocess.Popen[str]) -> list[float]:
-        assert process.stdin
-        assert process.stdout
-        print(file=process.stdin, flush=True)
-        return [float(moment) for moment in process.stdout.readline().split()]
-
-    with ExitStack() as stack:
-        processes = {
-            seconds: stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-c", code, seconds],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-            )
-            for seconds in ("0.3", "0.6")
-        }
-        try:
-            found = slices.compete(
-                {
-                    seconds: Competitor(process.pid, partial(work, process))
-                    for seconds, process in processes.items()
-                }
-            )
-        finally:
-            for process in processes.values():
-                process.kill()
-    for seconds, (moments, clock) in found.items():
-        assert clock.at(moments[-1]) == pytest.approx(float(seconds), abs=0.1)
-        for name, (_, other) in found.items():
-            # Signals are swift, but not instant.
-            inside = sum(other.at(moment) > other.at(moment - 1e-4) for moment in moments)
-            share = inside / len(moments)
-            assert share > 0.95 if name == seconds else share < 0.05
-
-
-def test_what_goes_wrong_in_a_competitor_is_raised_and_all_go_on() -> None:
-    command = [sys.executable, "-c", "input()"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
-
-        def fail() -> None:
-            raise CheckFailed("It", "failed.")
-
-        with pytest.raises(CheckFailed):
-            slices.compete({"one": Competitor(process.pid, fail)})
-        process.communicate(b"\n", timeout=30)
-        assert process.returncode == 0
-
-
 def test_cpu_time_is_a_processes_own() -> None:
     command = [sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass\ninput()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
@@ -259,9 +303,10 @@ def test_cpu_time_is_a_processes_own() -> None:
 
 
 @pytest.mark.vllm
-def test_it_writes_the_record(tmp_path: Path) -> None:
+def test_quick_run_writes_the_report(tmp_path: Path) -> None:
     out = tmp_path / "cloud.json"
     command = [sys.executable, "-m", "benchmarks.cloud", "--quick", "--json", str(out)]
+    command += ["--report", str(tmp_path)]
     subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
     record = json.loads(out.read_text("utf-8"))
     assert {"machine", "versions", "commit", "settings", "rows", "bars"} <= set(record)
@@ -269,19 +314,28 @@ def test_it_writes_the_record(tmp_path: Path) -> None:
     assert list(bars) == [
         "throughput_over_engine_16",
         "throughput_over_engine_64",
+        "throughput_over_vllm_serve_64",
+        "cpu_ms_over_vllm_serve",
         "throughput_over_transformers",
-        "gateway_cpu_ms_p50",
     ]
     assert all(math.isfinite(bar["value"]) and bar["value"] > 0 for bar in bars.values())
-    rows = {(row["load"], row["side"], row["at"]): row for row in record["rows"]}
+    loads = [row for row in record["rows"] if row["load"] != "comparison"]
+    rows = {(row["load"], row["side"], row["at"]): row for row in loads}
     closed = [(side, at) for kind, side, at in rows if kind == "closed"]
-    sides = ("engine", "engine gathering", "gateway", "gateway events")
     assert sorted(closed) == sorted(
-        [(s, at) for s in sides for at in (16, 64)] + [("transformers", 1)]
+        [(side, at) for side in SYSTEMS for at in (1, 16, 64)] + [("transformers", 1)]
     )
     assert len([1 for kind, _, _ in rows if kind == "open"]) == 4
     for row in rows.values():
         assert row["latency_ms_p50"] <= row["latency_ms_p95"] <= row["latency_ms_p99"]
+        assert row["tokens_per_s"] > 0
         if "events" in row["side"]:
             assert 0 < row["first_token_ms_p50"] < row["latency_ms_p50"]
-    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    answers = record["vllm_serve_answers"]
+    assert answers["compared"] == 2 + 16 + 64
+    assert answers["different"] == 0
+    for row in record["rows"]:
+        if row["load"] == "comparison":
+            assert len(row["rounds"]) == 1
+            assert row["low"] <= row["median"] <= row["high"]
+    assert (tmp_path / "cloud.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""The operators' profile, on a tiny model."""
+"""Profiles of operators, on a tiny model."""
 
 from pathlib import Path
 
@@ -9,29 +9,27 @@ from benchmarks.encode import EAGER, ET_INT8, ORT_INT8
 from tests.tiny_checkpoint import tiny_checkpoint
 
 
-def test_every_runtime_names_its_operators(tmp_path: Path) -> None:
+def test_every_runtime_reports_its_operators(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "tiny")
     artifacts = operators.exported(checkpoint, tmp_path)
-    found = operators.rows("tiny", operators.measure(checkpoint, 2.0, artifacts, 1, 2))
-    assert {row["backend"] for row in found} == {EAGER, ET_INT8, ORT_INT8}
+    rows = operators.rows("tiny", operators.measure(checkpoint, 2.0, artifacts, 1, 2))
+    assert {row["backend"] for row in rows} == {EAGER, ET_INT8, ORT_INT8}
     # One encoder layer with 6 linear layers and one Q-Former layer with 10.
     linear = {
         backend: sum(
             row["calls"]
-            for row in found
+            for row in rows
             if row["backend"] == backend and row["group"] == "linear layers"
         )
         for backend in (EAGER, ET_INT8, ORT_INT8)
     }
     assert linear[EAGER] == linear[ET_INT8] == 16
-    assert linear[ORT_INT8] >= 16  # it quantizes inputs in operators of their own
+    assert linear[ORT_INT8] >= 16  # ONNX Runtime quantizes inputs in separate operators
     for backend in (EAGER, ET_INT8, ORT_INT8):
-        groups = {row["group"] for row in found if row["backend"] == backend}
+        groups = {row["group"] for row in rows if row["backend"] == backend}
         assert {*operators.GROUPS, operators.OTHER} - groups <= {"softmax"}
-        assert sum(row["ms"] for row in found if row["backend"] == backend) > 0
-    products = [
-        row for row in found if row["operator"].startswith("Batch Matrix Multiply (NC, F16")
-    ]
+        assert sum(row["ms"] for row in rows if row["backend"] == backend) > 0
+    products = [row for row in rows if row["operator"].startswith("Batch Matrix Multiply (NC, F16")]
     assert [row["calls"] for row in products] == [6]
 
 

@@ -1,9 +1,10 @@
-"""The privacy audit: its figures of merit, its attackers on made-up features, and that it runs."""
+"""The privacy audit: figures of merit, attackers on synthetic features, and a quick run."""
 
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -14,7 +15,7 @@ import torch
 
 from benchmarks.privacy.attackers import Attack, Split, lda, nearness, statistics, tdnn
 from benchmarks.privacy.inversion import invert
-from benchmarks.privacy.representations import Sequences, rungs
+from benchmarks.privacy.representations import Sequences, packet_codecs
 from benchmarks.privacy.speakers import SpeakerSet, draw_sentences, draw_speaker
 from benchmarks.privacy.trials import Trials, accuracy, enrolled, pairs
 from esrt import wire
@@ -23,6 +24,15 @@ from esrt.checkpoint import open_checkpoint
 from training.data import mel_batch
 
 KNOWN, UNSEEN, SENTENCES = 12, 8, 10
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small networks train faster in one thread, as in the audit itself."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def _trials(shift: float) -> Trials:
@@ -36,10 +46,10 @@ def _trials(shift: float) -> Trials:
 @pytest.mark.parametrize(("shift", "expected"), [(0.0, 50.0), (2.0, 15.87), (4.0, 2.28)])
 def test_equal_error_rate_is_that_of_normal_scores(shift: float, expected: float) -> None:
     # Two normal distributions a distance d apart cross over at the tail beyond d / 2.
-    found = _trials(shift).equal_error_rate()
-    assert found.value == pytest.approx(expected, abs=1.5)
-    assert found.low < expected < found.high
-    assert found.high - found.low < 10
+    rate = _trials(shift).equal_error_rate()
+    assert rate.value == pytest.approx(expected, abs=1.5)
+    assert rate.low < expected < rate.high
+    assert rate.high - rate.low < 10
 
 
 def test_scores_that_separate_have_no_errors() -> None:
@@ -47,30 +57,30 @@ def test_scores_that_separate_have_no_errors() -> None:
     assert _trials(-20.0).equal_error_rate().value > 99.9
 
 
-def test_no_pair_is_of_one_sentence() -> None:
+def test_pairs_have_different_sentences() -> None:
     random = np.random.default_rng(0)
     speaker, sentence = np.divmod(np.arange(12), 4)
-    # The sentence is all that the embedding holds, so pairs of one sentence would stand out.
-    found = pairs(np.eye(4)[sentence] + 1e-3 * random.standard_normal((12, 4)), speaker, sentence)
-    assert len(found.score) == 12 * 11 // 2 - 4 * 3
-    assert np.abs(found.score).max() < 0.1
+    # The embedding holds only the sentence, so pairs of one sentence would have high scores.
+    trials = pairs(np.eye(4)[sentence] + 1e-3 * random.standard_normal((12, 4)), speaker, sentence)
+    assert len(trials.score) == 12 * 11 // 2 - 4 * 3
+    assert np.abs(trials.score).max() < 0.1
 
 
-def test_enrolment_leaves_its_sentences_out_of_the_trials() -> None:
+def test_enrolled_sentences_are_not_in_the_trials() -> None:
     speaker, sentence = np.divmod(np.arange(15), 5)
-    found = enrolled(np.eye(3)[speaker], speaker, sentence, 2)
-    assert len(found.score) == 3 * 3 * 3
-    assert np.array_equal(found.score > 0.5, found.left == found.right)
+    trials = enrolled(np.eye(3)[speaker], speaker, sentence, 2)
+    assert len(trials.score) == 3 * 3 * 3
+    assert np.array_equal(trials.score > 0.5, trials.left == trials.right)
 
 
 def test_accuracy_weighs_speakers_alike() -> None:
-    found = accuracy(np.array([True, True, True, False]), np.array([0, 0, 0, 1]))
-    assert found.value == 50.0
-    assert (found.low, found.high) == (0.0, 100.0)
+    estimate = accuracy(np.array([True, True, True, False]), np.array([0, 0, 0, 1]))
+    assert estimate.value == 50.0
+    assert (estimate.low, estimate.high) == (0.0, 100.0)
 
 
 def _voices(strength: float) -> tuple[Sequences, Split, np.ndarray]:
-    """Features of chance, each speaker's with an offset of its own; and who says what."""
+    """Random features with an offset for each speaker; their split; the speakers."""
     random = np.random.default_rng(1)
     speaker, sentence = np.divmod(np.arange((KNOWN + UNSEEN) * SENTENCES), SENTENCES)
     offset = strength * random.standard_normal((KNOWN + UNSEEN, 6))
@@ -83,23 +93,23 @@ def _voices(strength: float) -> tuple[Sequences, Split, np.ndarray]:
     return Sequences.of(rows, 1), split, speaker
 
 
-def _unseen_eer(found: dict[str, Attack], split: Split, speaker: np.ndarray) -> dict[str, float]:
+def _unseen_eer(attacks: dict[str, Attack], split: Split, speaker: np.ndarray) -> dict[str, float]:
     rows = speaker[split.attacked] >= KNOWN
-    who = speaker[split.attacked][rows]
+    attacked = speaker[split.attacked][rows]
     sentence = np.arange(len(speaker))[split.attacked][rows] % SENTENCES
     return {
-        name: pairs(attack.embedding[rows], who, sentence).equal_error_rate().value
-        for name, attack in found.items()
+        name: pairs(attack.embedding[rows], attacked, sentence).equal_error_rate().value
+        for name, attack in attacks.items()
     }
 
 
 @pytest.mark.parametrize(("strength", "low", "high"), [(1.5, 0, 15), (0.0, 38, 62)])
-def test_attackers_find_speakers_where_they_are_and_only_there(
+def test_attackers_succeed_if_and_only_if_features_depend_on_the_speaker(
     strength: float, low: float, high: float
 ) -> None:
     sequences, split, speaker = _voices(strength)
-    found = statistics(sequences, split) | tdnn(sequences, split, 40, 0)
-    eer = _unseen_eer(found, split, speaker)
+    attacks = statistics(sequences, split) | tdnn(sequences, split, 40, 0)
+    eer = _unseen_eer(attacks, split, speaker)
     assert set(eer) == {"statistics + LDA", "TDNN 0", "TDNN 0 + LDA"}
     assert all(low <= value <= high for value in eer.values()), eer
 
@@ -114,27 +124,27 @@ def test_identification_names_the_speaker() -> None:
     assert right[rows].mean() > 0.9
 
 
-def test_sizes_are_told_by_nearness_and_not_by_direction() -> None:
+def test_sizes_are_compared_by_distance_not_by_direction() -> None:
     random = np.random.default_rng(0)
     speaker = np.repeat(np.arange(10), 20)
     values = 1 + speaker[:, None] + 0.05 * random.standard_normal((200, 1))
-    found = nearness(values[::2], speaker[::2], values[1::2])
-    assert (found.predicted_speaker == speaker[1::2]).mean() > 0.95
-    trials = pairs(found.embedding, speaker[1::2], np.arange(100))
+    attack = nearness(values[::2], speaker[::2], values[1::2])
+    assert (attack.predicted_speaker == speaker[1::2]).mean() > 0.95
+    trials = pairs(attack.embedding, speaker[1::2], np.arange(100))
     assert trials.equal_error_rate().value < 5
 
 
-def test_an_inverter_guesses_what_the_packets_hold() -> None:
+def test_an_inverter_reconstructs_features_that_hold_the_log_mel() -> None:
     random = np.random.default_rng(0)
     mels = [random.standard_normal((8 * 15, 4)).astype(np.float32) for _ in range(60)]
     packets = [mel.reshape(15, 32) for mel in mels]
     rows = np.arange(60)
-    guessed, found = invert(
-        Sequences.of(packets, 1), Sequences.of(mels, 4), rows[:50], rows[50:], 200, seed=0
+    mel, inversion = invert(
+        Sequences.of(packets, 1), Sequences.of(mels, 4), rows[:50], rows[50:], 100, seed=0
     )
-    assert guessed[3].shape == mels[3].shape
-    assert found.error_db < 0.5 * found.baseline_db
-    assert found.baseline_db == pytest.approx(40, rel=0.05)
+    assert mel[3].shape == mels[3].shape
+    assert inversion.error_db < 0.5 * inversion.baseline_db
+    assert inversion.baseline_db == pytest.approx(40, rel=0.05)
 
 
 def test_every_codec_is_attacked() -> None:
@@ -144,22 +154,22 @@ def test_every_codec_is_attacked() -> None:
     with torch.inference_mode():
         features = checkpoint.edge_model().features(mel)[0].numpy()
     sizes = []
-    for name, rung in rungs(checkpoint).items():
-        seen = rung(features, 560)
+    for name, codec in packet_codecs(checkpoint).items():
+        seen = codec(features, 560)
         assert (seen.tokens, seen.duration_ms) == (len(features), 560)
-        # The learned codecs leave out what the decoder does not read.
-        least = 0.7 if name.startswith("klt") else 0.99
-        assert np.corrcoef(seen.features.ravel(), features.ravel())[0, 1] > least, name
+        # The transform codecs leave out what the decoder does not read.
+        lowest = 0.7 if name.startswith("klt") else 0.99
+        assert np.corrcoef(seen.features.ravel(), features.ravel())[0, 1] > lowest, name
         sizes.append(seen.bytes)
     assert len(sizes) == len(wire.Codec)
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_a_cast_keeps_training_and_attack_apart() -> None:
+def test_training_and_attacked_sentences_are_disjoint() -> None:
     speakers = SpeakerSet(known=3, unseen=2, training=4, test=2)
-    said = speakers.said()
-    assert len(said) == len(set(said)) == 3 * 6 + 2 * 2
-    assert {sentence for speaker, sentence in said if speaker >= 3} == {4, 5}
+    utterances = speakers.utterances()
+    assert len(utterances) == len(set(utterances)) == 3 * 6 + 2 * 2
+    assert {sentence for speaker, sentence in utterances if speaker >= 3} == {4, 5}
 
 
 def test_speakers_and_sentences_follow_the_seed() -> None:
@@ -169,19 +179,19 @@ def test_speakers_and_sentences_follow_the_seed() -> None:
     assert len(set(draw_sentences(30, Random(1)))) == 30
 
 
-def test_lda_finds_the_one_direction_that_tells() -> None:
+def test_lda_finds_the_direction_that_depends_on_the_speaker() -> None:
     random = np.random.default_rng(0)
     speaker = np.repeat(np.arange(20), 30)
     values = 5 * random.standard_normal((600, 8))
     values[:, 3] = speaker + 0.1 * random.standard_normal(600)
-    found = lda(values[::2], speaker[::2], values[1::2])
-    first = np.abs(np.corrcoef(found.embedding[:, 0], values[1::2, 3])[0, 1])
+    attack = lda(values[::2], speaker[::2], values[1::2])
+    first = np.abs(np.corrcoef(attack.embedding[:, 0], values[1::2, 3])[0, 1])
     assert first > 0.95
 
 
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
-def test_it_writes_the_record(tmp_path: Path) -> None:
-    out = tmp_path / "figures" / "privacy.json"
+def test_quick_run_writes_the_report(tmp_path: Path) -> None:
+    out = tmp_path / "privacy.json"
     command = [sys.executable, "-m", "benchmarks.privacy", "--quick", "--json", str(out)]
     command += ["--report", str(tmp_path / "plots")]
     subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
@@ -197,7 +207,7 @@ def test_it_writes_the_record(tmp_path: Path) -> None:
     bars = {bar["name"]: bar for bar in record["bars"]}
     assert set(bars) == {"eer_mel", "eer_default_packet"}
     assert record["void"] is not bars["eer_mel"]["holds"]
-    # Even the smallest attack tells voices by their sound, and mostly not by the packet's size.
+    # Even the smallest attack recognizes speakers from log-mel.
     assert bars["eer_mel"]["value"] < 35
     assert record["inversion"]["error_db"] < record["inversion"]["baseline_db"]
     assert (tmp_path / "plots" / "privacy.png").read_bytes().startswith(b"\x89PNG")

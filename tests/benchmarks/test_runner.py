@@ -1,4 +1,4 @@
-"""The C++ runner: nano's programs on this processor and on an emulated phone's, against torch."""
+"""The C++ runner: nano's programs on this processor and on an emulated phone, against torch."""
 
 import json
 import os
@@ -20,14 +20,14 @@ from executorch.exir import to_edge_transform_and_lower
 from torch import Tensor, nn
 
 from benchmarks.runner import build as building
-from benchmarks.runner.build import ExportRecipe, build, fetch, missing
+from benchmarks.runner.build import Target, build, fetch, missing
 from esrt.arrays import Float32Array
 from esrt.bundled import CHECKPOINT, REPOSITORY
 from esrt.checkpoint import open_checkpoint
 from esrt.errors import EsrtError
 from esrt.manifest import Precision, read_manifest
-from esrt.manifest import Precision as PrecisionName
 from esrt.model import EdgeModel
+from esrt.wire import Split
 from export import parity
 from export.backends import get_recipe
 from export.recipe import export
@@ -35,13 +35,13 @@ from tests.export.helpers import cosines, expected
 
 EMULATOR = "qemu-aarch64-static"
 LIBRARIES = "/usr/aarch64-linux-gnu"
-PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "int8")
-# The shortest, and two others of which an emulated run takes a second.
+PRECISIONS = (Precision.FP32, Precision.INT8)
+# The shortest input, and two others whose emulated run takes a second.
 LENGTHS = (8, 96, 152)
-# The least cosine between two processors, whose int8 kernels round differently: nearer to each
-# other than int8 is held to be to torch (parity.BOUNDS).
-NEAR: dict[PrecisionName, float] = {"fp32": 0.99999, "int8": 0.998}
-# ARM's dot product of int8 with int8 (SDOT), by vector and by element: bits, and which of them.
+# Smallest cosine between two processors, whose int8 kernels round differently. The bound is
+# tighter than that between int8 and torch (parity.BOUNDS).
+MIN_COSINE = {Precision.FP32: 0.99999, Precision.INT8: 0.998}
+# ARM's dot product of int8 with int8 (SDOT), by vector and by element: bits, and their mask.
 SDOT = ((0x4E809400, 0xFFE0FC00), (0x4F80E000, 0xFFC0F400))
 
 
@@ -76,30 +76,30 @@ def arguments(model: Path, mel: Float32Array, out: Path) -> list[str | Path]:
 
 @pytest.fixture(scope="module")
 def x86(tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    if lack := missing(ExportRecipe.X86_64):
-        pytest.skip(f"{lack} (make runner)")
-    return Machine(build(ExportRecipe.X86_64, tmp_path_factory.mktemp("x86") / "runner"))
+    if reason := missing(Target.X86_64):
+        pytest.skip(f"{reason} (make runner)")
+    return Machine(build(Target.X86_64, tmp_path_factory.mktemp("x86") / "runner"))
 
 
 @pytest.fixture(scope="module")
 def a76(tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    lack = missing(ExportRecipe.AARCH64)
-    if lack is None and not shutil.which(EMULATOR):
-        lack = f"not installed: {EMULATOR}"
-    if lack:
-        pytest.skip(f"{lack} (make runner)")
-    runner = build(ExportRecipe.AARCH64, tmp_path_factory.mktemp("a76") / "runner")
+    reason = missing(Target.AARCH64)
+    if reason is None and not shutil.which(EMULATOR):
+        reason = f"not installed: {EMULATOR}"
+    if reason:
+        pytest.skip(f"{reason} (make runner)")
+    runner = build(Target.AARCH64, tmp_path_factory.mktemp("a76") / "runner")
     # A named core: -cpu max of QEMU 7.2 computes wrong numbers.
     return Machine(runner, (EMULATOR, "-L", LIBRARIES, "-cpu", "cortex-a76"))
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[PrecisionName, Path]:
+def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
     checkpoint, folder = open_checkpoint(CHECKPOINT), tmp_path_factory.mktemp("nano")
     for precision in PRECISIONS:
         export(
             *(get_recipe("executorch"), checkpoint, folder / precision),
-            *(Precision(precision), "qformer"),
+            *(precision, Split.QFORMER),
         )
     return {name: folder / name / read_manifest(folder / name).entry for name in PRECISIONS}
 
@@ -110,7 +110,7 @@ def model() -> EdgeModel:
 
 
 def speech(model: EdgeModel, frames: int) -> Float32Array:
-    """That much of the bundled clips, one after the other."""
+    """Log-mel of the bundled clips, joined and cut: (1, mel bins, frames)."""
     clips = np.concatenate(list(parity.sample_mels(model.config)), axis=1)
     assert clips.shape[1] >= frames
     return np.ascontiguousarray(clips[None, :, :frames])
@@ -120,27 +120,27 @@ def speech(model: EdgeModel, frames: int) -> Float32Array:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_x86_64_answers_as_torch(
+def test_x86_64_computes_the_features_of_torch(
     x86: Machine,
-    programs: dict[PrecisionName, Path],
+    programs: dict[Precision, Path],
     model: EdgeModel,
-    precision: PrecisionName,
+    precision: Precision,
     tmp_path: Path,
 ) -> None:
     for frames in (*LENGTHS, model.config.max_frames):
         mel = speech(model, frames)
-        found, report = x86.run(programs[precision], mel, out=tmp_path / "features")
+        features, report = x86.run(programs[precision], mel, out=tmp_path / "features")
         assert report["shape"] == [1, model.config.tokens(frames), model.config.q_former.width]
-        check_near_torch(found, expected(model, mel), precision)
+        check_near_torch(features, expected(model, mel), precision)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_cortex_a76_answers_as_x86_64_and_torch(
+def test_a_cortex_a76_computes_the_features_of_x86_64_and_torch(
     x86: Machine,
     a76: Machine,
-    programs: dict[PrecisionName, Path],
+    programs: dict[Precision, Path],
     model: EdgeModel,
-    precision: PrecisionName,
+    precision: Precision,
     tmp_path: Path,
 ) -> None:
     for frames in LENGTHS:
@@ -148,23 +148,21 @@ def test_a_cortex_a76_answers_as_x86_64_and_torch(
         there, _ = x86.run(programs[precision], mel, out=tmp_path / "x86")
         here, _ = a76.run(programs[precision], mel, out=tmp_path / "a76")
         check_near_torch(here, expected(model, mel), precision)
-        assert cosines(here, there).min() > NEAR[precision]
+        assert cosines(here, there).min() > MIN_COSINE[precision]
 
 
-def check_near_torch(
-    found: Float32Array, reference: Float32Array, precision: PrecisionName
-) -> None:
+def check_near_torch(features: Float32Array, reference: Float32Array, precision: Precision) -> None:
     bounds = parity.BOUNDS[precision]
-    assert cosines(found, reference).min() >= bounds.cosine
-    assert np.abs(found - reference).max() <= bounds.error
+    assert cosines(features, reference).min() >= bounds.cosine
+    assert np.abs(features - reference).max() <= bounds.error
 
 
-def test_a_cortex_a76_multiplies_int8_by_its_dot_product(
-    a76: Machine, programs: dict[PrecisionName, Path], model: EdgeModel, tmp_path: Path
+def test_a_cortex_a76_uses_its_dot_product_instruction_for_int8(
+    a76: Machine, programs: dict[Precision, Path], model: EdgeModel, tmp_path: Path
 ) -> None:
     mel = speech(model, 96)
 
-    def dot_products(precision: PrecisionName) -> int:
+    def dot_products(precision: Precision) -> int:
         log = tmp_path / precision
         prefix = (*a76.prefix, "-d", "in_asm", "-D", str(log))
         Machine(a76.runner, prefix).run(programs[precision], mel, out=tmp_path / "features")
@@ -172,27 +170,27 @@ def test_a_cortex_a76_multiplies_int8_by_its_dot_product(
         assert len(words) > 10_000
         return sum(int(word, 16) & mask == bits for word in words for bits, mask in SDOT)
 
-    assert dot_products("int8") > 100
-    assert dot_products("fp32") == 0
+    assert dot_products(Precision.INT8) > 100
+    assert dot_products(Precision.FP32) == 0
 
 
-def test_threads_change_nothing_but_the_time(
-    x86: Machine, programs: dict[PrecisionName, Path], model: EdgeModel, tmp_path: Path
+def test_threads_do_not_change_the_features(
+    x86: Machine, programs: dict[Precision, Path], model: EdgeModel, tmp_path: Path
 ) -> None:
     mel = speech(model, 152)
-    one, _ = x86.run(programs["fp32"], mel, out=tmp_path / "features")
-    two, _ = x86.run(programs["fp32"], mel, "--threads", "2", out=tmp_path / "features")
+    one, _ = x86.run(programs[Precision.FP32], mel, out=tmp_path / "features")
+    two, _ = x86.run(programs[Precision.FP32], mel, "--threads", "2", out=tmp_path / "features")
     np.testing.assert_allclose(two, one, rtol=0, atol=1e-5)
 
 
-# --- The line ---------------------------------------------------------------------------------
+# --- The report ---------------------------------------------------------------------------------
 
 
-def test_it_says_what_it_measured(
-    x86: Machine, programs: dict[PrecisionName, Path], model: EdgeModel, tmp_path: Path
+def test_the_report_has_times_memory_and_shape(
+    x86: Machine, programs: dict[Precision, Path], model: EdgeModel, tmp_path: Path
 ) -> None:
     _, report = x86.run(
-        *(programs["int8"], speech(model, 96), "--rounds", "3", "--threads", "2"),
+        *(programs[Precision.INT8], speech(model, 96), "--rounds", "3", "--threads", "2"),
         out=tmp_path / "features",
     )
     assert {key: report.pop(key) for key in ("rounds", "threads", "shape")} == {
@@ -203,7 +201,7 @@ def test_it_says_what_it_measured(
     assert report.keys() == {"load_ms", "run_ms", "peak_memory_bytes"}
     assert report["load_ms"] > 0
     assert report["run_ms"] > 0
-    weights = programs["int8"].stat().st_size
+    weights = programs[Precision.INT8].stat().st_size
     assert weights < report["peak_memory_bytes"] < 20 * weights
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features", "mel.f32"]
 
@@ -218,10 +216,10 @@ def test_help(x86: Machine) -> None:
 
 
 class Case:
-    """Changes to a good command line, by option, and a part of the line that they end in."""
+    """Changes to a valid command line, by option, and a part of the error message."""
 
-    def __init__(self, says: str, *more: str, **changed: str | None) -> None:
-        self.says, self.more, self.changed = says, more, changed
+    def __init__(self, message: str, *more: str, **changed: str | None) -> None:
+        self.message, self.more, self.changed = message, more, changed
 
 
 CASES = {
@@ -259,15 +257,15 @@ class Twice(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def desk(
-    programs: dict[PrecisionName, Path],
+def files(
+    programs: dict[Precision, Path],
     model: EdgeModel,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A folder of things to put into a runner."""
-    folder = tmp_path_factory.mktemp("desk")
+    """Folder of valid and invalid inputs."""
+    folder = tmp_path_factory.mktemp("files")
     speech(model, 96).tofile(folder / "mel.f32")
-    content = programs["int8"].read_bytes()
+    content = programs[Precision.INT8].read_bytes()
     (folder / "whole").write_bytes(content)
     (folder / "half").write_bytes(content[: len(content) // 2])
     (folder / "empty").touch()
@@ -279,18 +277,18 @@ def desk(
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_bad_input_ends_with_2_and_one_line(
-    x86: Machine, desk: Path, case: Case, monkeypatch: pytest.MonkeyPatch
+    x86: Machine, files: Path, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(desk)
-    before = sorted(desk.iterdir())
+    monkeypatch.chdir(files)
+    before = sorted(files.iterdir())
     good = {"model": "whole", "input": "mel.f32", "shape": "1,128,96", "output": "features"}
     options = {name: value for name, value in {**good, **case.changed}.items() if value}
     done = x86.start(*flat(options), *case.more)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
-    assert case.says in line
-    assert sorted(desk.iterdir()) == before
+    assert case.message in line
+    assert sorted(files.iterdir()) == before
 
 
 def flat(options: dict[str, str]) -> Sequence[str]:
@@ -298,10 +296,10 @@ def flat(options: dict[str, str]) -> Sequence[str]:
 
 
 def test_a_program_that_fails_ends_with_1_and_one_line(
-    x86: Machine, programs: dict[PrecisionName, Path], model: EdgeModel, tmp_path: Path
+    x86: Machine, programs: dict[Precision, Path], model: EdgeModel, tmp_path: Path
 ) -> None:
     odd = speech(model, 97)  # not a whole number of blocks
-    done = x86.start(*arguments(programs["int8"], odd, tmp_path / "features"))
+    done = x86.start(*arguments(programs[Precision.INT8], odd, tmp_path / "features"))
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
@@ -321,14 +319,14 @@ def test_a_build_that_fails_leaves_the_last_one(
     shutil.copytree(x86.runner.parent, out)
     monkeypatch.setattr(building, "SOURCE", source)
     with pytest.raises(EsrtError, match="could not be built") as caught:
-        build(ExportRecipe.X86_64, out)
+        build(Target.X86_64, out)
     assert caught.value.exit_code == 2
     assert "runner.cpp" in capfd.readouterr().err
     assert Machine(out / "runner").start("--help").returncode == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
-def test_without_a_compiler_it_says_so(tmp_path: Path) -> None:
+def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.runner.build"],
         cwd=REPOSITORY,
@@ -344,7 +342,7 @@ def test_without_a_compiler_it_says_so(tmp_path: Path) -> None:
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that stands for the package registry."""
+    """Folder that takes the place of the package registry."""
     monkeypatch.setattr(building, "FOLDER", tmp_path / "runner")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
@@ -361,15 +359,15 @@ def test_the_sdk_is_fetched_whole(offline: Path) -> None:
         info = f"executorch-{number}.dist-info"
         wheel.writestr(f"{info}/METADATA", f"Name: executorch\nVersion: {number}\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\n")
-    fetch(ExportRecipe.AARCH64)
+    fetch(Target.AARCH64)
     (folder,) = (offline / "runner").iterdir()
-    found = [path for path in (folder / "executorch").rglob("*") if path.is_file()]
-    assert sorted(str(path.relative_to(folder / "executorch")) for path in found) == sdk
+    files = [path for path in (folder / "executorch").rglob("*") if path.is_file()]
+    assert sorted(str(path.relative_to(folder / "executorch")) for path in files) == sdk
     (offline / name).unlink()
-    fetch(ExportRecipe.AARCH64)  # it is there
+    fetch(Target.AARCH64)  # already fetched
 
 
-def test_an_sdk_that_is_not_to_be_had_leaves_nothing(offline: Path) -> None:
+def test_a_failed_download_of_the_sdk_leaves_nothing(offline: Path) -> None:
     with pytest.raises(EsrtError, match="could not fetch executorch"):
-        fetch(ExportRecipe.AARCH64)
+        fetch(Target.AARCH64)
     assert list((offline / "runner").iterdir()) == []

@@ -1,0 +1,1 @@
+"""Bytes of speech in requests, and the loss of quality, by codec."""

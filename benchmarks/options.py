@@ -1,0 +1,30 @@
+"""Command line options that all benchmarks share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from esrt.errors import EsrtError
+
+
+def in_existing_folder(file: Path) -> Path:
+    """Check before the measurement, not after it, that the file can be written.
+
+    Raises:
+        EsrtError: the folder does not exist.
+    """
+    if not file.parent.is_dir():
+        raise EsrtError(f"The folder {file.parent} does not exist.", "Create it first.")
+    return file
+
+
+JsonOption = Annotated[
+    Path, typer.Option("--json", callback=in_existing_folder, help="File for the figures.")
+]
+ReportOption = Annotated[Path | None, typer.Option(help="Folder for the plot, a PNG.")]
+CheckpointOption = Annotated[
+    Path, typer.Option(help="Checkpoint folder.", show_default="the bundled esrt-nano")
+]
+RoundsOption = Annotated[int, typer.Option(min=1, help="Rounds of the measurement.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of each backend.")]
