@@ -99,7 +99,7 @@ def through_packet(
 
 
 def packet_codecs(checkpoint: Checkpoint) -> dict[str, PacketCodec]:
-    """All codecs that the checkpoint has tables for, by name."""
+    """Transmission through each codec of the checkpoint, by the codec's name."""
     codec_tables = checkpoint.codec_tables()
     with_tables = codec_tables.by_codec if codec_tables else {}
     return {
