@@ -164,7 +164,7 @@ def test_requests_during_a_rebuild_wait(
             first.state = EngineState.FAILED
             status, text = await _ready(app)
             assert status == 503 and "rebuilt" in text
-            # Answers are taken on and wait, as many as there are places.
+            # Requests are admitted up to the limit, and wait.
             requests = [
                 asyncio.create_task(call(app, [packet()], headers=headers))
                 for headers in (PACKET, EVENTS, PACKET)
