@@ -15,7 +15,7 @@ _DEFAULTS = {
     # One core stays free for the gateway, which would otherwise interrupt the engine's threads.
     "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) - 1)),
     # The gateway has threads when the engine process starts; a fork would copy held locks.
-    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "TOKENIZERS_PARALLELISM": "false",
 }

@@ -17,7 +17,8 @@ def check_exposure(settings: Settings) -> None:
         raise RequestError(
             f"Without API keys, everyone who reaches {settings.host or 'any address'} could use"
             " this gateway.",
-            "Give --key-file (see: keys create), or allow it with --allow-anonymous.",
+            "Give --key-file a file made by: python -m cloud_vllm keys create --key-file FILE"
+            " --name NAME; or allow it with --allow-anonymous.",
         )
 
 

@@ -18,7 +18,7 @@ TYPE_PREFIX = "urn:esrt:problem:"
 
 # nginx's status for a client that closed the connection; only logs and metrics show it.
 _CLIENT_CLOSED = 499
-CLIENT_GONE = "client-gone"
+CLIENT_DISCONNECTED = "client-gone"
 # Retry-After while the engine loads or is rebuilt.
 _LOADING_S = 5
 
@@ -44,7 +44,7 @@ def from_error(error: Exception) -> Problem:
     )
 
 
-def install(app: FastAPI) -> None:
+def install_handlers(app: FastAPI) -> None:
     """Install handlers that turn every error of the app into a problem document."""
     app.add_exception_handler(EsrtError, _esrt_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -52,7 +52,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, _disconnected)
 
 
-def answer(request: HTTPConnection, error: EsrtError) -> Response:
+def error_response(request: HTTPConnection, error: EsrtError) -> Response:
     """The response to an `EsrtError`; the exception behind the error is only logged."""
     if error.__cause__ is not None:
         _log.warning("%s", error, exc_info=error.__cause__)
@@ -63,15 +63,15 @@ def answer(request: HTTPConnection, error: EsrtError) -> Response:
     retry_after = _LOADING_S if loading else getattr(error, "retry_after", 0)
     if retry_after:
         headers["Retry-After"] = str(retry_after)
-    return respond(request, from_error(error), headers)
+    return problem_response(request, from_error(error), headers)
 
 
-def of_stream(error: Exception, context: RequestContext) -> Problem:
+def from_stream_error(error: Exception, context: RequestContext) -> Problem:
     """The problem document of an exception that ends a stream; an unexpected one is logged."""
     if not isinstance(error, EsrtError) or error.__cause__ is not None:
         _log.error("A stream ended with an error.", exc_info=error)
     problem = from_error(error)
-    context.problem = name(problem)
+    context.problem = short_type(problem)
     return problem
 
 
@@ -87,16 +87,16 @@ def responses(*errors: type[EsrtError]) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def name(problem: Problem) -> str:
+def short_type(problem: Problem) -> str:
     """The type of a problem without its prefix."""
     return problem.type.removeprefix(TYPE_PREFIX)
 
 
-def respond(
+def problem_response(
     request: HTTPConnection, problem: Problem, headers: dict[str, str] | None = None
 ) -> Response:
     """The response with a problem document."""
-    request_context_of(request).problem = name(problem)
+    request_context_of(request).problem = short_type(problem)
     return Response(
         problem.model_dump_json(), problem.status, media_type=MEDIA_TYPE, headers=headers
     )
@@ -104,7 +104,7 @@ def respond(
 
 async def _esrt_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EsrtError)
-    return answer(request, error)
+    return error_response(request, error)
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
@@ -114,7 +114,7 @@ async def _validation_error(request: Request, error: Exception) -> Response:
         for item in error.errors()
     )
     remedy = "Name the languages as ?src=eng&tgt=deu; see /openapi.json for every parameter."
-    return answer(request, RequestError(f"The request is not complete: {causes}.", remedy))
+    return error_response(request, RequestError(f"The request is not complete: {causes}.", remedy))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -127,9 +127,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
         detail=f"{request.method} {request.url.path[:64]}: {error.detail}.",
         remedy="See /openapi.json for the existing paths and methods.",
     )
-    return respond(request, problem, dict(error.headers or {}))
+    return problem_response(request, problem, dict(error.headers or {}))
 
 
 async def _disconnected(request: Request, error: Exception) -> Response:
-    request_context_of(request).problem = CLIENT_GONE
+    request_context_of(request).problem = CLIENT_DISCONNECTED
     return Response(status_code=_CLIENT_CLOSED)

@@ -1,6 +1,7 @@
 """The state of one request: its API key, its figures, and the resources to release at its end."""
 
 import re
+import time
 import uuid
 from contextlib import ExitStack
 
@@ -41,6 +42,11 @@ class RequestContext:
     def owner(self) -> str | None:
         """The id of the API key."""
         return self.key.id if self.key else None
+
+
+def elapsed_ms(since: float) -> float:
+    """The milliseconds since a time of `time.perf_counter`."""
+    return (time.perf_counter() - since) * 1e3
 
 
 def attach(scope: Scope, context: RequestContext) -> None:

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Finish = Literal["stop", "length", "repetition"]
+
 
 class _Body(BaseModel):
     model_config = ConfigDict(frozen=True)
@@ -57,7 +59,7 @@ class Translation(_Body):
     translation: str
     model: str
     fingerprint: str
-    finish: Literal["stop", "length", "repetition"] = Field(
+    finish: Finish = Field(
         description="stop: the model ended the answer; length: the answer was cut at its maximum"
         " length; repetition: the answer was cut in a repetition."
     )

@@ -18,6 +18,8 @@ from esrt.errors import NotReady, RequestError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from cloud_vllm.engines import Engine
+
 _POLL_S = 0.2
 
 
@@ -39,12 +41,10 @@ class Gateway:
         """Return the gateway's app; Ray runs its lifespan, which starts to load the engine."""
         # Imported after `env_defaults.prepare`, because these modules import torch.
         from cloud_vllm.api.app import create_app
-        from cloud_vllm.engines import Supervisor, create_engine
-        from esrt.checkpoint import open_checkpoint
 
-        settings, checkpoint = self._settings, open_checkpoint(self._settings.checkpoint)
-        self._engine = Supervisor(lambda: create_engine(checkpoint, settings), checkpoint, settings)
-        return create_app(settings, self._engine)
+        app = create_app(self._settings)
+        self._engine: Engine = app.state.engine
+        return app
 
     async def check_health(self) -> None:
         """Pass if the engine is ready; wait while it loads for the first time.

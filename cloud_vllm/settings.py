@@ -48,12 +48,12 @@ class Settings(BaseSettings):
     quantization: Literal["fp8"] | None = Field(
         None, description="fp8: vLLM converts the weights to 8 bits at load time; needs a GPU."
     )
-    canary_s: float = Field(
+    probe_interval_s: float = Field(
         10.0,
         ge=0,
         description="Seconds without a token after which the engine is probed; 0 disables probes.",
     )
-    canary_timeout_s: float = Field(
+    probe_timeout_s: float = Field(
         20.0, gt=0, description="Time limit of a probe in seconds; after it the engine is rebuilt."
     )
     deadline_s: float = Field(60.0, gt=0, description="Time limit of one answer in seconds.")

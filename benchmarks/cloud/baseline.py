@@ -130,7 +130,7 @@ async def _engine(checkpoint: Any, cases: list[Case]) -> tuple[Generate, Callabl
     )
     dtype, features = getattr(torch, settings.dtype), projected(checkpoint, cases)
     cache = GrammarCache(llm.get_tokenizer())
-    grammars = [cache.of(*direction(case.source, case.target)) for case in cases]
+    grammars = [cache.get(*direction(case.source, case.target)) for case in cases]
     count = 0
 
     async def generate(index: int) -> tuple[int, float]:

@@ -52,7 +52,7 @@ def completion_requests(
     embed = decoder.get_input_embeddings()
     grammars, requests = GrammarCache(tokenizer), dict[str, bytes]()
     for case, features in zip(cases, projected(checkpoint, cases), strict=True):
-        grammar = grammars.of(*direction(case.source, case.target))
+        grammar = grammars.get(*direction(case.source, case.target))
         with torch.inference_mode():
             tags = embed(torch.tensor(grammar.prompt))
             prompt = torch.cat([torch.from_numpy(features), tags])

@@ -65,6 +65,7 @@ def create_app(
     """Create the gateway for one checkpoint.
 
     The engine loads in the background once the app runs; ``/healthz`` answers in the meantime.
+    ``app.state.engine`` is the engine.
 
     Args:
         settings: the gateway's settings.
@@ -99,6 +100,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
+    app.state.engine = engine
     app.add_middleware(Authentication, keys=keys)
     if settings.cors_origins:
         # Outside the authentication, because a browser's preflight request carries no key.
@@ -111,7 +113,7 @@ def create_app(
         )
     recorder = RequestRecorder(service.metrics, traces)
     app.add_middleware(RequestGuard, settings=settings, recorder=recorder)
-    problems.install(app)
+    problems.install_handlers(app)
     app.post(
         "/v1/translate",
         tags=["translation"],

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from cloud_vllm.api.idempotency import AnswerStore, replay
 from cloud_vllm.api.request_body import check_media_type, check_no_body, read_body
 from cloud_vllm.api.sse import EventStream, accepts_events
-from cloud_vllm.request_context import RequestContext, request_context_of
+from cloud_vllm.request_context import RequestContext, elapsed_ms, request_context_of
 from cloud_vllm.schemas import (
     KeptFeatures,
     LanguageInfo,
@@ -132,14 +132,14 @@ class Handlers:
             )
         streamed = accepts_events(request)
         if claim is not None and claim.answers is not None:
-            stream = replay(claim.answers, several=len(directions) > 1)
+            stream = replay(claim.answers, multi_target=len(directions) > 1)
         else:
             if params.features is not None:
                 body = service.packets.get(params.features, context.owner)
             packet = await service.preprocess(body, context)
             stream = service.translate(packet, directions, arrived, context, streamed=streamed)
             if claim is not None:
-                stream = claim.fulfil(stream, len(directions))
+                stream = claim.record_answers(stream, len(directions))
         if streamed:
             return EventStream(stream, context)
         answers = await _unless_disconnected(request, collect_answers(stream))
@@ -174,7 +174,7 @@ class Handlers:
         begin = time.perf_counter()
         body = await read_body(request, self._settings.upload_s)
         context.bytes_in = len(body)
-        context.stages_ms.append(("upload", (time.perf_counter() - begin) * 1e3))
+        context.stages_ms.append(("upload", elapsed_ms(begin)))
         return body
 
     async def _sweep(self) -> None:

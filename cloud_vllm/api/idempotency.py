@@ -61,7 +61,7 @@ class AnswerStore:
             owner: id of the API key; each owner has separate idempotency keys.
             key: the client's Idempotency-Key.
             request: the content that two equal requests share.
-            cleanup: gives up the claim at its exit, if there is no answer by then.
+            cleanup: releases the claim at its exit, if there is no answer by then.
 
         Raises:
             IdempotencyKeyReused: the key belongs to a different request.
@@ -85,10 +85,10 @@ class AnswerStore:
                 "The request with this Idempotency-Key is still under way.", "Send it again later."
             ) from None
         entry = self._under_way[name] = _Entry(name, digest)
-        cleanup.callback(self._give_up, entry)
+        cleanup.callback(self._release, entry)
         return Claim(self, entry)
 
-    def keep(self, entry: _Entry, answers: Sequence[Translation]) -> None:
+    def put(self, entry: _Entry, answers: Sequence[Translation]) -> None:
         """Keep an answer, and wake the requests that wait for it."""
         entry.answers = answers
         entry.size = sum(len(answer.model_dump_json()) for answer in answers)
@@ -115,7 +115,7 @@ class AnswerStore:
         self._answers.clear()
         self.size = 0
 
-    def _give_up(self, entry: _Entry) -> None:
+    def _release(self, entry: _Entry) -> None:
         if entry.answers is None:
             if self._under_way.get(entry.name) is entry:
                 del self._under_way[entry.name]
@@ -130,10 +130,10 @@ class Claim:
 
     @property
     def answers(self) -> Sequence[Translation] | None:
-        """The existing answer; ``None`` if the claim must be fulfilled."""
+        """The existing answer; ``None`` if the request must be decoded."""
         return self._entry.answers
 
-    async def fulfil(
+    async def record_answers(
         self, stream: AsyncGenerator[Event, None], expected: int
     ) -> AsyncGenerator[Event, None]:
         """Pass events on, and keep the answers among them once all have arrived."""
@@ -144,14 +144,16 @@ class Claim:
                     answers.append(event[1])
                 if len(answers) == expected and self._entry.answers is None:
                     # Before the answer is sent: a client that loses the connection will retry.
-                    self._store.keep(self._entry, answers)
+                    self._store.put(self._entry, answers)
                 yield event
 
 
-async def replay(answers: Sequence[Translation], *, several: bool) -> AsyncGenerator[Event, None]:
+async def replay(
+    answers: Sequence[Translation], *, multi_target: bool
+) -> AsyncGenerator[Event, None]:
     """The events of existing answers."""
     for answer in answers:
-        for event in final_text_events(answer, several=several):
+        for event in final_text_events(answer, multi_target=multi_target):
             yield event
         yield "done", answer
 

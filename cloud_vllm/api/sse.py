@@ -54,9 +54,9 @@ async def encode_sse(
             async for name, data in stream:
                 yield _encode(name, data)
     except Exception as error:
-        yield _encode("error", problems.of_stream(error, context))
+        yield _encode("error", problems.from_stream_error(error, context))
     except (asyncio.CancelledError, GeneratorExit):
-        context.problem = problems.CLIENT_GONE
+        context.problem = problems.CLIENT_DISCONNECTED
         raise
 
 

@@ -49,7 +49,7 @@ _RETRY_S = 5
 class _Segment:
     number: int
     context: RequestContext
-    # Bounded by the length of an answer; None marks the end.
+    # Without a size limit, because an answer has a maximum length; None marks the end.
     events: asyncio.Queue[Event | None] = field(default_factory=asyncio.Queue)
 
 
@@ -85,20 +85,20 @@ class Streams:
         context = request_context_of(websocket)
         with ExitStack() as cleanup:
             try:
-                pair = self._check(websocket, context.owner)
+                direction = self._check(websocket, context.owner)
                 self._open[context.owner] += 1
                 cleanup.callback(self._leave, context.owner)
             except EsrtError as error:
-                await websocket.send_denial_response(problems.answer(websocket, error))
+                await websocket.send_denial_response(problems.error_response(websocket, error))
                 return
             await websocket.accept()
             session = _StreamSession(
-                websocket, self._service, self._settings, self._keys, self._recorder, pair
+                websocket, self._service, self._settings, self._keys, self._recorder, direction
             )
             try:
                 await session.run()
             except* (_ClientDisconnected, WebSocketDisconnect, TimeoutError):
-                context.problem = problems.CLIENT_GONE
+                context.problem = problems.CLIENT_DISCONNECTED
             states = {websocket.application_state, websocket.client_state}
             if states == {WebSocketState.CONNECTED}:
                 with suppress(TimeoutError):
@@ -119,12 +119,12 @@ class Streams:
                 "A stream has one target language.", "Open one stream for each language."
             )
         self._service.check_accepting()
-        places = self._settings.max_concurrent + self._settings.queue_size
+        slots = self._settings.max_concurrent + self._settings.queue_size
         if owner is not None and self._open[owner] >= self._settings.key_max_concurrency:
             raise TooManyRequests(
                 f"This key has {self._open[owner]} streams open.", "Close a stream.", _RETRY_S
             )
-        if self._open.total() >= places:
+        if self._open.total() >= slots:
             raise Overloaded("Too many streams are open.", "Try again later.", _RETRY_S)
         return directions[0]
 
@@ -144,16 +144,16 @@ class _StreamSession:
         settings: Settings,
         keys: KeyRing | None,
         recorder: RequestRecorder,
-        pair: tuple[Language, Language],
+        direction: tuple[Language, Language],
     ) -> None:
         self._websocket = websocket
         self._service = service
         self._keys = keys
         self._recorder = recorder
-        self._pair = pair
+        self._direction = direction
         self._idle_s = settings.stream_idle_s
         self._context = request_context_of(websocket)
-        self._places = asyncio.Semaphore(settings.stream_segments)
+        self._slots = asyncio.Semaphore(settings.stream_segments)
         self._under_way = 0
         self._order: asyncio.Queue[_Segment | None] = asyncio.Queue()
 
@@ -167,14 +167,14 @@ class _StreamSession:
     async def _read(self, group: asyncio.TaskGroup) -> None:
         number, ended = 0, False
         while True:
-            await self._places.acquire()
+            await self._slots.acquire()
             message = await self._receive()
             body = message.get("bytes")
             if message.get("text") == END:
                 if not ended:
                     self._order.put_nowait(None)
                 ended = True
-                self._places.release()
+                self._slots.release()
             elif body is None or ended:
                 await _close(self._websocket, _UNSUPPORTED, "Packets are expected, then: end.")
                 raise _ClientDisconnected
@@ -207,16 +207,16 @@ class _StreamSession:
         try:
             with context.cleanup:
                 self._check_key()
-                stream = await self._service.translate_segment(body, self._pair, context)
+                stream = await self._service.translate_segment(body, self._direction, context)
                 async with aclosing(stream):
                     async for event in stream:
                         segment.events.put_nowait(event)
         except Exception as error:
-            problem = problems.of_stream(error, context)
+            problem = problems.from_stream_error(error, context)
             status = problem.status
             segment.events.put_nowait(("error", problem))
         except asyncio.CancelledError:
-            context.problem = problems.CLIENT_GONE
+            context.problem = problems.CLIENT_DISCONNECTED
             raise
         finally:
             segment.events.put_nowait(None)
@@ -234,7 +234,7 @@ class _StreamSession:
                 name, data = event
                 await self._send(segment.number, name, data)
             self._under_way -= 1
-            self._places.release()
+            self._slots.release()
 
     async def _send(self, number: int, name: str, data: BaseModel) -> None:
         head = json.dumps({"segment": number, "event": name})

@@ -3,14 +3,13 @@
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import Protocol
 
+from cloud_vllm.schemas import Finish
 from esrt.arrays import Float32Array
 from esrt.errors import CheckpointError
 from esrt.languages import Language
 from esrt.prompt import separator
-
-Finish = Literal["stop", "length", "repetition"]
 
 # The two language tags that follow the features.
 PROMPT_TOKENS = 2
@@ -68,7 +67,7 @@ class Engine(Protocol):
 
     @property
     def state(self) -> EngineState:
-        """The current state; shows the death of the engine without a request."""
+        """The current state; a dead engine is reported even without a request."""
 
     async def start(self) -> None:
         """Load the decoder; returns once the engine is ready, which may take a minute.

@@ -47,7 +47,7 @@ class OutputGrammar:
         )
 
 
-class Score:
+class ConfidenceTracker:
     """Running sums of the log-probabilities of an answer's two parts.
 
     Args:
@@ -91,7 +91,7 @@ class GrammarCache:
         }
         self._special = tuple(sorted({*tags, *tokenizer.all_special_ids} - {self._end}))
 
-    def of(self, source: Language, target: Language) -> OutputGrammar:
+    def get(self, source: Language, target: Language) -> OutputGrammar:
         """The grammar of a direction.
 
         Raises:
@@ -104,7 +104,7 @@ class GrammarCache:
         return self._grammars[key]
 
 
-def repeats(ids: Sequence[int], times: int) -> bool:
+def ends_in_repetition(ids: Sequence[int], times: int) -> bool:
     """Whether the tokens end in a pattern that occurs at least ``times`` times in a row.
 
     The same rule as vLLM's ``RepetitionDetectionParams``: patterns of up to `LONGEST_PATTERN`

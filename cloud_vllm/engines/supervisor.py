@@ -1,7 +1,7 @@
-"""Supervision of an engine: one whose process died or hangs is replaced by a new one.
+"""Supervision of an engine: replaces an engine whose process died or hangs.
 
-The engine's state shows its death. A liveness probe detects a hang: when no token has arrived for
-a while, a tiny generation must yield one in time.
+A dead engine is visible in its state. A liveness probe detects a hang: when no token has arrived
+for a while, a tiny generation must yield one in time.
 """
 
 import asyncio
@@ -45,8 +45,8 @@ class Supervisor:
         config = checkpoint.config
         self._build = build
         self._engine = build()
-        self._probe_interval_s = settings.canary_s
-        self._probe_timeout_s = settings.canary_timeout_s
+        self._probe_interval_s = settings.probe_interval_s
+        self._probe_timeout_s = settings.probe_timeout_s
         self._probe_embeddings = np.zeros((1, config.decoder_width), np.float32)
         self._probe_direction = [language(code) for code in config.languages[:2]]
         self._state = EngineState.LOADING
@@ -92,7 +92,7 @@ class Supervisor:
             self._suspected.set()
             await self._state_changed.wait()
         if state is not EngineState.READY:
-            raise EngineFailed("There is no engine at the moment.", "Send the packet again later.")
+            raise EngineFailed("The engine is not available.", "Send the packet again later.")
         generator = self._engine.generate(embeddings, source, target, streamed=streamed)
         try:
             async with aclosing(generator) as chunks:

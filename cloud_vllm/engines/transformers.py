@@ -11,9 +11,15 @@ from torch import Tensor
 from transformers import AutoTokenizer, Gemma3ForCausalLM, LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from cloud_vllm.engines.base import EngineState, Finish, GenerationChunk, check_width
+from cloud_vllm.engines.base import EngineState, GenerationChunk, check_width
 from cloud_vllm.engines.detokenizer import Detokenizer
-from cloud_vllm.engines.output_grammar import GrammarCache, OutputGrammar, Score, repeats
+from cloud_vllm.engines.output_grammar import (
+    ConfidenceTracker,
+    GrammarCache,
+    OutputGrammar,
+    ends_in_repetition,
+)
+from cloud_vllm.schemas import Finish
 from cloud_vllm.settings import Settings
 from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint
@@ -67,7 +73,7 @@ class TransformersEngine:
             EngineDied: the engine was closed.
             EngineFailed: transformers raised an error.
         """
-        grammar = self._grammars.of(source, target)
+        grammar = self._grammars.get(source, target)
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[tuple[int, float] | None] = asyncio.Queue()
         cancelled = threading.Event()
@@ -80,12 +86,13 @@ class TransformersEngine:
         )
         # Called as well when the engine is closed before the worker begins this request.
         work.add_done_callback(lambda _: queue.put_nowait(None))
-        text, score, ids = Detokenizer(self._tokenizer), Score(grammar), list[int]()
+        text, tracker = Detokenizer(self._tokenizer), ConfidenceTracker(grammar)
+        ids = list[int]()
         try:
             while (item := await queue.get()) is not None:
                 token, logprob = item
                 ids.append(token)
-                score.add(token, logprob)
+                tracker.add(token, logprob)
                 text.feed([token] if token != grammar.end else [])
                 yield GenerationChunk(text.flush_stable(), 1)
             if self._closed.is_set():
@@ -96,7 +103,8 @@ class TransformersEngine:
                 raise EngineFailed(
                     "transformers failed while decoding.", "Send the packet again."
                 ) from error
-            yield GenerationChunk(text.finish(), 0, self._finish(ids, grammar), score.confidence())
+            finish = self._finish(ids, grammar)
+            yield GenerationChunk(text.finish(), 0, finish, tracker.confidence())
         finally:
             cancelled.set()
             work.cancel()
@@ -210,5 +218,5 @@ class _Repetition(StoppingCriteria):  # type: ignore[misc]
         self._times = times
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        stop = repeats(input_ids[0].tolist(), self._times)
+        stop = ends_in_repetition(input_ids[0].tolist(), self._times)
         return torch.full((input_ids.shape[0],), stop, device=input_ids.device)

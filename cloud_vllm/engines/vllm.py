@@ -1,4 +1,4 @@
-"""The serving engine: vLLM's `AsyncLLM`, whose engine core runs in its own process.
+"""The serving engine: vLLM's `AsyncLLMEngine`, whose engine core runs in its own process.
 
 Only this module and `vllm_params` import vllm. Written against vLLM 0.32.0.
 """
@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from cloud_vllm import env_defaults
-from cloud_vllm.engines.base import PROMPT_TOKENS, EngineState, GenerationChunk, check_width
+from cloud_vllm.engines.base import EngineState, GenerationChunk, check_width
 from cloud_vllm.engines.detokenizer import Detokenizer
-from cloud_vllm.engines.output_grammar import GrammarCache, Score
+from cloud_vllm.engines.output_grammar import ConfidenceTracker, GrammarCache
 from cloud_vllm.settings import Settings
 from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint
@@ -99,10 +99,11 @@ class VllmEngine:
         request, llm = uuid.uuid4().hex, self._llm
         if llm is None:
             raise _died()
-        grammar = self._grammars.of(source, target)
+        grammar = self._grammars.get(source, target)
         prompt = vllm_params.prompt(embeddings, grammar, self._dtype)
         params = vllm_params.sampling(grammar, self._settings, streamed=streamed)
-        text, score, finish = Detokenizer(self._tokenizer), Score(grammar), None
+        text, tracker = Detokenizer(self._tokenizer), ConfidenceTracker(grammar)
+        finish = None
         self._requests.add(request)
         try:
             async with aclosing(llm.generate(prompt, params, request)) as outputs:
@@ -112,12 +113,12 @@ class VllmEngine:
                     if finish not in (None, "stop", "length", "repetition"):
                         raise self._aborted()
                     for token, logprobs in zip(ids, completion.logprobs, strict=True):
-                        score.add(token, logprobs[token].logprob)
+                        tracker.add(token, logprobs[token].logprob)
                     text.feed(token for token in ids if token != grammar.end)
                     if finish is None:
                         yield GenerationChunk(text.flush_stable() if streamed else "", len(ids))
                     else:
-                        yield GenerationChunk(text.finish(), len(ids), finish, score.confidence())
+                        yield GenerationChunk(text.finish(), len(ids), finish, tracker.confidence())
         except EngineDeadError as error:
             if self._state is EngineState.READY:
                 self._state = EngineState.FAILED
@@ -150,54 +151,30 @@ class VllmEngine:
                 await llm.abort(list(self._requests))
             await asyncio.to_thread(llm.shutdown, timeout=0.0 if hung else _SHUTDOWN_S)
             del llm
-            # AsyncLLM is part of reference cycles. Its finalizer prints a traceback at exit.
+            # The engine is part of reference cycles. Its finalizer prints a traceback at exit.
             gc.unfreeze()
             gc.collect()
             _remove_shared_memory(self._shared)
 
     def _load(self) -> None:
         env_defaults.prepare()
-        from vllm.config import StructuredOutputsConfig
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-        from vllm.v1.executor.uniproc_executor import UniProcExecutor
+        from vllm import AsyncLLMEngine
+
+        from cloud_vllm.engines import vllm_params
 
         if self._state is EngineState.CLOSED:
             return
-        settings, config = self._settings, self._checkpoint.config
-        arguments = AsyncEngineArgs(
-            model=str(self._checkpoint.decoder),
-            dtype=settings.dtype,
-            enable_prompt_embeds=True,
-            max_model_len=config.max_tokens + PROMPT_TOKENS + settings.max_new_tokens,
-            max_num_seqs=settings.max_concurrent,
-            kv_cache_memory_bytes=settings.kv_cache_bytes or None,
-            enforce_eager=not settings.compile,
-            tensor_parallel_size=settings.tensor_parallel,
-            # On a CPU vLLM's default is a separate worker process, for which the engine core
-            # waits by spinning: that takes one of two cores.
-            distributed_executor_backend=(
-                UniProcExecutor if settings.tensor_parallel == 1 else None
-            ),
-            quantization=settings.quantization,
-            # No two utterances share features, and no features may outlive their request.
-            enable_prefix_caching=False,
-            # The decoder's own generation settings could enable sampling or other stop tokens.
-            generation_config="vllm",
-            structured_outputs_config=StructuredOutputsConfig(backend="xgrammar"),
-            # vLLM's metrics are part of /metrics.
-            disable_log_stats=False,
-            stream_interval=settings.stream_interval,
-        )
-        # Not a local variable: an import above keeps this frame alive for good, so `close` could
-        # not finalize the engine.
-        self._llm = AsyncLLM.from_engine_args(arguments)
-        check_width(self._llm.model_config.get_hidden_size(), config.decoder_width)
+        arguments = vllm_params.engine_arguments(self._checkpoint, self._settings)
+        # Not a local variable: an import above keeps this frame alive, and so the engine after
+        # `close`.
+        self._llm = AsyncLLMEngine.from_engine_args(arguments)
+        width = self._llm.model_config.get_hidden_size()
+        check_width(width, self._checkpoint.config.decoder_width)
         self._tokenizer: Any = self._llm.get_tokenizer()
         self._grammars = GrammarCache(self._tokenizer)
         for child in set(multiprocessing.active_children()) - self._earlier_children:
             self._shared |= _shared_memory(child.pid)
-        self._dtype = getattr(torch, settings.dtype)
+        self._dtype = getattr(torch, self._settings.dtype)
 
     async def _warm_up(self) -> None:
         """Decode a few tokens, because vLLM's lazy initialization takes seconds.

@@ -1,6 +1,8 @@
-"""vLLM prompts and sampling parameters."""
+"""Engine arguments, prompts and sampling parameters for vLLM."""
 
 import torch
+from vllm import AsyncEngineArgs
+from vllm.config import StructuredOutputsConfig
 from vllm.inputs import EmbedsInput, embeds_input
 from vllm.sampling_params import (
     RepetitionDetectionParams,
@@ -8,10 +10,39 @@ from vllm.sampling_params import (
     SamplingParams,
     StructuredOutputsParams,
 )
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+from cloud_vllm.engines.base import PROMPT_TOKENS
 from cloud_vllm.engines.output_grammar import LONGEST_PATTERN, OutputGrammar
 from cloud_vllm.settings import Settings
 from esrt.arrays import Float32Array
+from esrt.checkpoint import Checkpoint
+
+
+def engine_arguments(checkpoint: Checkpoint, settings: Settings) -> AsyncEngineArgs:
+    """The arguments of the engine that serves the checkpoint's decoder."""
+    return AsyncEngineArgs(
+        model=str(checkpoint.decoder),
+        dtype=settings.dtype,
+        enable_prompt_embeds=True,
+        max_model_len=checkpoint.config.max_tokens + PROMPT_TOKENS + settings.max_new_tokens,
+        max_num_seqs=settings.max_concurrent,
+        kv_cache_memory_bytes=settings.kv_cache_bytes or None,
+        enforce_eager=not settings.compile,
+        tensor_parallel_size=settings.tensor_parallel,
+        # On a CPU vLLM's default is a separate worker process, for which the engine core
+        # waits by spinning: that takes one of two cores.
+        distributed_executor_backend=(UniProcExecutor if settings.tensor_parallel == 1 else None),
+        quantization=settings.quantization,
+        # No two utterances share features, and no features may outlive their request.
+        enable_prefix_caching=False,
+        # The decoder's own generation settings could enable sampling or other stop tokens.
+        generation_config="vllm",
+        structured_outputs_config=StructuredOutputsConfig(backend="xgrammar"),
+        # vLLM's metrics are part of /metrics.
+        disable_log_stats=False,
+        stream_interval=settings.stream_interval,
+    )
 
 
 def sampling(grammar: OutputGrammar, settings: Settings, *, streamed: bool) -> SamplingParams:

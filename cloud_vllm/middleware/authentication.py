@@ -35,7 +35,7 @@ class Authentication:
             try:
                 _authenticate(self._keys, request)
             except EsrtError as error:
-                await problems.answer(request, error)(scope, receive, send)
+                await problems.error_response(request, error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

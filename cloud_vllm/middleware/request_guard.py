@@ -76,11 +76,12 @@ class RequestGuard:
                 _log.exception("A request ended with an unexpected error.")
             late = DeadlineExceeded("The request took too long.", "Send the request again.")
             problem = problems.from_error(late if isinstance(error, TimeoutError) else error)
-            context.problem = problems.name(problem)
+            context.problem = problems.short_type(problem)
             if status:
                 # A part of the answer is sent; only a broken connection shows the client the error.
                 raise
-            await problems.respond(HTTPConnection(scope), problem)(scope, receive, send_guarded)
+            response = problems.problem_response(HTTPConnection(scope), problem)
+            await response(scope, receive, send_guarded)
         finally:
             self._recorder.record(scope, context, status, time.perf_counter() - begin)
             logs.REQUEST_ID.reset(token)

@@ -1,4 +1,4 @@
-"""The gateway without HTTP: the engine, its limits, and the way of a packet through them."""
+"""The gateway without HTTP: the engine, its limits, and the processing of a packet."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from cloud_vllm.request_context import RequestContext
 from cloud_vllm.service.limits import Limits
 from cloud_vllm.service.packet_store import PacketStore
 from cloud_vllm.service.preprocessing import PacketPreprocessor, ProjectedPacket
-from cloud_vllm.service.translation import Event, Job, merge_streams, translate
+from cloud_vllm.service.translation import Event, TranslationJob, merge_streams, translate
 from cloud_vllm.settings import Settings
 from cloud_vllm.telemetry.metrics import Metrics
 from esrt.checkpoint import Checkpoint
@@ -70,8 +70,8 @@ class GatewayService:
         """
         codes, config = ",".join(tgt).split(","), self.checkpoint.config
         directions = [direction(src, code) for code in codes]
-        for pair in directions:
-            check_trained(config.name, config.languages, pair)
+        for source, target in directions:
+            check_trained(config.name, config.languages, (source, target))
         if len(set(codes)) < len(codes):
             raise LanguageError(
                 "The parameter 'tgt' names a language twice.", "Name each language once."
@@ -79,7 +79,7 @@ class GatewayService:
         return directions
 
     def check_accepting(self) -> None:
-        """Check that requests are accepted, as they are while the engine is rebuilt.
+        """Check that requests are accepted: the engine is ready or being rebuilt.
 
         Raises:
             NotReady: requests are not accepted.
@@ -122,20 +122,22 @@ class GatewayService:
         streamed: bool,
     ) -> AsyncGenerator[Event, None]:
         """The events of one answer, or of several answers at the same time."""
-        several = len(directions) > 1
+        multi_target = len(directions) > 1
         streams = [
             translate(
                 self._engine,
                 self.checkpoint,
-                Job(packet, *pair, arrived, self._deadline_s, context, streamed, several),
+                TranslationJob(
+                    packet, *languages, arrived, self._deadline_s, context, streamed, multi_target
+                ),
                 self.metrics,
             )
-            for pair in directions
+            for languages in directions
         ]
-        return merge_streams(streams) if several else streams[0]
+        return merge_streams(streams) if multi_target else streams[0]
 
     async def translate_segment(
-        self, body: bytes, pair: tuple[Language, Language], context: RequestContext
+        self, body: bytes, direction: tuple[Language, Language], context: RequestContext
     ) -> AsyncGenerator[Event, None]:
         """The events of one packet's answer in a stream of several packets.
 
@@ -147,7 +149,7 @@ class GatewayService:
         context.bytes_in = len(body)
         arrived = time.perf_counter()
         packet = await self.preprocess(body, context)
-        return self.translate(packet, [pair], arrived, context, streamed=True)
+        return self.translate(packet, [direction], arrived, context, streamed=True)
 
     async def _load(self) -> None:
         try:

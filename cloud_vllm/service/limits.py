@@ -49,7 +49,7 @@ class RateLimit:
 
 
 class Limits:
-    """Admission control: each admitted answer occupies a place until it has been sent.
+    """Admission control: each admitted answer occupies a slot until it has been sent.
 
     Args:
         settings: the limits of a key and of the gateway.
@@ -58,14 +58,14 @@ class Limits:
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = RateLimit(settings.key_rate, settings.key_burst, clock)
-        self._key_places = settings.key_max_concurrency
-        self._places = settings.max_concurrent + settings.queue_size
+        self._key_slots = settings.key_max_concurrency
+        self._slots = settings.max_concurrent + settings.queue_size
         self._key_answers: Counter[str] = Counter()
         self.admitted = 0
 
     @contextmanager
     def admit(self, key: str | None, answers: int = 1) -> Iterator[None]:
-        """Occupy a place for each answer of one request.
+        """Occupy a slot for each answer of one request.
 
         Args:
             key: id of the API key; with ``None`` only the limit of the gateway applies.
@@ -73,20 +73,20 @@ class Limits:
 
         Raises:
             TooManyRequests: the key exceeds its rate or its concurrency.
-            Overloaded: all places are occupied.
+            Overloaded: all slots are occupied.
         """
         if (
             key is not None
             and self._key_answers[key]
-            and self._key_answers[key] + answers > self._key_places
+            and self._key_answers[key] + answers > self._key_slots
         ):
             raise TooManyRequests(
                 f"This key has {self._key_answers[key]} answers under way; its limit is"
-                f" {self._key_places}.",
+                f" {self._key_slots}.",
                 "Wait for an answer before the next request.",
                 _KEY_RETRY_S,
             )
-        if self.admitted and self.admitted + answers > self._places:
+        if self.admitted and self.admitted + answers > self._slots:
             raise Overloaded(
                 "The gateway is at its limit of accepted requests.",
                 "Send the request again after the time in Retry-After.",

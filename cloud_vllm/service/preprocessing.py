@@ -1,4 +1,4 @@
-"""From the bytes of a packet to embeddings; the engine itself checks nothing."""
+"""Preprocessing of packets: decode, check, project. The engine checks nothing."""
 
 import asyncio
 import time
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from cloud_vllm.request_context import elapsed_ms
 from cloud_vllm.settings import Settings
 from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint
@@ -54,7 +55,7 @@ class PacketPreprocessor:
         return [codec for codec in Codec if not codec.uses_tables or codec in with_tables]
 
     async def preprocess(self, body: bytes) -> ProjectedPacket:
-        """As `project`, in a worker thread where the work would block the event loop."""
+        """Run `project`; for a large packet in a worker thread, to not block the event loop."""
         if claimed_tokens(body) * self._multiplications_per_token <= _INLINE_MULTIPLICATIONS:
             return self.project(body)
         async with self._one_thread:
@@ -73,11 +74,11 @@ class PacketPreprocessor:
         begin = time.perf_counter()
         packet = decode(body, self._codec_tables)
         self._check(packet)
-        embeddings, decode_ms, project_ms = packet.features, _ms(begin), 0.0
+        embeddings, decode_ms, project_ms = packet.features, elapsed_ms(begin), 0.0
         if packet.split == Split.QFORMER:
             begin = time.perf_counter()
             embeddings = self._projector(torch.from_numpy(embeddings)).numpy()
-            project_ms = _ms(begin)
+            project_ms = elapsed_ms(begin)
         # This form rejects NaN as well: any comparison with NaN is false.
         if not (np.abs(embeddings) <= self._max_value).all():
             raise PacketContentError(
@@ -108,7 +109,3 @@ class PacketPreprocessor:
                 f" {'exactly' if fixed else 'at most'} {config.max_tokens}.",
                 "Cut the speech into shorter parts and send each as a packet.",
             )
-
-
-def _ms(since: float) -> float:
-    return (time.perf_counter() - since) * 1e3

@@ -1,7 +1,6 @@
-"""Translation of one packet: the engine's chunks become events of text and the whole answer."""
+"""Translation of one packet: the engine's chunks to text events and the complete answer."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from cloud_vllm.engines import Engine, EngineState, GenerationChunk
-from cloud_vllm.request_context import RequestContext
+from cloud_vllm.request_context import RequestContext, elapsed_ms
 from cloud_vllm.schemas import (
     ConfidenceInfo,
     Delta,
@@ -28,12 +27,12 @@ from esrt.prompt import TargetSplitter, TextDelta
 # The name and the data of an event: `transcript`, `translation`, `done` or `error`.
 Event = tuple[str, BaseModel]
 
-# Attempts at one answer. After so many deaths of the engine, the answer itself may be the cause.
+# Maximum attempts. If the engine dies this often, the request itself may be the cause.
 _ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
-class Job:
+class TranslationJob:
     """One translation to make.
 
     Attributes:
@@ -44,7 +43,8 @@ class Job:
         deadline_s: time limit of the engine, in seconds.
         context: the request, which collects token counts and timings.
         streamed: whether the client receives the text while it is decoded.
-        several: whether the request names several languages; each text event then names its own.
+        multi_target: whether the request names several target languages; each text event then
+            names its own.
     """
 
     packet: ProjectedPacket
@@ -54,11 +54,11 @@ class Job:
     deadline_s: float
     context: RequestContext
     streamed: bool
-    several: bool = False
+    multi_target: bool = False
 
 
 async def translate(
-    engine: Engine, checkpoint: Checkpoint, job: Job, metrics: Metrics
+    engine: Engine, checkpoint: Checkpoint, job: TranslationJob, metrics: Metrics
 ) -> AsyncGenerator[Event, None]:
     """Yield the text while it is decoded, then ``done`` with the whole answer.
 
@@ -70,7 +70,7 @@ async def translate(
         DeadlineExceeded: the engine exceeded the time limit.
     """
     deadline = asyncio.get_running_loop().time() + job.deadline_s
-    target = job.target.code if job.several else None
+    target = job.target.code if job.multi_target else None
     for attempt in range(1, _ATTEMPTS + 1):
         text_sent, answer = False, _Answer(job)
         try:
@@ -114,7 +114,7 @@ async def translate(
 class _Answer:
     """One attempt at an answer: its text, token count and timings so far."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: TranslationJob) -> None:
         self._job = job
         self._splitter = TargetSplitter(job.source, job.target)
         self._first_token_ms = 0.0
@@ -122,7 +122,7 @@ class _Answer:
         self.generated = 0
 
     def record_first_token(self) -> None:
-        self._first_token_ms = _ms(self._job.arrived)
+        self._first_token_ms = elapsed_ms(self._job.arrived)
         self._job.context.stages_ms.append(("first_token", self._first_token_ms))
 
     def add(self, chunk: GenerationChunk) -> Iterator[TextDelta]:
@@ -145,7 +145,7 @@ class _Answer:
         job, last = self._job, self._last
         assert last is not None
         assert last.finish is not None
-        job.context.stages_ms.append(("generate", _ms(job.arrived)))
+        job.context.stages_ms.append(("generate", elapsed_ms(job.arrived)))
         return Translation(
             src=job.source.code,
             tgt=job.target.code,
@@ -162,15 +162,15 @@ class _Answer:
             timings_ms=Timings(
                 decode=round(job.packet.decode_ms, 3),
                 project=round(job.packet.project_ms, 3),
-                first_token=self._first_token_ms,
-                total=_ms(job.arrived),
+                first_token=round(self._first_token_ms, 3),
+                total=round(elapsed_ms(job.arrived), 3),
             ),
         )
 
 
-def final_text_events(answer: Translation, *, several: bool) -> Iterator[Event]:
+def final_text_events(answer: Translation, *, multi_target: bool) -> Iterator[Event]:
     """The text of a whole answer as events, one for each part that is not empty."""
-    target = answer.tgt if several else None
+    target = answer.tgt if multi_target else None
     if answer.transcript:
         yield _text_event(TextDelta("transcript", answer.transcript), target)
     if answer.translation:
@@ -185,7 +185,7 @@ def _text_event(delta: TextDelta, target: str | None) -> Event:
 
 async def merge_streams(streams: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[Event, None]:
     """Interleave the events of several translations; the first error ends all of them."""
-    # Bounded by the length of all answers.
+    # Without a size limit, because an answer has a maximum length; None marks the end.
     queue: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
 
     async def pump(stream: AsyncGenerator[Event, None]) -> None:
@@ -214,10 +214,6 @@ async def collect_answers(stream: AsyncGenerator[Event, None]) -> list[Translati
     """The whole answers among the events."""
     async with aclosing(stream):
         return [data async for _, data in stream if isinstance(data, Translation)]
-
-
-def _ms(since: float) -> float:
-    return round((time.perf_counter() - since) * 1e3, 3)
 
 
 def _rounded(logprob: float | None) -> float | None:

@@ -73,7 +73,7 @@ class Metrics:
         )
         self.gauge(
             "esrt_answers_waiting",
-            "Answers taken on that have no token yet: uploading, queued or in prefill.",
+            "Admitted answers without a token yet: uploading, queued or in prefill.",
         ).set_function(lambda: admitted_answers() - self._running)
 
     @contextmanager

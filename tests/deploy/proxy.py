@@ -98,7 +98,7 @@ def nginx(folder: Path, upstream: int, certificate: Path) -> Iterator[Proxy]:
         process.wait(20)
 
 
-def exchange(proxy: Proxy, head: bytes, drops: Sequence[bytes] = ()) -> tuple[int, dict[str, Any]]:
+def send_raw(proxy: Proxy, head: bytes, drops: Sequence[bytes] = ()) -> tuple[int, dict[str, Any]]:
     """Send bytes as they are, then more of them slowly; return the status and the problem."""
     received = b""
     with proxy.connect() as connection:

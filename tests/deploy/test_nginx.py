@@ -44,8 +44,8 @@ from tests.deploy.proxy import (
     TEMPORARY,
     Proxy,
     ended,
-    exchange,
     nginx,
+    send_raw,
 )
 
 pytestmark = pytest.mark.skipif(
@@ -173,7 +173,7 @@ def test_public_paths(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize("path", ["/metrics", "//metrics", "/v1/../metrics", "/%6detrics"])
 def test_metrics_are_not_public(proxy: Proxy, path: str) -> None:
-    status, response = exchange(proxy, f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    status, response = send_raw(proxy, f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
     assert (status, response["type"]) == (404, "urn:esrt:problem:not-found")
 
 
@@ -306,7 +306,7 @@ def test_slow_heads_and_handshakes_are_cut(proxy: Proxy) -> None:
     ids=["long line", "endless lines", "path", "no host", "encoding", "method", "nonsense"],
 )
 def test_a_head_that_is_too_long_or_malformed(proxy: Proxy, head: bytes) -> None:
-    status, problem = exchange(proxy, head)
+    status, problem = send_raw(proxy, head)
     assert (status, problem["type"]) == (400, "urn:esrt:problem:bad-request")
 
 
@@ -334,7 +334,7 @@ def test_a_body_that_drips_is_refused(proxy: Proxy) -> None:
         f"Content-Type: {PACKET['Content-Type']}\r\n\r\n"
     )
     begin = time.monotonic()
-    status, problem = exchange(proxy, head.encode(), [b"a"] * 100)
+    status, problem = send_raw(proxy, head.encode(), [b"a"] * 100)
     assert (status, problem["type"]) == (408, "urn:esrt:problem:upload-timeout")
     assert time.monotonic() - begin < UPLOAD_S + 5
 

@@ -120,13 +120,13 @@ def test_values_beyond_the_decoders_precision(
         assert np.isfinite(engine.seen[0]).all()
 
 
-def test_a_learned_codec_without_statistics(client: TestClient, packet: Packets) -> None:
+def test_a_transform_codec_without_tables(client: TestClient, packet: Packets) -> None:
     header = bytearray(packet()[: wire.HEADER_BYTES - 4])
     header[6] = wire.Codec.KLT.wire_id
     payload = packet()[wire.HEADER_BYTES :]
     checksum = struct.pack("<I", zlib.crc32(payload, zlib.crc32(header)))
     response = client.post(URL, content=bytes(header) + checksum + payload, headers=PACKET)
-    assert_problem(response, 400, "packet-malformed", "klt", "statistics")
+    assert_problem(response, 400, "packet-malformed", "klt", "codec tables")
 
 
 def test_not_a_number(client: TestClient, packet: Packets) -> None:

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from cloud_vllm.engines import Engine, EngineState, GenerationChunk, create_engine
 from cloud_vllm.engines.base import check_width, prompt_ids
 from cloud_vllm.engines.detokenizer import Detokenizer
-from cloud_vllm.engines.output_grammar import LONGEST_PATTERN, repeats
+from cloud_vllm.engines.output_grammar import LONGEST_PATTERN, ends_in_repetition
 from cloud_vllm.engines.transformers import TransformersEngine
 from cloud_vllm.settings import Settings
 from esrt.checkpoint import Checkpoint
@@ -85,7 +85,7 @@ def test_repetitions_are_detected(
         for size in range(1, LONGEST_PATTERN + 1)
         if len(ids) >= wanted * size
     )
-    assert repeats(ids, wanted) == naive
+    assert ends_in_repetition(ids, wanted) == naive
 
 
 class Running:

@@ -66,7 +66,7 @@ class EngineFactory:
 async def served(
     checkpoint: Checkpoint, settings: Settings, factory: EngineFactory, **changes: float
 ) -> AsyncIterator[tuple[FastAPI, Supervisor]]:
-    changed = settings.model_copy(update={"canary_s": 0.0, **changes})
+    changed = settings.model_copy(update={"probe_interval_s": 0.0, **changes})
     supervisor = Supervisor(factory, checkpoint, changed)
     app = create_app(changed, supervisor)
     async with app.router.lifespan_context(app):
@@ -164,17 +164,17 @@ def test_requests_during_a_rebuild_wait(
             first.state = EngineState.FAILED
             status, text = await _ready(app)
             assert status == 503 and "rebuilt" in text
-            # Answers are taken on and wait, as many as there are places.
-            asked = [
+            # Requests are admitted up to the limit, and wait.
+            requests = [
                 asyncio.create_task(call(app, [packet()], headers=headers))
                 for headers in (PACKET, EVENTS, PACKET)
             ]
             await asyncio.sleep(0.3)
-            assert not any(task.done() for task in asked)
+            assert not any(task.done() for task in requests)
             status, text_, _ = await call(app, [packet()], headers=PACKET)
             assert (status, json.loads(text_)["type"]) == (503, "urn:esrt:problem:overloaded")
             second.started.set()
-            assert [status for status, _, _ in await asyncio.gather(*asked)] == [200, 200, 200]
+            assert [status for status, _, _ in await asyncio.gather(*requests)] == [200, 200, 200]
             assert (await _ready(app))[0] == 200
 
     asyncio.run(scenario())
@@ -219,7 +219,7 @@ def test_a_hung_engine_is_detected_and_replaced(
     async def scenario() -> None:
         first = MortalEngine(None)
         factory = EngineFactory(first, MortalEngine(HELLO, END))
-        changes = {"canary_s": 0.1, "canary_timeout_s": 0.1}
+        changes = {"probe_interval_s": 0.1, "probe_timeout_s": 0.1}
         async with served(checkpoint, settings, factory, **changes) as (app, supervisor):
             if busy:
                 status, _, _ = await call(app, [packet()], headers=PACKET)
@@ -247,7 +247,7 @@ def test_a_slow_engine_is_not_replaced(
     async def scenario() -> None:
         factory, changes = (
             EngineFactory(Slow(), MortalEngine()),
-            {"canary_s": 0.1, "canary_timeout_s": 0.2},
+            {"probe_interval_s": 0.1, "probe_timeout_s": 0.2},
         )
         async with served(checkpoint, settings, factory, **changes) as (app, supervisor):
             assert (await call(app, [packet()], headers=PACKET))[0] == 200

@@ -33,9 +33,9 @@ pytestmark = pytest.mark.vllm
 STOP_S = 40.0
 SETTINGS = {
     "ESRT_MAX_NEW_TOKENS": str(MAX_NEW_TOKENS),
-    "ESRT_CANARY_S": "2",
+    "ESRT_PROBE_INTERVAL_S": "2",
     # An engine that shares two cores with a whole test suite may be slow.
-    "ESRT_CANARY_TIMEOUT_S": "10",
+    "ESRT_PROBE_TIMEOUT_S": "10",
     "ESRT_DEADLINE_S": "240",
 }
 
@@ -91,12 +91,12 @@ def test_equals_transformers_on_unseen_features(
     # So many that every end occurs, whatever processor the tiny model was trained on.
     bodies = [packet(100 + seed, 1 + 7 * (seed % 8)) for seed in range(32)]
     # Both directions at once: each is held to its own separator.
-    asked = [(body, *pair) for body in bodies for pair in (("eng", "deu"), ("deu", "eng"))]
-    with ThreadPoolExecutor(len(asked)) as pool:
-        answers = list(pool.map(lambda one: _translate(service, *one), asked))
-    for one, answer in zip(asked, answers, strict=True):
-        text, confidence, finish = scored(*one)
-        transcript, separator, translation = text.partition(f"<|{one[1]}|><|{one[2]}|>")
+    requests = [(body, *pair) for body in bodies for pair in (("eng", "deu"), ("deu", "eng"))]
+    with ThreadPoolExecutor(len(requests)) as pool:
+        answers = list(pool.map(lambda request: _translate(service, *request), requests))
+    for request, answer in zip(requests, answers, strict=True):
+        text, confidence, finish = scored(*request)
+        transcript, separator, translation = text.partition(f"<|{request[1]}|><|{request[2]}|>")
         assert (answer["transcript"], answer["translation"]) == (transcript, translation)
         assert answer["confidence"] == pytest.approx(confidence, abs=1e-3)
         assert "<|" not in transcript + translation
@@ -153,14 +153,14 @@ def test_an_engine_process_that_dies_or_hangs_under_load(
     rebuilds, process = _rebuilds(service), _engine_process(service)
     family = [process, *process.children(recursive=True)]
     with ThreadPoolExecutor(len(numbers)) as pool:
-        asked = [pool.submit(_translate, service, packet(n), "eng", "deu") for n in numbers]
+        requests = [pool.submit(_translate, service, packet(n), "eng", "deu") for n in numbers]
         time.sleep(0.02)
         process.send_signal(sent)
         end = time.monotonic() + STOP_S
         while "rebuilt" not in service.client.get("/readyz").text:
             assert time.monotonic() < end, service.log[-3000:]
             time.sleep(0.2)
-        answers = [one.result() for one in asked]
+        answers = [request.result() for request in requests]
     for number, answer in zip(numbers, answers, strict=True):
         assert (answer["transcript"], answer["translation"]) == SENTENCES[number]
     assert _rebuilds(service) == rebuilds + 1
@@ -178,14 +178,14 @@ def test_sigterm_finishes_running_requests_and_leaves_no_process(
     with ThreadPoolExecutor(1) as pool:
         # So that the answer is surely under way.
         process.send_signal(signal.SIGSTOP)
-        asked = pool.submit(_translate, service, packet(2), "eng", "deu")
+        request = pool.submit(_translate, service, packet(2), "eng", "deu")
         time.sleep(0.5)
         service.gateway.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         with pytest.raises(httpx.ConnectError):
             httpx.get(service.client.base_url)
         process.send_signal(signal.SIGCONT)
-        assert asked.result()["translation"] == SENTENCES[2][1]
+        assert request.result()["translation"] == SENTENCES[2][1]
     assert service.gateway.process.wait(STOP_S) == 0
     _, alive = psutil.wait_procs(_living(family), timeout=5)
     assert _living(alive) == []
@@ -206,8 +206,12 @@ def _translate(service: Service, body: bytes, source: str, target: str) -> dict:
 
 def _engine_process(service: Service) -> psutil.Process:
     family = psutil.Process(service.gateway.process.pid).children(recursive=True)
-    (found,) = [one for one in family if "EngineCore" in " ".join([one.name(), *one.cmdline()])]
-    return found
+    (core,) = [
+        process
+        for process in family
+        if "EngineCore" in " ".join([process.name(), *process.cmdline()])
+    ]
+    return core
 
 
 def _rebuilds(service: Service) -> float:
