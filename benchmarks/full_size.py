@@ -25,20 +25,16 @@ from esrt.bundled import REPOSITORY
 from esrt.cli import exit_on_error
 from esrt.config import named_config
 from esrt.errors import CheckFailed
-from esrt.manifest import Kind, Precision, read_manifest
+from esrt.manifest import Precision, read_manifest
+from export.backends import kinds
 from export.peak_memory import peak_bytes
 
-SCRIPTS: dict[Kind, str] = {
-    "executorch": "export/to_executorch.py",
-    "onnx": "export/to_onnx.py",
-    "coreml": "export/to_coreml.py",
-}
 TOOLS = ("torch", "executorch", "onnxruntime", "coremltools")
 PTE_MB, MEMORY_GB = 750, 24
 
 
 def measure(
-    kind: Kind, model: str, precision: Precision, folder: Path, threads: int, rounds: int
+    kind: str, model: str, precision: Precision, folder: Path, threads: int, rounds: int
 ) -> dict[str, Any]:
     """Export, load and run one artifact; return its row of the table.
 
@@ -48,7 +44,7 @@ def measure(
     out = folder / f"{model}-{kind}-{precision}"
     seconds, memory = timed(
         [
-            *(sys.executable, SCRIPTS[kind], "--checkpoint", f"random:{model}"),
+            *(sys.executable, f"export/to_{kind}.py", "--checkpoint", f"random:{model}"),
             *("--precision", precision.value, "--out", str(out)),
         ]
     )
@@ -123,7 +119,7 @@ def main(
     model, rounds = ("esrt-nano", 1) if quick else (model, rounds)
     rows = []
     for chosen in precision or [Precision.INT8]:
-        for kind in SCRIPTS:
+        for kind in kinds():
             with Console(stderr=True).status(f"{kind} {chosen}"):
                 rows.append(measure(kind, model, chosen, folder, threads, rounds))
     settings = {"model": model, "threads": threads, "rounds": rounds}

@@ -1,4 +1,4 @@
-"""Command line options that all benchmarks share."""
+"""Command line options and the codec that benchmarks share."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,10 @@ from typing import Annotated
 import typer
 
 from esrt.errors import EsrtError
+from esrt.wire import Codec
+
+# The codec that the edge runtime takes for a model with codec tables.
+DEFAULT_CODEC = Codec.KLT
 
 
 def in_existing_folder(file: Path) -> Path:

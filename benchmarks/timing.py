@@ -1,4 +1,4 @@
-"""Times of functions that take turns, so that the drift of the machine's speed affects all."""
+"""Timing of functions in alternation, so that drift of the machine's speed affects all equally."""
 
 import statistics
 import time

@@ -29,8 +29,8 @@ from benchmarks.bandwidth.measures import (
     request_overhead,
     sizes,
 )
-from benchmarks.bandwidth.sender import DEFAULT, OPUS_KBPS, Received, Sender
-from benchmarks.options import CheckpointOption, JsonOption, ReportOption
+from benchmarks.bandwidth.sender import OPUS_KBPS, EdgeThroughPackets, Sender
+from benchmarks.options import DEFAULT_CODEC, CheckpointOption, JsonOption, ReportOption
 from benchmarks.speech import read_clips
 from esrt import bundled
 from esrt.benchmark_report import BenchmarkReport, Threshold
@@ -44,7 +44,7 @@ from training.scoring import score
 
 STRETCH = Codec.KLT_LOW
 DEFAULT_KBPS, STRETCH_KBPS, LOSS, CODEC_MS = 4.0, 1.5, 0.5, 2.0
-# Numbers of last tokens that are left out, to measure what they contribute.
+# Numbers of final tokens that are dropped, to measure their contribution.
 UNSENT = (1, 2)
 TOOLS = ("torch", "soundfile", "constriction", "sacrebleu")
 
@@ -58,10 +58,10 @@ def quality(
     run = partial(translate, decoder=decoder, tokenizer=tokenizer, corpus=corpus)
     runs: dict[str, Callable[[], Any]] = {"pcm": partial(run, sender.edge, directions=directions)}
     for codec in Codec:
-        runs[str(codec)] = partial(run, Received(sender, codec), directions=directions)
+        runs[str(codec)] = partial(run, EdgeThroughPackets(sender, codec), directions=directions)
     for unsent in UNSENT:
-        edge = Received(sender, DEFAULT, unsent)
-        runs[f"{DEFAULT}, {unsent} unsent"] = partial(run, edge, directions=directions)
+        edge = EdgeThroughPackets(sender, DEFAULT_CODEC, unsent)
+        runs[f"{DEFAULT_CODEC}, {unsent} unsent"] = partial(run, edge, directions=directions)
     for kbps in OPUS_KBPS:
         decoded = partial(through_opus, kbps)
         runs[f"opus {kbps}"] = partial(run, sender.edge, directions=directions, sound=decoded)
@@ -77,7 +77,7 @@ def bars(
     """Rates at 5 s and longer, the loss of quality, and the times of the default codec."""
     thresholds = []
     for name, codec, kbps in (
-        ("default", DEFAULT, DEFAULT_KBPS),
+        ("default", DEFAULT_CODEC, DEFAULT_KBPS),
         ("stretch", STRETCH, STRETCH_KBPS),
     ):
         rates = [row["kbps"] for row in rows if row["sent"] == codec and row["seconds"] >= 5]
@@ -85,13 +85,16 @@ def bars(
         if scores:
             loss = round(scores["pcm"]["chrf"] - scores[codec]["chrf"], 2)
             thresholds.append(Threshold(f"{name}_chrf_loss", loss, LOSS))
-    thresholds.append(Threshold("encode_ms", times[DEFAULT]["encode"], CODEC_MS))
-    thresholds.append(Threshold("decode_ms", times[DEFAULT]["decode"], CODEC_MS))
+    thresholds.append(Threshold("encode_ms", times[DEFAULT_CODEC]["encode"], CODEC_MS))
+    thresholds.append(Threshold("decode_ms", times[DEFAULT_CODEC]["decode"], CODEC_MS))
     return thresholds
 
 
 def plot(record: BenchmarkReport, path: Path, beside: Path | None = None) -> None:
-    """Draw quality over rate at 5 s as a PNG, and the codecs in the report of another model."""
+    """Draw quality over rate at 5 s as a PNG.
+
+    ``beside`` is the report of another model, whose codecs are drawn too.
+    """
     codecs = [str(codec) for codec in Codec]
     own = record.rows, record.more["quality"]
     lines = [
@@ -139,7 +142,7 @@ def main(
     """Measure bytes, time and quality of every codec, compared with PCM, FLAC and Opus."""
     opened = open_checkpoint(checkpoint)
     held_out = None if quick else load(corpus, "test").only(opened.config.languages)
-    sender, samples, overhead = Sender(opened), 2 if quick else SAMPLES, request_overhead()
+    sender, samples, overhead = Sender(opened), 1 if quick else SAMPLES, request_overhead()
     clips = read_clips()
     rows = sizes(sender, clips, samples, overhead)
     times = codec_times(sender, clips, 20 if quick else 200)
@@ -157,7 +160,7 @@ def main(
         tools=TOOLS,
         more={
             "ms": times,
-            "coders_bytes_5s": coders(sender, clips, len(clips)),
+            "coders_bytes_5s": coders(sender, clips, 2 if quick else len(clips)),
             "quality": scores,
         },
     )

@@ -16,7 +16,8 @@ import zstandard
 from rich.progress import track
 from threadpoolctl import threadpool_limits
 
-from benchmarks.bandwidth.sender import DEFAULT, Sender
+from benchmarks.bandwidth.sender import Sender
+from benchmarks.options import DEFAULT_CODEC
 from benchmarks.speech import join_clips
 from edge_runtime.client import Client
 from esrt import wire
@@ -89,7 +90,7 @@ def coders(sender: Sender, clips: list[Float32Array], samples: int) -> dict[str,
     """
     if sender.codec_tables is None:
         return {}
-    codec, rows = sender.codec_tables.by_codec[DEFAULT], list[dict[str, float]]()
+    codec, rows = sender.codec_tables.by_codec[DEFAULT_CODEC], list[dict[str, float]]()
     for number in range(samples):
         features = sender.features(join_clips(clips, 5, number * len(clips) // SAMPLES))
         integers = codec.quantize(features)

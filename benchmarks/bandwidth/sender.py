@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.bandwidth.audio_codecs import flac, opus, opus_packets
+from benchmarks.options import DEFAULT_CODEC
 from esrt import wire
 from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint
@@ -14,8 +15,6 @@ from esrt.wire import Codec
 from training.data import mel_batch
 
 OPUS_KBPS = (6, 12, 16, 24)
-# The codec that the edge runtime takes for a model with codec tables.
-DEFAULT = Codec.KLT
 
 
 class Sender:
@@ -33,7 +32,7 @@ class Sender:
             raise CheckpointError(
                 "The checkpoint has no codec tables.", "Make them: python -m training.codec."
             )
-        return self.codec_tables.by_codec[DEFAULT].mean
+        return self.codec_tables.by_codec[DEFAULT_CODEC].mean
 
     def packet(self, features: Float32Array, codec: Codec) -> bytes:
         """Encode features (tokens, width) as a packet."""
@@ -70,7 +69,7 @@ class Sender:
         }
 
 
-class Received:
+class EdgeThroughPackets:
     """Edge model whose features pass through packets.
 
     The last ``unsent`` tokens of each utterance are not sent, and the average token replaces them.

@@ -1,6 +1,6 @@
-"""Baselines without HTTP, given the same prompts: vLLM's `AsyncLLM`, and transformers one by one.
+"""Baselines without HTTP on the same prompts: vLLM's `AsyncLLM`, and transformers without batching.
 
-Each baseline runs in its own process, so that its CPU time can be told apart:
+Each baseline runs in its own process, so that its CPU time can be measured separately:
 ``python -m benchmarks.cloud.baseline KIND CHECKPOINT CASES``. The process reads commands from
 standard input, a line of JSON each, and writes a line of JSON for each.
 """
@@ -24,7 +24,7 @@ from benchmarks.cloud.systems import Run
 from esrt.errors import CheckFailed
 
 Kind = Literal["engine", "transformers"]
-# Generate the answer to a case by its index: tokens, and when the first token was there.
+# Generates the answer to a case by its index; returns token count and time of the first token.
 Generate = Callable[[int], Awaitable[tuple[int, float]]]
 
 

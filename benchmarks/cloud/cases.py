@@ -34,7 +34,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Clip and target language: cases of one name have one answer."""
+        """Clip and target language; cases with the same name have the same answer."""
         return f"{self.clip} {self.target}"
 
     def http(self, *, events: bool = False) -> bytes:
@@ -48,7 +48,7 @@ class Case:
 
 
 def http_request(path: str, body: bytes, content_type: str, *, accept: str = "*/*") -> bytes:
-    """An HTTP/1.1 POST request as bytes, so that nothing is left to do while the clock runs."""
+    """An HTTP/1.1 POST request as bytes, built before the measurement."""
     head = (
         f"POST {path} HTTP/1.1\r\nHost: benchmark\r\nContent-Type: {content_type}\r\n"
         f"Content-Length: {len(body)}\r\nAccept: {accept}\r\n\r\n"
@@ -80,7 +80,7 @@ def encode_clips(folder: Path, checkpoint: Path) -> list[Case]:
     return cases
 
 
-def drawn(cases: Sequence[Case], count: int, seed: int) -> list[Case]:
+def draw_cases(cases: Sequence[Case], count: int, seed: int) -> list[Case]:
     """Draw a number of cases: all of them in turn, in a new random order each time."""
     generator = random.Random(seed)
     order: list[Case] = []

@@ -1,7 +1,6 @@
 """A minimal HTTP/1.1 client, because the load generator shares its cores with the servers.
 
-Requests are bytes made in advance. While the clock runs, a response is parsed only as far as its
-end requires.
+Requests are built before the measurement. During it, a response is parsed only to find its end.
 """
 
 import asyncio
@@ -101,7 +100,7 @@ class _Connection(asyncio.Protocol):
         if whole:
             self._waiting.set_result((int(self._data[9:12]), self._start))
 
-    async def ask(self, request: bytes, due: float) -> Reply:
+    async def send(self, request: bytes, due: float) -> Reply:
         assert self._transport is not None
         self._data, self._start, self._first, self._end = bytearray(), -1, 0.0, None
         self._waiting = asyncio.get_running_loop().create_future()
@@ -133,7 +132,7 @@ class Client:
         for connection in self._all:
             connection.close()
 
-    async def ask(self, request: bytes, due: float | None = None) -> Reply:
+    async def send(self, request: bytes, due: float | None = None) -> Reply:
         """Send a request and wait for the complete response.
 
         A broken connection gives a reply with status 0.
@@ -142,7 +141,7 @@ class Client:
         connection = None
         try:
             connection = await self._connection()
-            return await connection.ask(request, due)
+            return await connection.send(request, due)
         except OSError:
             now = perf_counter()
             return Reply(0, b"", b"", due, now, now)
@@ -155,7 +154,7 @@ class Client:
         connection = await self._connection()
         try:
             async with asyncio.timeout(seconds):
-                await connection.ask(request, perf_counter())
+                await connection.send(request, perf_counter())
         except (TimeoutError, OSError):
             pass
         finally:

@@ -16,7 +16,7 @@ from benchmarks.cloud.service import Service
 
 # Statuses after which a client may send the request again.
 RETRIABLE = frozenset({429, 502, 503, 504})
-AT_ONCE = 16
+CONCURRENCY = 16
 _NOTICED_S, _BACK_S, _POLL_S = 30.0, 120.0, 0.05
 _RETRY_S = 0.5
 
@@ -42,25 +42,28 @@ class Outcome:
         return self.requests["wrong"] + self.requests["lost"] + dead
 
 
-def judge(reply: Reply, right: Mapping[str, set[tuple[str, str]]], case: Case) -> str:
+def classify_reply(reply: Reply, expected: Mapping[str, set[tuple[str, str]]], case: Case) -> str:
     """Outcome of a request: ``right``, ``retriable``, ``wrong`` or ``lost``."""
     answer = reply.answer()
     if answer:
         texts = answer["transcript"], answer["translation"]
-        return "right" if texts in right[case.name] else "wrong"
+        return "right" if texts in expected[case.name] else "wrong"
     status = reply.problem().get("status", 0)
     return "retriable" if status in RETRIABLE else "lost"
 
 
-async def kills(
-    service: Service, cases: Sequence[Case], right: Mapping[str, set[tuple[str, str]]], times: int
+async def kill_repeatedly(
+    service: Service,
+    cases: Sequence[Case],
+    expected: Mapping[str, set[tuple[str, str]]],
+    times: int,
 ) -> Outcome:
     """Kill the engine's process repeatedly under a load of plain and streamed requests.
 
     Args:
         service: the gateway, ready.
         cases: cases to request in turn.
-        right: answers to each case while the engine is healthy.
+        expected: answers to each case while the engine is healthy.
         times: number of kills.
     """
     outcome, stop = Outcome(), asyncio.Event()
@@ -71,17 +74,19 @@ async def kills(
         while not stop.is_set():
             place = next(turns) % len(requests)
             case = cases[place % len(cases)]
-            reply = await client.ask(requests[place])
-            verdict = judge(reply, right, case)
-            outcome.requests[verdict] += 1
-            if verdict in ("wrong", "lost") and len(outcome.lost) < 10:
+            reply = await client.send(requests[place])
+            outcome_kind = classify_reply(reply, expected, case)
+            outcome.requests[outcome_kind] += 1
+            if outcome_kind in ("wrong", "lost") and len(outcome.lost) < 10:
                 problem = reply.problem() or reply.body[-300:].decode("utf-8", "replace")
-                outcome.lost.append(f"{case.name}: {verdict}, {reply.status} {json.dumps(problem)}")
-            if verdict != "right":
+                outcome.lost.append(
+                    f"{case.name}: {outcome_kind}, {reply.status} {json.dumps(problem)}"
+                )
+            if outcome_kind != "right":
                 await asyncio.sleep(_RETRY_S)
 
     async with Client(service.port) as client, asyncio.TaskGroup() as group:
-        for _ in range(AT_ONCE):
+        for _ in range(CONCURRENCY):
             group.create_task(worker(client, turns))
         generator = random.Random(times)
         try:
@@ -108,7 +113,7 @@ async def _kill(service: Service) -> dict[str, float | None]:
 
 async def _until(service: Service, ready: bool, begin: float, seconds: float) -> float | None:
     while (passed := time.monotonic() - begin) < seconds:
-        if await asyncio.to_thread(service.ready) is ready:
+        if await asyncio.to_thread(service.is_ready) is ready:
             return round(passed, 2)
         await asyncio.sleep(_POLL_S)
     return None

@@ -14,7 +14,7 @@ QUANTILES = (50, 95, 99)
 
 
 @dataclass(frozen=True)
-class Load:
+class LoadResult:
     """Replies under load.
 
     Attributes:
@@ -31,7 +31,7 @@ class Load:
         return [(reply.sent, reply.first, reply.done) for reply in self.replies]
 
 
-async def closed(port: int, requests: Sequence[bytes], at_once: int) -> Load:
+async def closed_loop(port: int, requests: Sequence[bytes], at_once: int) -> LoadResult:
     """Keep ``at_once`` requests under way until all are answered."""
     replies: dict[int, Reply] = {}
     left: Iterator[tuple[int, bytes]] = iter(enumerate(requests))
@@ -39,17 +39,19 @@ async def closed(port: int, requests: Sequence[bytes], at_once: int) -> Load:
 
     async def worker(client: Client) -> None:
         for place, request in left:
-            replies[place] = await client.ask(request)
+            replies[place] = await client.send(request)
 
     async with Client(port) as client:
         await asyncio.gather(*(worker(client) for _ in range(at_once)))
-    return Load(perf_counter() - begin, [replies[place] for place in sorted(replies)])
+    return LoadResult(perf_counter() - begin, [replies[place] for place in sorted(replies)])
 
 
-async def open_(port: int, requests: Sequence[bytes], per_second: float, seed: int) -> Load:
-    """Send each request when it is due, a Poisson process, whether others are answered or not.
+async def open_loop(
+    port: int, requests: Sequence[bytes], per_second: float, seed: int
+) -> LoadResult:
+    """Send requests at the times of a Poisson process, without waiting for answers.
 
-    Times count from when a request was due, so that a generator that falls behind hides nothing.
+    Times count from when a request was due, so that delays of the load generator are included.
     """
     generator, begin = random.Random(seed), perf_counter() + 0.05
     due, tasks = begin, []
@@ -57,9 +59,9 @@ async def open_(port: int, requests: Sequence[bytes], per_second: float, seed: i
         for request in requests:
             due += generator.expovariate(per_second)
             await asyncio.sleep(max(0.0, due - perf_counter()))
-            tasks.append(group.create_task(client.ask(request, due)))
+            tasks.append(group.create_task(client.send(request, due)))
         replies = [await task for task in tasks]
-    return Load(max(reply.done for reply in replies) - begin, replies)
+    return LoadResult(max(reply.done for reply in replies) - begin, replies)
 
 
 def latency_quantiles(times: Sequence[tuple[float, float, float]]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.cloud.load import QUANTILES
-from benchmarks.cloud.runs import ALONE
+from benchmarks.cloud.runs import UNBATCHED
 from esrt.benchmark_report import BenchmarkReport
 from training.plots import save
 
@@ -19,7 +19,9 @@ def draw(record: BenchmarkReport, path: Path) -> None:
     figure = Figure(figsize=(4.6 * panels, 4))
     axes = figure.subplots(1, panels)
     closed = [row for row in record.rows if row["load"] == "closed"]
-    _throughput(axes[0], [row for row in closed if row["at"] > 1 or row["side"] in ALONE])
+    _throughput(
+        axes[0], [row for row in closed if row["concurrency"] > 1 or row["system"] in UNBATCHED]
+    )
     _latency(axes[1], [row for row in record.rows if row["load"] == "open"])
     if soak:
         _memory(axes[2], soak["samples"])
@@ -28,7 +30,7 @@ def draw(record: BenchmarkReport, path: Path) -> None:
 
 
 def _throughput(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    names = [f"{row['side']}, {row['at']}" for row in rows]
+    names = [f"{row['system']}, {row['concurrency']}" for row in rows]
     bars = axes.barh(names, [row["tokens_per_s"] for row in rows])
     axes.bar_label(bars, fmt="%.0f", padding=2)
     axes.invert_yaxis()
@@ -38,7 +40,7 @@ def _throughput(axes: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def _latency(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    rates = [row["at"] for row in rows]
+    rates = [row["rate"] for row in rows]
     for quantile in QUANTILES:
         label = f"answer p{quantile}"
         axes.plot(rates, [row[f"latency_ms_p{quantile}"] for row in rows], marker="o", label=label)

@@ -14,14 +14,14 @@ from math import comb
 from typing import Any
 
 from benchmarks.cloud import load
-from benchmarks.cloud.cases import Case, drawn
+from benchmarks.cloud.cases import Case, draw_cases
 from benchmarks.cloud.service import Service
 from benchmarks.cloud.systems import Run, System, gateway_answer, read_all
 
-# Requests at once. A single request at a time shows what one costs by itself.
-AT_ONCE = (1, 16, 64)
+# Requests at once. One at a time shows the cost of a request without batching.
+CONCURRENCIES = (1, 16, 64)
 # Systems without batching run with one request at a time only.
-ALONE = ("transformers",)
+UNBATCHED = ("transformers",)
 # Systems that stream, so that the time of the first token is known.
 STREAMING = ("gateway events", "vllm serve events", "engine")
 # Rates of the open load, as shares of the answers per second with the most requests at once.
@@ -65,14 +65,14 @@ class Measurements:
         return [len(run.times) / run.seconds for run in self.runs[system, at_once]]
 
     def cpu_ms(self, system: str, at_once: int) -> list[float]:
-        """CPU milliseconds per request in each round, without those of an engine process."""
+        """CPU milliseconds per request in each round; the engine's process is not counted."""
         return [1e3 * run.cpu_s / len(run.times) for run in self.runs[system, at_once]]
 
     def differing_texts(self, system: str, other: str) -> tuple[int, int]:
         """Answers of two systems to the same cases: how many differ, and how many there are."""
         pairs = [
             pair
-            for at_once in AT_ONCE
+            for at_once in CONCURRENCIES
             for mine, theirs in zip(
                 self.runs[system, at_once], self.runs[other, at_once], strict=True
             )
@@ -87,8 +87,8 @@ class Measurements:
             times = [moment for run in runs for moment in run.times]
             row = {
                 "load": "closed",
-                "side": system,
-                "at": at_once,
+                "system": system,
+                "concurrency": at_once,
                 "tokens_per_s": round(statistics.median(self.throughputs(system, at_once)), 1),
                 "answers_per_s": round(statistics.median(self.answer_rates(system, at_once)), 1),
                 "cpu_ms": round(statistics.median(self.cpu_ms(system, at_once)), 3),
@@ -97,12 +97,12 @@ class Measurements:
             if system in STREAMING:
                 row |= load.first_token_quantiles(times)
             rows.append(row)
-        return sorted(rows, key=lambda row: (row["at"], row["side"]))
+        return sorted(rows, key=lambda row: (row["concurrency"], row["system"]))
 
     def comparisons(self) -> list[Row]:
         """The gateway over the other systems: values of the rounds, median and its interval."""
         rows = []
-        for at in AT_ONCE:
+        for at in CONCURRENCIES:
             rows += [
                 self._ratio(f"throughput_over_engine_{at}", self.throughputs, "engine", at),
                 self._ratio(f"throughput_over_vllm_serve_{at}", self.throughputs, "vllm serve", at),
@@ -115,8 +115,12 @@ class Measurements:
                 rows.append(
                     _comparison(f"events_{name}_over_vllm_serve_{at}", [a / b for a, b in values])
                 )
-        alone = zip(self.cpu_ms("gateway", 1), self.cpu_ms("engine", 1), strict=True)
-        rows.append(_comparison("gateway_cpu_ms_p50", [whole - client for whole, client in alone]))
+        unbatched = zip(self.cpu_ms("gateway", 1), self.cpu_ms("engine", 1), strict=True)
+        rows.append(
+            _comparison(
+                "gateway_minus_engine_cpu_ms_1", [gateway - engine for gateway, engine in unbatched]
+            )
+        )
         return rows
 
     def _ratio(
@@ -157,9 +161,9 @@ def closed_rounds(
     measured = Measurements()
     for number in range(rounds + 1):
         progress(f"closed load, round {number} of {rounds}" if number else "closed load, warm-up")
-        for at_once in AT_ONCE:
-            chosen = drawn(cases, max(2, at_once) * turns, seed=number)
-            names = [name for name in systems if at_once == 1 or name not in ALONE]
+        for at_once in CONCURRENCIES:
+            chosen = draw_cases(cases, max(2, at_once) * turns, seed=number)
+            names = [name for name in systems if at_once == 1 or name not in UNBATCHED]
             for name in random.Random(number).sample(names, len(names)):
                 run = systems[name].run(chosen, at_once)
                 if number:
@@ -175,17 +179,17 @@ def open_rows(
     rows = []
     for share in RATES:
         rate = share * capacity
-        chosen = drawn(cases, int(rate * seconds) + 1, 7)
+        chosen = draw_cases(cases, int(rate * seconds) + 1, 7)
         requests = [case.http(events=True) for case in chosen]
         time.sleep(_IDLE_S)
-        result = asyncio.run(load.open_(service.port, requests, rate, seed=11))
+        result = asyncio.run(load.open_loop(service.port, requests, rate, seed=11))
         answers = read_all(result.replies, chosen, gateway_answer)
         tokens = sum(answer.tokens for answer in answers)
         rows.append(
             {
                 "load": "open",
-                "side": "gateway events",
-                "at": round(rate, 1),
+                "system": "gateway events",
+                "rate": round(rate, 1),
                 "tokens_per_s": round(tokens / result.seconds, 1),
                 "answers_per_s": round(len(answers) / result.seconds, 1),
                 **load.latency_quantiles(result.times),

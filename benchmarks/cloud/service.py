@@ -42,7 +42,7 @@ class Service:
         self.gateway.wait_until_ready()
         return time.monotonic() - self.started
 
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether ``/readyz`` answers with success."""
         return self.gateway.is_ready()
 
@@ -66,7 +66,7 @@ class Service:
 
 
 @contextmanager
-def running(checkpoint: Path, log: Path) -> Iterator[Service]:
+def start_service(checkpoint: Path, log: Path) -> Iterator[Service]:
     """Start a gateway with vLLM; stop it at the end of the block.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Minutes of mixed load, to see whether the memory of the gateway and the engine grows."""
+"""Minutes of mixed load, and the growth of the gateway's and the engine's memory."""
 
 import asyncio
 import json
@@ -9,15 +9,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.cloud.cases import Case
+from benchmarks.cloud.cases import Case, http_request
 from benchmarks.cloud.client import Client
 from benchmarks.cloud.service import Service
 from esrt.wire import MEDIA_TYPE
 
-AT_ONCE = 8
+CONCURRENCY = 8
 _SAMPLES = 240
 # Shares of the kinds of requests in percent; the rest are plain translations.
-_MIX = {"events": 20, "languages": 5, "kept": 5, "malformed": 5, "abandoned": 5}
+_MIX = {"events": 20, "languages": 5, "stored": 5, "malformed": 5, "abandoned": 5}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ async def soak(service: Service, cases: Sequence[Case], minutes: float) -> Soak:
 
     samples = []
     async with Client(service.port) as client, asyncio.TaskGroup() as group:
-        for seed in range(AT_ONCE):
+        for seed in range(CONCURRENCY):
             group.create_task(worker(client, seed))
         while (now := time.monotonic()) < end:
             samples.append({"s": round(now - begin, 1), **service.resident()})
@@ -69,11 +69,11 @@ async def soak(service: Service, cases: Sequence[Case], minutes: float) -> Soak:
 
 
 def _draw(generator: random.Random) -> str:
-    drawn = generator.randrange(100)
+    percent = generator.randrange(100)
     for kind, share in _MIX.items():
-        if drawn < share:
+        if percent < share:
             return kind
-        drawn -= share
+        percent -= share
     return "plain"
 
 
@@ -87,26 +87,23 @@ async def _send(
     if kind == "malformed":
         cut = generator.randrange(1, len(case.packet))
         broken = Case(case.clip, case.packet[:cut], case.source, case.target)
-        return (await client.ask(broken.http())).status, (400,)
+        return (await client.send(broken.http())).status, (400,)
     if kind == "languages":
         other = next(code for code in ("eng", "deu", "fra") if code not in case.name[:3])
         both = sorted({case.target, other} - {case.source})
         several = Case(case.clip, case.packet, case.source, ",".join(both))
-        return (await client.ask(several.http())).status, (200,)
-    if kind == "kept":
+        return (await client.send(several.http())).status, (200,)
+    if kind == "stored":
         return await _stored(client, case)
-    return (await client.ask(case.http(events=kind == "events"))).status, (200,)
+    return (await client.send(case.http(events=kind == "events"))).status, (200,)
 
 
 async def _stored(client: Client, case: Case) -> tuple[int, tuple[int, ...]]:
-    host, length = "Host: gateway", f"Content-Length: {len(case.packet)}"
-    head = f"POST /v1/features HTTP/1.1\r\n{host}\r\nContent-Type: {MEDIA_TYPE}\r\n{length}\r\n\r\n"
-    reply = await client.ask(head.encode() + case.packet)
+    reply = await client.send(http_request("/v1/features", case.packet, MEDIA_TYPE))
     if reply.status != 201:
         return reply.status, (201,)
     handle = json.loads(reply.body)["features"]
     query = f"src={case.source}&tgt={case.target}&features={handle}"
-    head = f"POST /v1/translate?{query} HTTP/1.1\r\n{host}\r\nContent-Length: 0\r\n\r\n"
-    reply = await client.ask(head.encode())
-    await client.ask(f"DELETE /v1/features/{handle} HTTP/1.1\r\n{host}\r\n\r\n".encode())
+    reply = await client.send(http_request(f"/v1/translate?{query}", b"", MEDIA_TYPE))
+    await client.send(f"DELETE /v1/features/{handle} HTTP/1.1\r\nHost: benchmark\r\n\r\n".encode())
     return reply.status, (200,)

@@ -1,4 +1,4 @@
-"""Systems under closed load, each with the same interface: a process, and runs of cases."""
+"""Systems under closed load behind one interface."""
 
 import asyncio
 import json
@@ -36,10 +36,10 @@ class Run:
     """Result of one run; lists have an item for each case, in the order of the cases.
 
     Attributes:
-        cpu_s: CPU seconds of the system's own process, without those of an engine process.
+        cpu_s: CPU seconds of the system's process; the engine's process is not counted.
         tokens: tokens generated in all answers.
         times: sent, first token and complete, on `time.perf_counter`.
-        texts: transcript and translation; empty where the system does not make texts.
+        texts: transcript and translation; empty for a system that returns no text.
     """
 
     cpu_s: float
@@ -84,7 +84,7 @@ class HttpSystem:
         """
         requests = [self.request(case) for case in cases]
         before = cpu_s(self.process)
-        result = asyncio.run(load.closed(self.port, requests, at_once))
+        result = asyncio.run(load.closed_loop(self.port, requests, at_once))
         time.sleep(_SETTLE_S)
         used = cpu_s(self.process) - before
         answers = read_all(result.replies, cases, self.read)
@@ -142,9 +142,9 @@ def completion_answer(reply: Reply, case: Case) -> Answer | None:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds of a process and its threads, ended threads included, to the nanosecond.
+    """CPU seconds of a process and its threads, ended threads included, with nanosecond resolution.
 
-    The number of the process's clock is made as in glibc's clock_getcpuclockid. /proc counts in
-    hundredths of a second.
+    The clock's id is computed as in glibc's clock_getcpuclockid. /proc counts in hundredths of a
+    second.
     """
     return time.clock_gettime((~pid << 3) | 2)

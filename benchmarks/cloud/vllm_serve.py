@@ -24,7 +24,7 @@ _PROMPT_TOKENS = 2
 
 
 def engine_arguments(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
-    """Arguments of vLLM's engine with the values that the gateway gives its engine."""
+    """Engine arguments of vLLM's server, equal to those of the gateway's engine."""
     longest = checkpoint.config.max_tokens + _PROMPT_TOKENS + settings.max_new_tokens
     return {
         "model": str(checkpoint.decoder),

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.options import CheckpointOption, JsonOption, ReportOption
+from benchmarks.options import DEFAULT_CODEC, CheckpointOption, JsonOption, ReportOption
 from benchmarks.privacy.audit import (
     Budget,
     EvaluationSplit,
@@ -31,9 +31,9 @@ from benchmarks.privacy.representations import (
     LOG_MEL,
     Q_FORMER,
     Sequences,
+    decode_all,
     model_states,
     packet_codecs,
-    received,
 )
 from benchmarks.privacy.speakers import SpeakerSet, speech
 from esrt import bundled
@@ -50,11 +50,9 @@ FULL = (
     Budget(500, 600, 1, os.cpu_count() or 1),
 )
 QUICK = SpeakerSet(known=16, unseen=8, training=6, test=7), Budget(20, 20, 1, os.cpu_count() or 1)
-# The codec that the edge runtime takes for a model with codec tables.
-DEFAULT = Codec.KLT
 EER_MEL, EER_PACKET = 5.0, 35.0
 CHANCE = 50.0
-INVERTED = f"log-mel guessed from packet, {DEFAULT}"
+INVERTED = f"log-mel guessed from packet, {DEFAULT_CODEC}"
 
 
 def write_representations(
@@ -73,7 +71,7 @@ def write_representations(
     }
     sizes = {}
     for name, codec in packet_codecs(checkpoint).items():
-        packets = received(codec, features, evaluation.speech)
+        packets = decode_all(codec, features, evaluation.speech)
         sizes[name] = np.array([[one.duration_ms, one.tokens, one.bytes] for one in packets])
         sequences = Sequences.of((one.features for one in packets), features.stride)
         files[packet_name(name)] = sequences.save(folder / f"{len(files)}")
@@ -99,7 +97,7 @@ def bars(rows: list[dict[str, Any]]) -> list[Threshold]:
     eer = {row["representation"]: row["eer"]["value"] for row in rows}
     return [
         Threshold("eer_mel", eer[LOG_MEL], EER_MEL),
-        Threshold("eer_default_packet", eer[packet_name(DEFAULT)], EER_PACKET, at_least=True),
+        Threshold("eer_default_packet", eer[packet_name(DEFAULT_CODEC)], EER_PACKET, at_least=True),
     ]
 
 
@@ -162,11 +160,11 @@ def main(
         files, sizes = write_representations(opened, evaluation, folder)
         inverted = folder / "inverted"
         inversion = invert_packets(
-            files[packet_name(DEFAULT)], files[LOG_MEL], inverted, evaluation, budget
+            files[packet_name(DEFAULT_CODEC)], files[LOG_MEL], inverted, evaluation, budget
         )
         files[INVERTED] = inverted
         if bars_only:
-            files = {name: files[name] for name in (LOG_MEL, packet_name(DEFAULT))}
+            files = {name: files[name] for name in (LOG_MEL, packet_name(DEFAULT_CODEC))}
         networks = [name for name in files if thorough or not is_for_lda_alone(name)]
         attacks = attack_all(files, networks, evaluation, budget)
     rows = [{"representation": name} | strongest(results) for name, results in attacks.items()]
@@ -175,7 +173,7 @@ def main(
         settings={
             "checkpoint": opened.config.name,
             "fingerprint": opened.fingerprint,
-            "default_codec": DEFAULT,
+            "default_codec": DEFAULT_CODEC,
             "cast": dataclasses.asdict(speakers),
             "budget": dataclasses.asdict(budget),
             "seconds_mean": round(evaluation.seconds, 2),
@@ -192,7 +190,7 @@ def main(
                 for name in sizes
                 for known in (False, True)
             ],
-            "inversion": {"rung": DEFAULT}
+            "inversion": {"rung": DEFAULT_CODEC}
             | {key: round(value, 2) for key, value in vars(inversion).items()},
             "attackers": [
                 {"representation": name, "attacker": attacker} | strength.json()

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.privacy.representations import Sequences
+from benchmarks.privacy.trials import Rows
+from esrt.arrays import Float32Array
 
 Embedding = NDArray[np.float64]
-Rows = NDArray[np.int64]
+
 
 # Parameters of AM-softmax (Wang et al., arXiv 1801.05599).
 _SCALE, _MARGIN = 30.0, 0.2
@@ -24,7 +26,7 @@ _DROPOUT, _WEIGHT_DECAY = 0.3, 0.2
 
 
 @dataclass(frozen=True)
-class Split:
+class AttackSplit:
     """Rows of the training utterances with their speakers, and of the attacked utterances."""
 
     training: Rows
@@ -43,8 +45,9 @@ class Attack:
 class Tdnn(nn.Module):
     """Time-delay network with statistics pooling, like an x-vector, and cosines to speakers."""
 
-    def __init__(self, width: int, stride: int, speakers: int, channels: int = 128) -> None:
+    def __init__(self, width: int, stride: int, speakers: int) -> None:
         super().__init__()
+        channels = 128
         self.norm = nn.BatchNorm1d(width, affine=False)
         layers: list[nn.Module] = []
         for number, (inner, kernel, step, dilation) in enumerate(
@@ -88,7 +91,9 @@ class Tdnn(nn.Module):
         return unit(embedding) @ unit(self.speakers).T
 
 
-def tdnn(sequences: Sequences, split: Split, steps: int, seed: int) -> dict[str, Attack]:
+def train_tdnn(
+    sequences: Sequences, split: AttackSplit, steps: int, seed: int
+) -> dict[str, Attack]:
     """Train a `Tdnn` on crops of the training utterances, then embed the attacked ones.
 
     Returns:
@@ -135,7 +140,7 @@ def _embed(model: Tdnn, sequences: Sequences, rows: Rows) -> Embedding:
     return np.asarray(torch.cat(embeddings).double().numpy())
 
 
-def statistics(sequences: Sequences, split: Split) -> dict[str, Attack]:
+def attack_statistics(sequences: Sequences, split: AttackSplit) -> dict[str, Attack]:
     """Run `lda` on the mean and deviation of each utterance's values and of their changes."""
     training = np.stack([_statistics(sequences[row]) for row in split.training])
     attacked = np.stack([_statistics(sequences[row]) for row in split.attacked])
@@ -160,8 +165,8 @@ def lda(training: Embedding, speaker: Rows, attacked: Embedding) -> Attack:
     return Attack(embedding, names[(embedding @ unit.T).argmax(axis=1)])
 
 
-def nearness(training: Embedding, speaker: Rows, attacked: Embedding) -> Attack:
-    """Run `lda`, then compare distances: for few features, whose size matters, not direction."""
+def nearest_centroid(training: Embedding, speaker: Rows, attacked: Embedding) -> Attack:
+    """Run `lda`, then compare distances, not cosines: with few features, magnitude matters."""
     projected = lda(training, speaker, np.concatenate([training, attacked]))
     scaled = projected.embedding / np.abs(projected.embedding).max()
     known, rest = scaled[: len(training)], scaled[len(training) :]
@@ -173,12 +178,12 @@ def nearness(training: Embedding, speaker: Rows, attacked: Embedding) -> Attack:
     return Attack(lifted, names[distance.argmin(axis=1)])
 
 
-def _statistics(sequence: NDArray[np.float32]) -> Embedding:
+def _statistics(sequence: Float32Array) -> Embedding:
     change = np.abs(np.diff(sequence, axis=0))
     parts = [sequence.mean(axis=0), sequence.std(axis=0), change.mean(axis=0), change.std(axis=0)]
     return np.concatenate(parts, dtype=np.float64)
 
 
-def _padded(rows: list[NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
+def _padded(rows: list[Float32Array]) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(row) for row in rows])
     return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True), lengths

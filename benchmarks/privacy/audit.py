@@ -11,7 +11,13 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from benchmarks.privacy.attackers import Attack, Split, nearness, statistics, tdnn
+from benchmarks.privacy.attackers import (
+    Attack,
+    AttackSplit,
+    attack_statistics,
+    nearest_centroid,
+    train_tdnn,
+)
 from benchmarks.privacy.inversion import Inversion, invert
 from benchmarks.privacy.representations import Sequences
 from benchmarks.privacy.speakers import SpeakerSet, Speech
@@ -60,7 +66,7 @@ class EvaluationSplit:
     def __init__(self, speakers: SpeakerSet, speech: Speech) -> None:
         known, early = speech.speaker < speakers.known, speech.sentence < speakers.training
         training = np.flatnonzero(known & early)
-        self.split = Split(training, speech.speaker[training], np.flatnonzero(~early))
+        self.split = AttackSplit(training, speech.speaker[training], np.flatnonzero(~early))
         self.speech = speech
         self.speaker = speech.speaker[self.split.attacked]
         self.sentence = speech.sentence[self.split.attacked]
@@ -135,7 +141,9 @@ def size_attack(sizes: Sizes, evaluation: EvaluationSplit, *, text_known: bool) 
     if text_known:
         for number in np.unique(sentence):
             logs[sentence == number] -= logs[sentence == number].mean(axis=0)
-    return evaluation.strength(nearness(logs[split.training], split.speaker, logs[split.attacked]))
+    return evaluation.strength(
+        nearest_centroid(logs[split.training], split.speaker, logs[split.attacked])
+    )
 
 
 def strongest(attackers: Mapping[str, Strength]) -> dict[str, Any]:
@@ -155,15 +163,15 @@ def _pool(processes: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(processes, initializer=torch.set_num_threads, initargs=(1,))
 
 
-def _statistics(path: Path, split: Split) -> dict[str, Attack]:
-    return statistics(Sequences.load(path), split)
+def _statistics(path: Path, split: AttackSplit) -> dict[str, Attack]:
+    return attack_statistics(Sequences.load(path), split)
 
 
-def _tdnn(path: Path, split: Split, steps: int, seed: int) -> dict[str, Attack]:
-    return tdnn(Sequences.load(path), split, steps, seed)
+def _tdnn(path: Path, split: AttackSplit, steps: int, seed: int) -> dict[str, Attack]:
+    return train_tdnn(Sequences.load(path), split, steps, seed)
 
 
-def _invert(packets: Path, mel: Path, out: Path, split: Split, steps: int) -> Inversion:
+def _invert(packets: Path, mel: Path, out: Path, split: AttackSplit, steps: int) -> Inversion:
     features, log_mels = Sequences.load(packets), Sequences.load(mel)
     estimates, inversion = invert(features, log_mels, split.training, split.attacked, steps, seed=0)
     estimates.save(out)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from benchmarks.privacy.attackers import Rows
 from benchmarks.privacy.representations import Sequences
+from benchmarks.privacy.trials import Rows
 from esrt.arrays import Float32Array
 
 # Whisper's log-mel is (log10 of power + 4) / 4, so a difference of 1 is 40 dB.
@@ -37,8 +37,9 @@ class Inversion:
 
 
 class _Inverter(nn.Module):
-    def __init__(self, width: int, frames: int, bins: int, channels: int = 256) -> None:
+    def __init__(self, width: int, frames: int, bins: int) -> None:
         super().__init__()
+        channels = 256
         self.bins = bins
         self.layers = nn.Sequential(
             nn.BatchNorm1d(width, affine=False),

@@ -29,7 +29,10 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Sequences:
-    """A sequence (steps, width) for each utterance; ``stride`` steps are 40 ms or more."""
+    """A sequence (steps, width) for each utterance.
+
+    ``stride`` consecutive steps cover at least 40 ms.
+    """
 
     values: NDArray[np.float16]
     ends: NDArray[np.int64]
@@ -64,7 +67,7 @@ class Sequences:
 
 
 @dataclass(frozen=True)
-class Received:
+class DecodedPacket:
     """Content of a packet: its decoded features, and the sizes that its header and length show."""
 
     features: Float32Array
@@ -74,7 +77,7 @@ class Received:
 
 
 # Features and duration in milliseconds, through one packet and back.
-PacketCodec = Callable[[Float32Array, int], Received]
+PacketCodec = Callable[[Float32Array, int], DecodedPacket]
 
 
 def through_packet(
@@ -84,7 +87,7 @@ def through_packet(
     codec: wire.Codec,
     fingerprint: str,
     codec_tables: wire.CodecTables | None,
-) -> Received:
+) -> DecodedPacket:
     """Encode features (tokens, width) and the duration of the speech as a packet; decode it."""
     data = wire.encode(
         features,
@@ -95,7 +98,7 @@ def through_packet(
         codec_tables=codec_tables,
     )
     packet = wire.decode(data, codec_tables)
-    return Received(packet.features, len(packet.features), packet.duration_ms, len(data))
+    return DecodedPacket(packet.features, len(packet.features), packet.duration_ms, len(data))
 
 
 def packet_codecs(checkpoint: Checkpoint) -> dict[str, PacketCodec]:
@@ -114,7 +117,7 @@ def packet_codecs(checkpoint: Checkpoint) -> dict[str, PacketCodec]:
     }
 
 
-def received(codec: PacketCodec, features: Sequences, speech: Speech) -> list[Received]:
+def decode_all(codec: PacketCodec, features: Sequences, speech: Speech) -> list[DecodedPacket]:
     """Pass the features of all utterances through packets of a codec."""
     return [
         codec(features[row], round(1000 * len(audio) / SAMPLE_RATE))

@@ -27,7 +27,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Trials:
-    """Comparisons of two utterances: a score, higher for one speaker, and both speakers."""
+    """Comparisons of two utterances: the score, higher for one speaker, and the two speakers."""
 
     score: Array
     left: Rows
@@ -69,7 +69,7 @@ def pairs(embedding: Array, speaker: Rows, sentence: Rows) -> Trials:
 
 
 def enrolled(embedding: Array, speaker: Rows, sentence: Rows, sentences: int) -> Trials:
-    """Compare each speaker's mean over the first sentences with all utterances of the others."""
+    """Compare the mean of each speaker's first sentences with every remaining utterance."""
     known = np.unique(sentence)[:sentences]
     names, first = np.unique(speaker), np.isin(sentence, known)
     unit = _unit(embedding)

@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +9,11 @@ import pytest
 import soundfile
 import torch
 
+from benchmarks.bandwidth import __main__ as bandwidth
 from benchmarks.bandwidth.audio_codecs import flac, opus, opus_packets, through_opus
 from benchmarks.bandwidth.measures import request_overhead
-from benchmarks.bandwidth.sender import OPUS_KBPS, Received, Sender
-from esrt.bundled import CHECKPOINT, REPOSITORY, SAMPLES
+from benchmarks.bandwidth.sender import OPUS_KBPS, EdgeThroughPackets, Sender
+from esrt.bundled import CHECKPOINT, SAMPLES
 from esrt.checkpoint import open_checkpoint
 from esrt.wire import Codec
 from training.data import mel_batch
@@ -29,8 +28,7 @@ def sender() -> Sender:
 
 def test_quick_run_writes_the_report(tmp_path: Path) -> None:
     out = tmp_path / "bandwidth.json"
-    command = [sys.executable, "-m", "benchmarks.bandwidth", "--quick", "--json", str(out)]
-    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+    bandwidth.main(out, quick=True)
     record = json.loads(out.read_text("utf-8"))
     rates = {(row["sent"], row["seconds"]): row["kbps"] for row in record["rows"]}
     assert {seconds for _, seconds in rates} == {1, 2, 5, 10, 30}
@@ -74,7 +72,7 @@ def test_received_features_come_from_the_packet(sender: Sender) -> None:
         expected = sender.edge(mel, frames)
     errors = []
     for codec in (Codec.FP16, Codec.INT8, Codec.INT4):
-        received = Received(sender, codec)(mel, frames)
+        received = EdgeThroughPackets(sender, codec)(mel, frames)
         assert received.shape == expected.shape
         errors.append(float((received - expected).square().mean() / expected.square().mean()))
     assert errors == sorted(errors)

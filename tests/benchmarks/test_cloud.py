@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cloud import load
-from benchmarks.cloud.cases import Case, drawn
+from benchmarks.cloud.cases import Case, draw_cases
 from benchmarks.cloud.client import Client, Reply
-from benchmarks.cloud.faults import judge
+from benchmarks.cloud.faults import classify_reply
 from benchmarks.cloud.runs import Measurements, closed_rounds, median_interval
 from benchmarks.cloud.soak import Soak
 from benchmarks.cloud.systems import (
@@ -31,7 +31,7 @@ from esrt.errors import CheckFailed
 
 CASES = [Case(f"clip-{number}", b"packet", "eng", "deu") for number in range(5)]
 ANSWER = {"transcript": "hello", "translation": "hallo", "tokens": {"generated": 3}}
-RIGHT = {CASES[0].name: {("hello", "hallo")}}
+EXPECTED = {CASES[0].name: {("hello", "hallo")}}
 
 
 def plain(body: bytes, status: int = 200, kind: str = "application/json") -> list[bytes]:
@@ -109,8 +109,10 @@ def test_systems_are_compared_round_by_round() -> None:
     assert rows["throughput_over_engine_16"]["rounds"] == [0.9, 0.9]
     assert rows["cpu_ms_over_vllm_serve_64"]["median"] == 0.5
     # Half of 0.1 s for two requests, first at full and then at a third of the time.
-    assert rows["gateway_cpu_ms_p50"]["rounds"] == [-50.0, -16.6667]
-    (row,) = (row for row in measured.rows() if (row["side"], row["at"]) == ("gateway", 16))
+    assert rows["gateway_minus_engine_cpu_ms_1"]["rounds"] == [-50.0, -16.6667]
+    (row,) = (
+        row for row in measured.rows() if (row["system"], row["concurrency"]) == ("gateway", 16)
+    )
     assert (row["tokens_per_s"], row["answers_per_s"], row["cpu_ms"]) == (180.0, 2.0, 33.333)
     assert row["latency_ms_p50"] == 500.0
 
@@ -155,10 +157,10 @@ def test_differing_texts_are_counted() -> None:
     assert measured.differing_texts("gateway", "vllm serve") == (3, 6)
 
 
-def ask(parts: list[bytes], pause: float = 0.0) -> Reply:
+def send(parts: list[bytes], pause: float = 0.0) -> Reply:
     async def use(port: int) -> Reply:
         async with Client(port) as client:
-            return await client.ask(CASES[0].http())
+            return await client.send(CASES[0].http())
 
     reply = served(parts, use, pause)
     assert isinstance(reply, Reply)
@@ -166,35 +168,35 @@ def ask(parts: list[bytes], pause: float = 0.0) -> Reply:
 
 
 def test_client_reads_a_plain_answer() -> None:
-    reply = ask(plain(json.dumps(ANSWER).encode()))
+    reply = send(plain(json.dumps(ANSWER).encode()))
     assert reply.answer() == ANSWER
-    assert judge(reply, RIGHT, CASES[0]) == "right"
+    assert classify_reply(reply, EXPECTED, CASES[0]) == "right"
 
 
 def test_client_reads_events_and_the_time_of_the_first() -> None:
-    reply = ask(events(("transcript", {"text": "hello"}), ("done", ANSWER)), pause=0.05)
+    reply = send(events(("transcript", {"text": "hello"}), ("done", ANSWER)), pause=0.05)
     assert reply.answer() == ANSWER
     assert reply.done - reply.first > 0.04
     assert reply.first - reply.sent > 0.04
 
 
 def test_one_connection_serves_one_request_after_another() -> None:
-    async def use(port: int) -> load.Load:
-        return await load.closed(port, [case.http() for case in CASES] * 20, 3)
+    async def use(port: int) -> load.LoadResult:
+        return await load.closed_loop(port, [case.http() for case in CASES] * 20, 3)
 
     got = served(plain(json.dumps(ANSWER).encode()), use)
-    assert isinstance(got, load.Load)
+    assert isinstance(got, load.LoadResult)
     assert len(got.replies) == 100
     answers = read_all(got.replies, CASES * 20, gateway_answer)
     assert sum(answer.tokens for answer in answers) == 300
 
 
 def test_open_load_counts_from_when_a_request_was_due() -> None:
-    async def use(port: int) -> load.Load:
-        return await load.open_(port, [CASES[0].http()] * 40, 400.0, seed=1)
+    async def use(port: int) -> load.LoadResult:
+        return await load.open_loop(port, [CASES[0].http()] * 40, 400.0, seed=1)
 
     got = served(plain(json.dumps(ANSWER).encode()), use, pause=0.02)
-    assert isinstance(got, load.Load)
+    assert isinstance(got, load.LoadResult)
     spread = got.replies[-1].sent - got.replies[0].sent
     assert 0.03 < spread < 0.4
     assert min(done - sent for sent, _, done in got.times) > 0
@@ -205,7 +207,7 @@ def problem(status: int) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("parts", "verdict"),
+    ("parts", "outcome_kind"),
     [
         (plain(json.dumps(ANSWER | {"translation": "x"}).encode()), "wrong"),
         (plain(json.dumps(problem(503)).encode(), 503, "application/problem+json"), "retriable"),
@@ -216,16 +218,16 @@ def problem(status: int) -> dict[str, object]:
         ([b""], "lost"),
     ],
 )
-def test_every_end_of_a_request_is_judged(parts: list[bytes], verdict: str) -> None:
-    assert judge(ask(parts), RIGHT, CASES[0]) == verdict
+def test_every_end_of_a_request_is_judged(parts: list[bytes], outcome_kind: str) -> None:
+    assert classify_reply(send(parts), EXPECTED, CASES[0]) == outcome_kind
 
 
 def test_a_refused_connection_is_a_lost_request() -> None:
     async def use() -> Reply:
         async with Client(9) as client:
-            return await client.ask(b"")
+            return await client.send(b"")
 
-    assert judge(asyncio.run(use()), RIGHT, CASES[0]) == "lost"
+    assert classify_reply(asyncio.run(use()), EXPECTED, CASES[0]) == "lost"
 
 
 TEXT = "hello<|eng|><|deu|>hallo"
@@ -253,7 +255,7 @@ def completion_events(*items: object) -> list[bytes]:
     ],
 )
 def test_answers_of_the_vllm_server_are_read(parts: list[bytes]) -> None:
-    answer = completion_answer(ask(parts), CASES[0])
+    answer = completion_answer(send(parts), CASES[0])
     assert answer
     assert (answer.tokens, answer.text) == (9, ("hello", "hallo"))
 
@@ -264,7 +266,7 @@ def test_answers_of_the_vllm_server_are_read(parts: list[bytes]) -> None:
 )
 def test_an_incomplete_answer_of_the_vllm_server_ends_the_benchmark(parts: list[bytes]) -> None:
     with pytest.raises(CheckFailed, match="ended with status"):
-        read_all([ask(parts)], CASES[:1], completion_answer)
+        read_all([send(parts)], CASES[:1], completion_answer)
 
 
 def test_command_line_of_the_vllm_server() -> None:
@@ -273,10 +275,10 @@ def test_command_line_of_the_vllm_server() -> None:
 
 
 def test_cases_come_in_turn() -> None:
-    order = drawn(CASES, 12, seed=3)
+    order = draw_cases(CASES, 12, seed=3)
     assert sorted(case.name for case in order[:5]) == [case.name for case in CASES]
-    assert order == drawn(CASES, 12, seed=3)
-    assert order != drawn(CASES, 12, seed=4)
+    assert order == draw_cases(CASES, 12, seed=3)
+    assert order != draw_cases(CASES, 12, seed=4)
 
 
 def test_growth_is_from_after_the_warm_up() -> None:
@@ -320,16 +322,17 @@ def test_quick_run_writes_the_report(tmp_path: Path) -> None:
     ]
     assert all(math.isfinite(bar["value"]) and bar["value"] > 0 for bar in bars.values())
     loads = [row for row in record["rows"] if row["load"] != "comparison"]
-    rows = {(row["load"], row["side"], row["at"]): row for row in loads}
-    closed = [(side, at) for kind, side, at in rows if kind == "closed"]
+    closed = [(row["system"], row["concurrency"]) for row in loads if row["load"] == "closed"]
     assert sorted(closed) == sorted(
-        [(side, at) for side in SYSTEMS for at in (1, 16, 64)] + [("transformers", 1)]
+        [(system, at_once) for system in SYSTEMS for at_once in (1, 16, 64)] + [("transformers", 1)]
     )
-    assert len([1 for kind, _, _ in rows if kind == "open"]) == 4
-    for row in rows.values():
+    rates = [row["rate"] for row in loads if row["load"] == "open"]
+    assert len(rates) == 4
+    assert rates == sorted(rates)
+    for row in loads:
         assert row["latency_ms_p50"] <= row["latency_ms_p95"] <= row["latency_ms_p99"]
         assert row["tokens_per_s"] > 0
-        if "events" in row["side"]:
+        if "events" in row["system"]:
             assert 0 < row["first_token_ms_p50"] < row["latency_ms_p50"]
     answers = record["vllm_serve_answers"]
     assert answers["compared"] == 2 + 16 + 64

@@ -13,7 +13,14 @@ import pytest
 import soundfile
 import torch
 
-from benchmarks.privacy.attackers import Attack, Split, lda, nearness, statistics, tdnn
+from benchmarks.privacy.attackers import (
+    Attack,
+    AttackSplit,
+    attack_statistics,
+    lda,
+    nearest_centroid,
+    train_tdnn,
+)
 from benchmarks.privacy.inversion import invert
 from benchmarks.privacy.representations import Sequences, packet_codecs
 from benchmarks.privacy.speakers import SpeakerSet, draw_sentences, draw_speaker
@@ -79,7 +86,7 @@ def test_accuracy_weighs_speakers_alike() -> None:
     assert (estimate.low, estimate.high) == (0.0, 100.0)
 
 
-def _voices(strength: float) -> tuple[Sequences, Split, np.ndarray]:
+def _voices(strength: float) -> tuple[Sequences, AttackSplit, np.ndarray]:
     """Random features with an offset for each speaker; their split; the speakers."""
     random = np.random.default_rng(1)
     speaker, sentence = np.divmod(np.arange((KNOWN + UNSEEN) * SENTENCES), SENTENCES)
@@ -89,11 +96,13 @@ def _voices(strength: float) -> tuple[Sequences, Split, np.ndarray]:
         for name in speaker
     ]
     training = np.flatnonzero((speaker < KNOWN) & (sentence < 6))
-    split = Split(training, speaker[training], np.flatnonzero(sentence >= 6))
+    split = AttackSplit(training, speaker[training], np.flatnonzero(sentence >= 6))
     return Sequences.of(rows, 1), split, speaker
 
 
-def _unseen_eer(attacks: dict[str, Attack], split: Split, speaker: np.ndarray) -> dict[str, float]:
+def _unseen_eer(
+    attacks: dict[str, Attack], split: AttackSplit, speaker: np.ndarray
+) -> dict[str, float]:
     rows = speaker[split.attacked] >= KNOWN
     attacked = speaker[split.attacked][rows]
     sentence = np.arange(len(speaker))[split.attacked][rows] % SENTENCES
@@ -108,7 +117,7 @@ def test_attackers_succeed_if_and_only_if_features_depend_on_the_speaker(
     strength: float, low: float, high: float
 ) -> None:
     sequences, split, speaker = _voices(strength)
-    attacks = statistics(sequences, split) | tdnn(sequences, split, 40, 0)
+    attacks = attack_statistics(sequences, split) | train_tdnn(sequences, split, 40, 0)
     eer = _unseen_eer(attacks, split, speaker)
     assert set(eer) == {"statistics + LDA", "TDNN 0", "TDNN 0 + LDA"}
     assert all(low <= value <= high for value in eer.values()), eer
@@ -118,7 +127,7 @@ def test_identification_names_the_speaker() -> None:
     sequences, split, speaker = _voices(2.0)
     rows = speaker[split.attacked] < KNOWN
     right = (
-        statistics(sequences, split)["statistics + LDA"].predicted_speaker
+        attack_statistics(sequences, split)["statistics + LDA"].predicted_speaker
         == speaker[split.attacked]
     )
     assert right[rows].mean() > 0.9
@@ -128,7 +137,7 @@ def test_sizes_are_compared_by_distance_not_by_direction() -> None:
     random = np.random.default_rng(0)
     speaker = np.repeat(np.arange(10), 20)
     values = 1 + speaker[:, None] + 0.05 * random.standard_normal((200, 1))
-    attack = nearness(values[::2], speaker[::2], values[1::2])
+    attack = nearest_centroid(values[::2], speaker[::2], values[1::2])
     assert (attack.predicted_speaker == speaker[1::2]).mean() > 0.95
     trials = pairs(attack.embedding, speaker[1::2], np.arange(100))
     assert trials.equal_error_rate().value < 5
