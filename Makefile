@@ -77,7 +77,7 @@ TRAIN := OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --nproc-per-node 2 \
   --master-addr 127.0.0.1 -m training.train --threads 1
 train: setup espeak $(INITIAL)
 	$(TRAIN) training/recipes/nano.yaml --out build/nano
-	$(TRAIN) training/recipes/one-voice.yaml --out build/one-voice
+	$(TRAIN) training/recipes/speaker-invariance.yaml --out build/one-voice
 
 # The recipe starts from the edge weights of an earlier commit, a nano of four languages.
 $(INITIAL):

@@ -224,7 +224,7 @@ def main(
         f"nano_{seconds}s": medians(_apply(runs, log_mel_speech(opened.config, seconds)), rounds)
         for seconds in NANO_SECONDS
     }
-    held_out = None if quick else load(CORPUS, "test").only(opened.config.languages)
+    held_out = None if quick else load(CORPUS, "test").in_languages(opened.config.languages)
     scores = {} if held_out is None else quality(runs, opened, held_out)
     length = None
     if not quick:

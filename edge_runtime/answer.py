@@ -56,7 +56,8 @@ class Done:
         translation: text in the written language.
         model: name of the serving model.
         fingerprint: fingerprint of the serving model.
-        finish: ``stop``, or ``length`` if the answer was cut at the longest length.
+        finish: ``stop``; ``length`` if the answer was cut at the maximum length; ``repetition`` if
+            it was cut because the text repeated itself.
         tokens: token counts reported by the server.
         server_ms: times reported by the server, in milliseconds.
         client_ms: times measured by the client.

@@ -21,7 +21,7 @@ from esrt.manifest import Manifest, verify_files
 # A phone has about four fast cores; with more threads, the fast cores wait for the slow ones.
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)
 
-_EXPORT = "Export it again with this version."
+_EXPORT = "Export the artifact again with this version."
 _ORT_FATAL = 4
 
 

@@ -18,7 +18,7 @@ from edge_runtime.audio import Audio, read_audio
 from edge_runtime.backends import DEFAULT_THREADS
 from edge_runtime.client import API_KEY_VARIABLE, Client, authorization, parse_address
 from edge_runtime.encoder import Encoded, encode_audio
-from edge_runtime.report import LivePrinter, cautions, figures, print_figures
+from edge_runtime.report import LivePrinter, measurements, print_measurements, warnings_for
 from esrt.cli import exit_on_error, print_line
 from esrt.errors import EsrtError, RequestError
 from esrt.files import replace_file
@@ -88,8 +88,8 @@ def translate(
     finally:
         if printer:
             printer.end()
-    warnings = cautions(file, audio, manifest.front_end, done)
-    _print(figures(audio, encoded, done, warnings=warnings), as_json)
+    warnings = warnings_for(file, audio, manifest.front_end, done)
+    _print(measurements(audio, encoded, done, warnings=warnings), as_json)
 
 
 @app.command()
@@ -107,8 +107,8 @@ def encode(
     audio, encoded = _encode(file, opened, codec, threads)
     with replace_file(out) as partial:
         partial.write_bytes(encoded.packet)
-    warnings = cautions(file, audio, opened.manifest.front_end)
-    _print(figures(audio, encoded, warnings=warnings), as_json)
+    warnings = warnings_for(file, audio, opened.manifest.front_end)
+    _print(measurements(audio, encoded, warnings=warnings), as_json)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -166,7 +166,7 @@ def _print(measured: dict[str, Any], as_json: bool) -> None:
         # JSON permits these control characters, but some of them change a terminal's state.
         print(re.sub(r"[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text))
     else:
-        print_figures(measured)
+        print_measurements(measured)
     # A closed pipe (`| head`) is reported here; at interpreter exit it would print a traceback.
     sys.stdout.flush()
 

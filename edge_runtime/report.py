@@ -18,8 +18,10 @@ from esrt.prompt import TextDelta
 _NOTES = {"first_token": "since sending", "done": "since sending"}
 
 
-def cautions(file: Path, audio: Audio, front_end: FrontEnd, done: Done | None = None) -> list[str]:
-    """Reasons to distrust an answer, one sentence each; usually none.
+def warnings_for(
+    file: Path, audio: Audio, front_end: FrontEnd, done: Done | None = None
+) -> list[str]:
+    """Warnings about an answer, one sentence each.
 
     Args:
         file: the audio file, for the message.
@@ -34,8 +36,10 @@ def cautions(file: Path, audio: Audio, front_end: FrontEnd, done: Done | None = 
             f"{name} is sampled at {audio.rate} Hz; the model was trained on"
             f" {front_end.sample_rate} Hz speech and will misunderstand much of it."
         )
-    if done is not None and done.finish != "stop":
-        warnings.append("the answer was cut at its longest; send shorter speech.")
+    if done is not None and done.finish == "length":
+        warnings.append("the answer was cut at the maximum length; send shorter speech.")
+    if done is not None and done.finish == "repetition":
+        warnings.append("the answer was cut because the text repeated itself.")
     if done is not None and not done.translation.strip():
         warnings.append(
             "the decoder wrote no translation; the speech may be outside the model's domain."
@@ -43,7 +47,7 @@ def cautions(file: Path, audio: Audio, front_end: FrontEnd, done: Done | None = 
     return warnings
 
 
-def figures(
+def measurements(
     audio: Audio, encoded: Encoded, done: Done | None = None, *, warnings: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Measurements as a JSON object: bytes, shapes, and milliseconds of each stage in order.
@@ -74,9 +78,9 @@ def figures(
     return result
 
 
-def print_figures(figures: dict[str, Any]) -> None:
-    """Print the figures as a compact table, with colours only on a terminal."""
-    audio, packet = figures["audio"], figures["packet"]
+def print_measurements(measurements: dict[str, Any]) -> None:
+    """Print the measurements as a compact table, with colours only on a terminal."""
+    audio, packet = measurements["audio"], measurements["packet"]
     rows = [
         ("audio", f"{audio['pcm_bytes']:,} bytes", f"{audio['seconds']:.2f} s, 16-bit 16 kHz"),
         (
@@ -92,7 +96,7 @@ def print_figures(figures: dict[str, Any]) -> None:
             _milliseconds(value),
             _NOTES.get(stage, ""),
         )
-        for stage, value in figures["ms"].items()
+        for stage, value in measurements["ms"].items()
     ]
     if sys.stdout.isatty():
         from rich.console import Console

@@ -97,10 +97,6 @@ class RandomCheckpoint(Checkpoint):
             torch.manual_seed(self.seed)
             return EdgeModel(self.config).eval()
 
-    def projector(self) -> Projector:
-        """The projector alone."""
-        return self.edge_model().mlp
-
 
 def random_checkpoint(config: ModelConfig, seed: int = 0) -> RandomCheckpoint:
     """Random weights for a configuration, for tests and measurements of size and speed."""

@@ -7,6 +7,7 @@ from typing import Any
 from esrt.errors import CheckpointError
 from esrt.features import FRAMES_PER_SECOND
 from esrt.languages import LANGUAGES
+from esrt.wire.codec import Split
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,9 @@ class ModelConfig:
         stride = self.q_former.stride
         return self.q_former.queries if stride is None else frames // (2 * stride)
 
-    def feature_width(self, split: str) -> int:
-        """Width of the features at a split point, ``qformer`` or ``adapter``."""
-        return self.q_former.width if split == "qformer" else self.decoder_width
+    def feature_width(self, split: Split) -> int:
+        """Width of the features at a split point."""
+        return self.q_former.width if split == Split.QFORMER else self.decoder_width
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""

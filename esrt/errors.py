@@ -198,5 +198,8 @@ class UnknownFeatures(EsrtError):
 
 
 def printable(text: str) -> str:
-    """Text without control characters, which could change the state of a terminal."""
+    """Text without control characters except tab and line feed.
+
+    Control characters could change the state of a terminal.
+    """
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)

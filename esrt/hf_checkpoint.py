@@ -25,7 +25,7 @@ from esrt.checkpoint import Checkpoint, check_shapes, digest, load_strictly, sha
 from esrt.config import CONFIGS, EncoderConfig, ModelConfig, QFormerConfig
 from esrt.errors import CheckpointError
 from esrt.languages import LANGUAGES
-from esrt.model import EdgeModel, Projector
+from esrt.model import EdgeModel
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -61,13 +61,6 @@ class HfCheckpoint(Checkpoint):
             model = EdgeModel(self.config)
         model.to_empty(device="cpu")
         load_strictly(model, dict(self._tensors(*EDGE_PARTS)))
-        return model.eval()
-
-    def projector(self) -> Projector:
-        """The projector alone."""
-        config = self.config
-        model = Projector(config.q_former.width, config.projector_width, config.decoder_width)
-        load_strictly(model, _without("mlp.", dict(self._tensors("mlp."))))
         return model.eval()
 
     def _tensors(self, *parts: str) -> Iterator[tuple[str, Tensor]]:
@@ -193,7 +186,10 @@ def _config(shapes: Shapes, name: str) -> ModelConfig:
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    """Number of distinct layers in the names; a gap later shows as missing, unexpected tensors."""
+    """Number of distinct layers in the names.
+
+    A gap in the numbers is reported later as missing and unexpected tensors.
+    """
     return len({match[1] for name in shapes if (match := re.match(pattern, name))})
 
 
@@ -210,7 +206,3 @@ def _check(config: ModelConfig, shapes: Shapes) -> None:
             f" {config.decoder_width}.",
             "Use weights of one checkpoint.",
         )
-
-
-def _without(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}

@@ -4,7 +4,6 @@ import hashlib
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -14,9 +13,7 @@ from esrt.wire.codec import Split
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
 
-_REMEDY = "Export it again: python export/to_onnx.py --out FOLDER."
-
-Kind = Literal["onnx", "executorch", "coreml"]
+_REMEDY = "Export the artifact again with the command for its kind in export/."
 
 
 class Precision(StrEnum):
@@ -102,7 +99,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         model: name of the model.
         fingerprint: ties the artifact's features to one decoder in the cloud.
-        kind: format of the artifact.
+        kind: format of the artifact; export and runtime check that they support it.
         precision: number format of the linear layers.
         split: end of the graph.
         feature_width: numbers in a feature token.
@@ -124,7 +121,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     model: str
     fingerprint: str
-    kind: Kind
+    kind: str
     precision: Precision
     split: Split
     feature_width: int
@@ -173,7 +170,7 @@ def read_manifest(folder: Path, *, verify: bool = True) -> Manifest:
     if manifest.format != FORMAT:
         raise ArtifactError(
             f"{folder / MANIFEST_FILE} has format {manifest.format}; this runtime reads {FORMAT}.",
-            "Export it again with this version.",
+            _REMEDY,
         )
     for name in (manifest.entry, *manifest.files):
         if Path(name).is_absolute() or ".." in Path(name).parts:

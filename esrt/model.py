@@ -49,7 +49,7 @@ class SpeechEncoder(WhisperEncoder):  # type: ignore[misc]
         else:
             valid = _valid(frames, mel.shape[-1])
             mel = mel * valid[:, None]
-            attention_mask = additive(valid[:, None, None, ::2])
+            attention_mask = additive_mask(valid[:, None, None, ::2])
         states = nn.functional.gelu(self.conv1(mel))
         if valid is not None:
             states = states * valid[:, None]
@@ -105,9 +105,9 @@ class QFormerAdapter(nn.Module):
                 readable = readable | ~valid[:, :, None]
         adapted: Tensor = self.qformer.encoder(
             self.qformer.layernorm(queries.expand(states.shape[0], -1, -1)),
-            attention_mask=None if valid is None else additive(valid[:, None, None]),
+            attention_mask=None if valid is None else additive_mask(valid[:, None, None]),
             encoder_hidden_states=states,
-            encoder_attention_mask=None if readable is None else additive(readable[:, None]),
+            encoder_attention_mask=None if readable is None else additive_mask(readable[:, None]),
             query_length=queries.shape[1],
         ).last_hidden_state
         return adapted
@@ -147,7 +147,7 @@ class Projector(nn.Module):
 
 
 class EdgeModel(nn.Module):
-    """Encoder, Q-Former and projector; the names are those of the released checkpoints."""
+    """Encoder, Q-Former and projector, with the tensor names of the released checkpoints."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class EdgeModel(nn.Module):
 
 
 class Tokenizer(Protocol):
-    """Interface of a transformers tokenizer, as far as decoding needs it."""
+    """The part of a transformers tokenizer's interface that decoding uses."""
 
     eos_token_id: int
 
@@ -180,7 +180,9 @@ class Tokenizer(Protocol):
         """Text of token ids."""
 
 
-def join(embeddings: Tensor, tokens: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+def join_features_and_text(
+    embeddings: Tensor, tokens: Tensor, text: Tensor
+) -> tuple[Tensor, Tensor]:
     """Input of the decoder: the padding, then the features, then the text of each row.
 
     Args:
@@ -220,7 +222,7 @@ def generate_greedy(
     """
     ids = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
     text = decoder.get_input_embeddings()(torch.tensor(ids, device=embeddings.device))
-    sequence, mask = join(embeddings, tokens, text)
+    sequence, mask = join_features_and_text(embeddings, tokens, text)
     generated = decoder.generate(
         inputs_embeds=sequence,
         attention_mask=mask.long(),
@@ -243,7 +245,7 @@ def _valid(lengths: Tensor, total: int) -> Tensor:
     return torch.arange(total, device=lengths.device)[None] < lengths[:, None]
 
 
-def additive(mask: Tensor) -> Tensor:
+def additive_mask(mask: Tensor) -> Tensor:
     """Values to add to attention scores: 0 where the mask is true, -1e9 elsewhere."""
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -1e9)
 

@@ -15,7 +15,6 @@ from esrt.manifest import (
     FORMAT,
     MANIFEST_FILE,
     FrontEnd,
-    Kind,
     Manifest,
     Precision,
     Quantization,
@@ -45,7 +44,7 @@ def artifact_folder(out: Path) -> Iterator[Path]:
 
 
 def _is_artifact(path: Path) -> bool:
-    """Whether the folder's manifest is an artifact's: web pages have a file of that name, too."""
+    """Whether the folder holds an artifact's manifest; web apps have a file of the same name."""
     try:
         manifest = json.loads((path / MANIFEST_FILE).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -63,7 +62,7 @@ def describe(
     folder: Path,
     entry: str,
     *,
-    kind: Kind,
+    kind: str,
     precision: Precision,
     split: Split,
     parity: dict[str, float],

@@ -64,7 +64,7 @@ class Diagnosis:
 
     artifact: str
     kind: str
-    precision: str
+    precision: Precision
     size: int
     peak_memory: int | None
     delegated: dict[str, float] | None
@@ -89,18 +89,17 @@ class _Comparison:
     problems: tuple[str, ...] = ()
 
 
-def inspect_artifact(folder: Path, checkpoint: Checkpoint | None) -> Diagnosis:
+def inspect_artifact(folder: Path, manifest: Manifest, checkpoint: Checkpoint | None) -> Diagnosis:
     """Examine an artifact.
 
     Args:
         folder: the artifact's folder.
+        manifest: the artifact's manifest, as `read_manifest` verified it.
         checkpoint: source of the artifact. Without it, nothing is compared with torch.
 
     Raises:
-        ArtifactError: the artifact is missing, damaged, of an unknown kind, or made from another
-            checkpoint.
+        ArtifactError: the artifact is damaged, of an unknown kind, or made from another checkpoint.
     """
-    manifest = read_manifest(folder)
     recipe = get_recipe(manifest.kind)
     if checkpoint is not None and checkpoint.fingerprint != manifest.fingerprint:
         raise ArtifactError(
@@ -114,7 +113,9 @@ def inspect_artifact(folder: Path, checkpoint: Checkpoint | None) -> Diagnosis:
     except EsrtError:
         raise
     except Exception as error:  # the formats' own errors have no common base
-        raise ArtifactError(f"{path} cannot be read: {error}.", "Export it again.") from error
+        raise ArtifactError(
+            f"{path} cannot be read: {error}.", "Export the artifact again."
+        ) from error
     comparison = _Comparison()
     if checkpoint is not None:
         comparison = _compare(recipe, manifest, path, inspection, checkpoint)
@@ -132,7 +133,7 @@ def inspect_artifact(folder: Path, checkpoint: Checkpoint | None) -> Diagnosis:
         not_delegated=list_operators(item for item in operations if not item.delegated),
         floating=list_operators(item for item in operations if item.macs and not item.integer),
         kept=manifest.quantization.kept if manifest.quantization else (),
-        needs=inspection.needs,
+        needs=inspection.requirements,
         layer_errors=comparison.layer_errors,
         parity=comparison.parity,
         texts=comparison.texts,
@@ -152,7 +153,7 @@ def _compare(
     model = load_edge_model(checkpoint, lengths)
     problems = []
     errors: dict[str, float] = {}
-    if manifest.precision == "int8":
+    if manifest.precision is Precision.INT8:
         clips = itertools.islice(
             parity.sample_mels(model.config, lengths), quantization_error.CLIPS
         )
@@ -218,7 +219,7 @@ def _report_rows(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
     if diagnosis.not_delegated != "none":
         yield "not delegated", f"{diagnosis.not_delegated}: on portable kernels, which are slow;"
         yield "", "tensors are copied between them and the optimized kernels"
-    if diagnosis.precision == "int8":
+    if diagnosis.precision is Precision.INT8:
         yield "int8 products", f"{_percent(diagnosis.integer)} multiply int8 by int8"
         yield "float products", f"{diagnosis.floating}: multiply in floating point"
         yield (
@@ -246,14 +247,14 @@ def _percent(shares: dict[str, float]) -> str:
     return f"{shares['operators']:.1%} of operators, {shares['macs']:.1%} of multiply-adds"
 
 
-def _find_checkpoint(folder: Path, name: str | None) -> Checkpoint | None:
+def _find_checkpoint(manifest: Manifest, name: str | None) -> Checkpoint | None:
     """Open the named checkpoint, or the bundled one if the artifact was made from it."""
     if name is not None:
         return open_source(name)
     if not (bundled.CHECKPOINT / "config.json").is_file():
         return None
     nano = open_checkpoint(bundled.CHECKPOINT)
-    return nano if nano.fingerprint == read_manifest(folder).fingerprint else None
+    return nano if nano.fingerprint == manifest.fingerprint else None
 
 
 def main(
@@ -271,7 +272,9 @@ def main(
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     with exit_on_error():
-        diagnosis = inspect_artifact(artifact, _find_checkpoint(artifact, checkpoint))
+        manifest = read_manifest(artifact)
+        source = _find_checkpoint(manifest, checkpoint)
+        diagnosis = inspect_artifact(artifact, manifest, source)
     if as_json:
         print(json.dumps(dataclasses.asdict(diagnosis), indent=2, ensure_ascii=False))
     else:

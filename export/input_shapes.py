@@ -11,8 +11,8 @@ from esrt.features import FRAMES_PER_SECOND
 def resolve_frames(config: ModelConfig, seconds: Sequence[float]) -> tuple[int, ...]:
     """Convert lengths to mel frames, rounded up to the model's blocks, in rising order.
 
-    Empty ``seconds`` stand for the lengths that the model was trained for: the padded length, or
-    every length, which is the empty tuple.
+    Without ``seconds``: the padded length of a padded model, else an empty tuple, which means every
+    length.
 
     Raises:
         ArtifactError: the model does not take a length, or was trained on audio padded to another.

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from esrt.arrays import Float32Array
-from esrt.manifest import Manifest
+from esrt.manifest import Activations, Manifest, Precision
 
+# Number of layers that a problem names.
+_LISTED = 6
 # Yields the name of a layer in the artifact and its dequantized int8 weights, (outputs, inputs).
 Weights = Callable[[], Iterator[tuple[str, Float32Array]]]
 
@@ -39,12 +41,12 @@ class Inspection:
     Attributes:
         operations: operators of the graph.
         weights: int8 weights of the linear layers.
-        needs: requirements on the device.
+        requirements: requirements on the device.
     """
 
     operations: tuple[Operation, ...]
     weights: Weights
-    needs: tuple[str, ...]
+    requirements: tuple[str, ...]
 
 
 def share(part: Sequence[Operation], whole: Sequence[Operation]) -> dict[str, float]:
@@ -76,10 +78,10 @@ def find_problems(inspection: Inspection, manifest: Manifest) -> list[str]:
         problems.append(
             f"{len(portable)} linear layers run on portable kernels: {_first(portable)}."
         )
-    if manifest.precision != "int8":
+    if manifest.precision is not Precision.INT8:
         return problems
     weights_only = (
-        manifest.quantization is not None and manifest.quantization.activations == "float"
+        manifest.quantization is not None and manifest.quantization.activations is Activations.FLOAT
     )
     floating = [operation.layer for operation in linear if not operation.integer]
     kept = len(manifest.quantization.kept) if manifest.quantization else 0
@@ -91,5 +93,5 @@ def find_problems(inspection: Inspection, manifest: Manifest) -> list[str]:
     return problems
 
 
-def _first(names: list[str], count: int = 6) -> str:
-    return ", ".join(names[:count]) + (", …" if len(names) > count else "")
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (", …" if len(names) > _LISTED else "")

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -43,9 +42,7 @@ BOUNDS: dict[Precision, Bounds] = {
 }
 
 
-def sample_mels(
-    config: ModelConfig, lengths: Sequence[int] = (), folder: Path = SAMPLES
-) -> Iterator[Float32Array]:
+def sample_mels(config: ModelConfig, lengths: Sequence[int] = ()) -> Iterator[Float32Array]:
     """Yield log-mels of the bundled clips, (mel bins, frames), cut to the model's longest input.
 
     The clips end after two minutes of padded speech, which bounds the time for large models.
@@ -54,12 +51,11 @@ def sample_mels(
         config: configuration of the model.
         lengths: mel frames that the graph takes, in rising order. A clip is padded to the next of
             them, or cut to the last. Empty for every length.
-        folder: the clips and their index.
 
     Raises:
         CheckpointError: the clips are missing.
     """
-    index = folder / "index.json"
+    index = SAMPLES / "index.json"
     if not index.exists():
         raise CheckpointError(
             f"The clips that parity is measured on are missing: no {index}.",
@@ -67,7 +63,7 @@ def sample_mels(
         )
     frames = 0
     for row in json.loads(index.read_text("utf-8")):
-        audio = read_audio(row["file"], folder)
+        audio = read_audio(row["file"])
         mel = log_mel_features(
             audio,
             frame_multiple=config.frame_multiple,
@@ -81,9 +77,9 @@ def sample_mels(
             return
 
 
-def read_audio(name: str, folder: Path = SAMPLES) -> Float32Array:
+def read_audio(name: str) -> Float32Array:
     """Read a bundled clip: mono, 16 kHz, (samples,)."""
-    audio, _ = soundfile.read(folder / name, dtype="float32")
+    audio, _ = soundfile.read(SAMPLES / name, dtype="float32")
     return np.asarray(audio)
 
 

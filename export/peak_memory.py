@@ -35,7 +35,9 @@ def peak_bytes(folder: Path) -> int | None:
     )
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise ArtifactError(f"The artifact in {folder} does not run: {reason}.", "Export it again.")
+        raise ArtifactError(
+            f"The artifact in {folder} does not run: {reason}.", "Export the artifact again."
+        )
     return int(done.stdout.split()[-1])
 
 

@@ -8,7 +8,7 @@ _LISTENER: ContextVar[Callable[[str], None] | None] = ContextVar("listener", def
 
 
 def report_progress(step: str) -> None:
-    """Announce the step that begins, in a few words: ``tracing``."""
+    """Announce the current step, for example ``tracing``."""
     if listener := _LISTENER.get():
         listener(step)
 

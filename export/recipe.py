@@ -1,6 +1,6 @@
 """Export of a checkpoint by a backend's recipe: load, wrap, lower, check, describe.
 
-To add a backend: a folder in `export.backends` with a recipe.
+To add a backend, see `export.backends`.
 """
 
 import shutil
@@ -14,7 +14,7 @@ from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint
 from esrt.config import ModelConfig
 from esrt.errors import ArtifactError
-from esrt.manifest import Activations, Kind, Manifest, Precision, Quantization
+from esrt.manifest import Activations, Manifest, Precision, Quantization
 from esrt.model import EdgeModel
 from esrt.wire import CODEC_TABLES_FILE, Split
 from export import parity
@@ -39,7 +39,7 @@ class Settings:
         split: end of the graph.
         activations: quantization of the inputs of int8 linear layers; of no effect otherwise.
         lengths: mel frames that the graph must take, in rising order. A single length fixes the
-            shape of the input; none stands for every length that the model takes.
+            shape of the input; an empty tuple means every length.
     """
 
     precision: Precision = Precision.INT8
@@ -69,7 +69,7 @@ class ExportRecipe:
             memory cannot be measured.
     """
 
-    kind: Kind
+    kind: str
     title: str
     entry: str
     tools: tuple[str, ...]

@@ -45,10 +45,10 @@ class DeviceGraph(nn.Module):
     def forward(self, mel: Tensor) -> Tensor:
         """Run encoder and Q-Former, and the projector for the ``adapter`` split."""
         features = self.model.features(mel)
-        return features if self.split == "qformer" else self.model.mlp(features)
+        return features if self.split is Split.QFORMER else self.model.mlp(features)
 
 
-class HalfGraph(nn.Module):
+class Fp16Graph(nn.Module):
     """fp16 copy of a graph, with a float32 input and a float32 output."""
 
     def __init__(self, graph: nn.Module) -> None:
@@ -64,9 +64,9 @@ class HalfGraph(nn.Module):
 def trace(graph: nn.Module, config: ModelConfig) -> torch.export.ExportedProgram:
     """Export a graph from log-mel to features for every length that the model takes.
 
-    The example is one block shorter than the longest input. At the longest, slices of tables of
-    that very length would fix the length. A short example would be worse: torch's choice of a
-    convolution guards on small inputs, and ExecuTorch then plans memory for small inputs only.
+    The example is one block shorter than the longest input. With the longest input, a slice of a
+    table of that length would make the length constant. With a short input, torch would choose a
+    convolution for small inputs, and ExecuTorch would plan memory for them only.
     """
     frames = _dynamic_frames(config)
     length = config.max_frames if frames is None else config.max_frames - config.frame_multiple

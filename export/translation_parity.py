@@ -13,6 +13,7 @@ from esrt.checkpoint import Checkpoint
 from esrt.languages import direction
 from esrt.model import generate_greedy
 from esrt.prompt import separator
+from esrt.wire import Split
 from export import parity
 from export.graph_io import Runner
 from export.tracing import DeviceGraph
@@ -48,7 +49,7 @@ def compare(
         prompt = separator(*direction(row["language"], targets[0]))
         values = mel[None]
         features = [torch.from_numpy(run(values)), graph(torch.from_numpy(values))]
-        if graph.split == "qformer":
+        if graph.split is Split.QFORMER:
             features = [graph.model.mlp(rows) for rows in features]
         embeddings = torch.cat(features)
         counts = torch.full((2,), embeddings.shape[1])

@@ -18,7 +18,7 @@ CHECKS = {
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_the_house_is_in_order(check: str) -> None:
+def test_check_passes(check: str) -> None:
     tool, *arguments = CHECKS[check]
     command = Path(sys.executable).parent / tool
     done = subprocess.run(

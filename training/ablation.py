@@ -24,7 +24,7 @@ from training.corpus.build import CORPUS, Corpus, load
 from training.evaluate import translate
 from training.recipe import Balance, Recipe, read_recipe
 from training.scoring import report
-from training.train import Run
+from training.train import TrainingRun
 
 # Share of the training utterances that each language keeps.
 SHARES = {"eng": 1.0, "spa": 0.5, "tur": 0.25, "ind": 0.125}
@@ -43,7 +43,7 @@ def variants(full: Recipe) -> dict[str, Recipe]:
 def subsample(corpus: Corpus, shares: dict[str, float], seed: int) -> Corpus:
     """Select short utterances: of each language the given share."""
     random, kept = Random(seed), []
-    short = [e for e in corpus.only(shares).examples if e.samples <= _MAX_SAMPLES]
+    short = [e for e in corpus.in_languages(shares).examples if e.samples <= _MAX_SAMPLES]
     for code, share in shares.items():
         in_language = [example for example in short if example.language == code]
         kept += random.sample(in_language, round(share * len(in_language)))
@@ -55,8 +55,8 @@ def run(recipe: Recipe, corpus: Path, folder: Path) -> dict[str, Any]:
     all_short = dict.fromkeys(SHARES, 1.0)
     training = subsample(load(corpus, "train"), SHARES, recipe.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    training_run = Run(recipe, training, folder)
-    if training_run.done < 1:
+    training_run = TrainingRun(recipe, training, folder)
+    if training_run.progress < 1:
         training_run.run(subsample(load(corpus, "validation"), all_short, recipe.seed))
     checkpoint = open_checkpoint(folder / "checkpoint")
     decoder = Gemma3ForCausalLM.from_pretrained(checkpoint.decoder, dtype=torch.float32)

@@ -19,7 +19,7 @@ def augment(audio: Float32Array, settings: Augmentation, random: Generator) -> F
     if random.random() < settings.noise:
         audio = add_noise(audio, random.uniform(5, 30), random.uniform(0, 2), random)
     if random.random() < settings.narrow_band:
-        audio = narrow(audio, int(random.choice(_NARROW_RATES)))
+        audio = limit_bandwidth(audio, int(random.choice(_NARROW_RATES)))
     gain = 10 ** (random.uniform(-settings.gain, settings.gain) / 20)
     return np.clip(gain * audio, -1, 1).astype(np.float32)
 
@@ -58,7 +58,7 @@ def reverberate(audio: Float32Array, seconds: float, random: Generator) -> Float
     return np.asarray(fftconvolve(audio, response)[: len(audio)], np.float32)
 
 
-def narrow(audio: Float32Array, rate: int) -> Float32Array:
+def limit_bandwidth(audio: Float32Array, rate: int) -> Float32Array:
     """Limit the bandwidth to that of a lower sampling rate in Hz."""
     low: Float32Array = soxr.resample(audio, SAMPLE_RATE, rate)
     restored: Float32Array = soxr.resample(low, rate, SAMPLE_RATE)

@@ -30,7 +30,7 @@ from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.cli import exit_on_error
 from esrt.features import SAMPLE_RATE
 from esrt.files import replace_file
-from esrt.model import join
+from esrt.model import join_features_and_text
 from esrt.wire import CODEC_TABLES_FILE, Codec, Split, TransformTables
 from esrt.wire.transform_codec import FREQUENCY_BITS, cosine
 from training.corpus.build import CORPUS, Corpus, Example, load
@@ -68,7 +68,7 @@ _BATCH = 24
 
 
 @dataclass(frozen=True)
-class Sample:
+class FeatureSample:
     """Features of utterances, with gradients.
 
     Attributes:
@@ -82,9 +82,7 @@ class Sample:
     seconds: float
 
 
-def collect_statistics(
-    checkpoint: Checkpoint, corpus: Corpus, utterances: int, seed: int = 0
-) -> Sample:
+def collect_statistics(checkpoint: Checkpoint, corpus: Corpus, utterances: int) -> FeatureSample:
     """Compute Q-Former features, and the gradients of the decoder's text with respect to them.
 
     Each token of the text is sampled from the decoder's prediction under teacher forcing.
@@ -93,9 +91,8 @@ def collect_statistics(
         checkpoint: edge model and decoder.
         corpus: a training split.
         utterances: number of utterances, drawn at random, each with one target language.
-        seed: seed of all draws.
     """
-    random, generator = Random(seed), torch.Generator().manual_seed(seed)
+    random, generator = Random(0), torch.Generator().manual_seed(0)
     edge = checkpoint.edge_model().requires_grad_(False)
     decoder = Gemma3ForCausalLM.from_pretrained(
         checkpoint.decoder, dtype=torch.float32, attn_implementation="eager"
@@ -115,7 +112,7 @@ def collect_statistics(
         tokens = torch.tensor([edge.config.tokens(count) for count in batch.frames.tolist()])
         features = edge.features(batch.mel, batch.frames).requires_grad_()
         text = decoder.get_input_embeddings()(batch.text)
-        sequence, mask = join(edge.mlp(features), tokens, text)
+        sequence, mask = join_features_and_text(edge.mlp(features), tokens, text)
         states = decoder.model(inputs_embeds=sequence, attention_mask=mask.long())
         logits = decoder.lm_head(states.last_hidden_state[:, features.shape[1] : -1])
         logits = logits[batch.labels[:, 1:] != IGNORE]
@@ -126,7 +123,7 @@ def collect_statistics(
             all_features.append(features[row, :count].detach().numpy())
             all_gradients.append(features.grad[row, :count].double().numpy())
     seconds = sum(example.samples for example in examples) / SAMPLE_RATE
-    return Sample(all_features, np.concatenate(all_gradients), seconds)
+    return FeatureSample(all_features, np.concatenate(all_gradients), seconds)
 
 
 def _item(example: Example, random: Random) -> Item:
@@ -134,7 +131,7 @@ def _item(example: Example, random: Random) -> Item:
     return Item(example, target, Task.SRT)
 
 
-def fit(sample: Sample, target: RateTarget, block: int) -> TransformTables:
+def fit_tables(sample: FeatureSample, target: RateTarget, block: int) -> TransformTables:
     """Compute the tables of a transform codec; see the module's docstring.
 
     Args:
@@ -226,10 +223,10 @@ def main(
 ) -> None:
     """Write codec.safetensors into a checkpoint. The checkpoint's features do not change."""
     opened = open_checkpoint(checkpoint)
-    training = load(corpus, "train").only(opened.config.languages)
+    training = load(corpus, "train").in_languages(opened.config.languages)
     block = _BLOCK if opened.config.q_former.stride else 1
     sample = collect_statistics(opened, training, utterances)
-    by_codec = {codec: fit(sample, target, block) for codec, target in RATE_TARGETS.items()}
+    by_codec = {codec: fit_tables(sample, target, block) for codec, target in RATE_TARGETS.items()}
     write(opened, Split.QFORMER, by_codec)
     for codec, tables in by_codec.items():
         payload = sum(len(tables.write(tables.quantize(rows))) for rows in sample.features)

@@ -24,7 +24,7 @@ from esrt.errors import CheckFailed
 from esrt.languages import LANGUAGES
 from esrt.model import generate_greedy
 from esrt.prompt import separator, split_target
-from training.augment import add_noise, narrow, reverberate
+from training.augment import add_noise, limit_bandwidth, reverberate
 from training.corpus.build import CORPUS, Corpus, load, sentences
 from training.data import mel_batch
 from training.plots import heat_map
@@ -38,11 +38,11 @@ CONDITIONS: dict[str, Sound] = {
     "noise_20db": lambda audio: add_noise(audio, 20, 1, np.random.default_rng(0)),
     "noise_10db": lambda audio: add_noise(audio, 10, 1, np.random.default_rng(0)),
     "reverberation_0.4s": lambda audio: reverberate(audio, 0.4, np.random.default_rng(0)),
-    "narrow_band_8khz": lambda audio: narrow(audio, 8000),
+    "narrow_band_8khz": lambda audio: limit_bandwidth(audio, 8000),
 }
 
 
-class Split(StrEnum):
+class HeldOutSplit(StrEnum):
     """Held-out splits."""
 
     TEST = "test"
@@ -180,7 +180,7 @@ def main(
         Path, typer.Option(help="Checkpoint folder.", show_default="the bundled esrt-nano")
     ] = bundled.CHECKPOINT,
     corpus: Annotated[Path, typer.Option(help="Folder of the corpus.")] = CORPUS,
-    split: Annotated[Split, typer.Option(help="Held-out split.")] = Split.TEST,
+    split: Annotated[HeldOutSplit, typer.Option(help="Held-out split.")] = HeldOutSplit.TEST,
     contaminated: Annotated[
         Path | None,
         typer.Option(
@@ -200,7 +200,7 @@ def main(
     whole = load(corpus, split)
     contaminated_texts = _read_contaminated(contaminated, whole) if contaminated else set()
     trained = {text for sentence in sentences("train") for text in sentence.texts.values()}
-    held_out = whole.only(opened.config.languages)
+    held_out = whole.in_languages(opened.config.languages)
     result = evaluate(opened, held_out, trained, contaminated_texts)
     _print(result)
     if plot:

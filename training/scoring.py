@@ -44,23 +44,25 @@ def score(predictions: list[Prediction]) -> dict[str, Any]:
     if not predictions:
         return {"n": 0}
     chrf = CHRF().corpus_score(
-        [one.translation for one in predictions],
-        [[one.reference_translation for one in predictions]],
+        [prediction.translation for prediction in predictions],
+        [[prediction.reference_translation for prediction in predictions]],
     )
     return {
         "n": len(predictions),
-        "exact": _percent(one.translation == one.reference_translation for one in predictions),
+        "exact": _percent(
+            prediction.translation == prediction.reference_translation for prediction in predictions
+        ),
         "chrf": round(chrf.score, 2),
         "transcript_exact": _percent(
-            one.transcript == one.reference_transcript for one in predictions
+            prediction.transcript == prediction.reference_transcript for prediction in predictions
         ),
     }
 
 
 def error_rate(predictions: list[Prediction]) -> dict[str, float]:
     """Compute WER or CER in percent for the transcripts of one source language."""
-    references = [one.reference_transcript for one in predictions]
-    transcripts = [one.transcript for one in predictions]
+    references = [prediction.reference_transcript for prediction in predictions]
+    transcripts = [prediction.transcript for prediction in predictions]
     if predictions[0].source in BY_CHARACTER:
         return {"cer": round(100 * jiwer.cer(references, transcripts), 2)}
     return {"wer": round(100 * jiwer.wer(references, transcripts), 2)}
@@ -83,27 +85,29 @@ def report(
         contaminated: texts of test sentences that the initial weights were trained on.
     """
     patterns = {_without_numbers(text) for text in trained}
-    by_direction = _grouped(predictions, lambda one: (one.source, one.target))
+    by_direction = _grouped(predictions, lambda prediction: (prediction.source, prediction.target))
     directions = [
         {"src": source, "tgt": target} | score(group)
         for (source, target), group in by_direction.items()
     ]
     sources = [
         {"src": source} | score(group) | error_rate(group)
-        for source, group in _grouped(predictions, lambda one: one.source).items()
+        for source, group in _grouped(predictions, lambda prediction: prediction.source).items()
     ]
 
     def score_where(condition: Callable[[Prediction], bool]) -> dict[str, Any]:
-        return score([one for one in predictions if condition(one)])
+        return score([prediction for prediction in predictions if condition(prediction)])
 
     return {
         "overall": score(predictions),
-        "uncontaminated": score_where(lambda one: one.reference_transcript not in contaminated),
-        "beyond_numbers": score_where(
-            lambda one: _without_numbers(one.reference_transcript) not in patterns
+        "uncontaminated": score_where(
+            lambda prediction: prediction.reference_transcript not in contaminated
         ),
-        "known_voices": score_where(lambda one: one.variant not in UNSEEN_VARIANTS),
-        "unseen_voices": score_where(lambda one: one.variant in UNSEEN_VARIANTS),
+        "beyond_numbers": score_where(
+            lambda prediction: _without_numbers(prediction.reference_transcript) not in patterns
+        ),
+        "known_voices": score_where(lambda prediction: prediction.variant not in UNSEEN_VARIANTS),
+        "unseen_voices": score_where(lambda prediction: prediction.variant in UNSEEN_VARIANTS),
         "consistency": _consistency(directions, sources),
         "sources": sources,
         "directions": directions,

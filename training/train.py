@@ -37,7 +37,7 @@ SAVE_EVERY_SECONDS = 300
 _SMOOTHING = 0.98
 
 
-class Run:
+class TrainingRun:
     """Training run, resumed from its state file if there is one."""
 
     def __init__(self, recipe: Recipe, corpus: Corpus, folder: Path) -> None:
@@ -73,7 +73,7 @@ class Run:
         return self.folder / STATE_FILE
 
     @property
-    def done(self) -> float:
+    def progress(self) -> float:
         """Share of the budget that is spent."""
         if self.recipe.minutes:
             return self.seconds / 60 / self.recipe.minutes
@@ -92,7 +92,7 @@ class Run:
         with replace_file(self.state_path) as partial:
             torch.save(state, partial)
 
-    def export(self) -> None:
+    def write_checkpoint(self) -> None:
         """Write the checkpoint."""
         save_checkpoint(
             self.folder / "checkpoint",
@@ -106,7 +106,7 @@ class Run:
         """Run one optimizer step; return the losses."""
         recipe = self.recipe
         warmup = min(1.0, (self.step + 1) / recipe.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.done)))
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress)))
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate * warmup * max(cosine, 0.01)
         losses = self.distributed_model(batch.to(self.accelerator.device))
@@ -130,11 +130,11 @@ class Run:
         with Progress(*columns, disable=not self.accelerator.is_main_process) as progress:
             bar = progress.add_task("", total=1.0)
             for stage in self.recipe.stages:
-                if self.done < stage.until:
+                if self.progress < stage.until:
                     self._run_stage(stage, validation, progress, bar)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            self.export()
+            self.write_checkpoint()
             curves(self.folder / LOG_FILE, self.folder / "training.png")
 
     def _run_stage(self, stage: Stage, validation: Corpus, progress: Progress, bar: TaskID) -> None:
@@ -144,7 +144,7 @@ class Run:
         tasks = " ".join(f"{task} {weight:g}" for task, weight in stage.tasks.items())
         mean: dict[str, float] = {}
         saved, began, first = self.seconds, self.seconds, self.step
-        while self.done < stage.until:
+        while self.progress < stage.until:
             started = time.monotonic()
             losses = self.train_step(next(loader))
             self._add_time(time.monotonic() - started)
@@ -155,10 +155,10 @@ class Run:
             text = " ".join(f"{name} {value:.3f}" for name, value in mean.items())
             progress.update(
                 bar,
-                completed=self.done,
+                completed=self.progress,
                 description=f"{tasks}: step {self.step} {text} {rate:.0f}/s",
             )
-            if self.seconds - saved > SAVE_EVERY_SECONDS or self.done >= 1:
+            if self.seconds - saved > SAVE_EVERY_SECONDS or self.progress >= 1:
                 saved = self.seconds
                 self.save()
                 if self.accelerator.is_main_process:  # other processes wait at their next step
@@ -188,7 +188,7 @@ def main(
     settings = read_recipe(recipe)
     out.mkdir(parents=True, exist_ok=True)
     training = load_pairs(corpus) if settings.speaker_invariance else load(corpus, "train")
-    Run(settings, training, out).run(load(corpus, "validation"))
+    TrainingRun(settings, training, out).run(load(corpus, "validation"))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from transformers import (
 from esrt.checkpoint import load_strictly, open_checkpoint
 from esrt.config import ModelConfig, named_config
 from esrt.languages import LANGUAGES
-from esrt.model import EdgeModel, join
+from esrt.model import EdgeModel, join_features_and_text
 from training.corpus.build import Corpus
 from training.data import IGNORE, Batch, Collator, alphabet_of
 from training.recipe import Recipe, RecipeError
@@ -71,7 +71,7 @@ class TrainingModel(nn.Module):
         losses: dict[str, Tensor] = {}
         spoken = len(batch.frames)
         text = self.decoder.get_input_embeddings()(batch.text)
-        # Rows without speech are shorter: a pass of their own needs less padding.
+        # Rows without speech are shorter: a separate pass needs less padding.
         decoded = []
         if spoken:
             positions = batch.frames // 2
@@ -119,7 +119,7 @@ class TrainingModel(nn.Module):
         length = int(counted.any(0).nonzero().max()) + 1
         # The first token is never a label: every text begins with a prompt.
         labels, counted = labels[:, 1:length], counted[:, 1:length]
-        sequence, mask = join(embeddings, tokens, text[:, :length])
+        sequence, mask = join_features_and_text(embeddings, tokens, text[:, :length])
         hidden = self.decoder.model(inputs_embeds=sequence, attention_mask=mask.long())
         return hidden.last_hidden_state[:, embeddings.shape[1] : -1][counted], labels[counted]
 

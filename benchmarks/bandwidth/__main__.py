@@ -141,7 +141,7 @@ def main(
 ) -> None:
     """Measure bytes, time and quality of every codec, compared with PCM, FLAC and Opus."""
     opened = open_checkpoint(checkpoint)
-    held_out = None if quick else load(corpus, "test").only(opened.config.languages)
+    held_out = None if quick else load(corpus, "test").in_languages(opened.config.languages)
     sender, samples, overhead = Sender(opened), 1 if quick else SAMPLES, request_overhead()
     clips = read_clips()
     rows = sizes(sender, clips, samples, overhead)

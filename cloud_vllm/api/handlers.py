@@ -78,7 +78,7 @@ class Handlers:
         model = ModelInfo(
             id=config.name,
             fingerprint=checkpoint.fingerprint,
-            splits={split.value: config.feature_width(split.value) for split in Split},
+            splits={split.value: config.feature_width(split) for split in Split},
             max_tokens=config.max_tokens,
             max_seconds=config.max_seconds,
             max_packet_bytes=MAX_PACKET_BYTES,

@@ -9,15 +9,11 @@ from esrt.wire.codec_tables import CODEC_TABLES_FILE, read_codec_tables
 from esrt.wire.packet import (
     HEADER_BYTES,
     MAX_PACKET_BYTES,
-    MAX_TOKENS,
-    MAX_VALUES,
-    MAX_WIDTH,
     MEDIA_TYPE,
     Packet,
     claimed_tokens,
     decode,
     encode,
-    payload_size,
 )
 from esrt.wire.transform_codec import CodecTables, TransformTables
 
@@ -25,9 +21,6 @@ __all__ = [
     "CODEC_TABLES_FILE",
     "HEADER_BYTES",
     "MAX_PACKET_BYTES",
-    "MAX_TOKENS",
-    "MAX_VALUES",
-    "MAX_WIDTH",
     "MEDIA_TYPE",
     "Codec",
     "CodecTables",
@@ -37,6 +30,5 @@ __all__ = [
     "claimed_tokens",
     "decode",
     "encode",
-    "payload_size",
     "read_codec_tables",
 ]

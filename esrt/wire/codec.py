@@ -46,7 +46,7 @@ class Codec(_WireName):
         return self in (Codec.KLT, Codec.KLT_LOW)
 
 
-def refuse(
+def reject_values(
     bad: npt.NDArray[np.bool_],
     values: npt.NDArray[np.floating[Any]] | npt.NDArray[np.integer[Any]],
     noun: str,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from esrt.arrays import Float32Array
 from esrt.errors import PacketContentError, PacketError, PacketTooLarge
 from esrt.wire import scalar, transform_codec
-from esrt.wire.codec import CHECK_MODEL, RE_ENCODE, Codec, Split, refuse
+from esrt.wire.codec import CHECK_MODEL, RE_ENCODE, Codec, Split, reject_values
 
 MEDIA_TYPE = "application/vnd.esrt.features"
 MAX_PACKET_BYTES = 1 << 20
@@ -245,5 +245,5 @@ def _as_float32(features: npt.NDArray[np.floating[Any]]) -> Float32Array:
     _check_shape(*array.shape)
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, rejected next
         values = array.astype(np.float32)
-    refuse(~np.isfinite(values), array, "value", "a finite float32", CHECK_MODEL)
+    reject_values(~np.isfinite(values), array, "value", "a finite float32", CHECK_MODEL)
     return values

@@ -1,10 +1,13 @@
-"""Scalar codecs, which write each value by itself: fp16, and int8 and int4 with token scales."""
+"""Scalar codecs, which quantize each value independently.
+
+The codecs are fp16, and int8 and int4 with a scale per token.
+"""
 
 import numpy as np
 import numpy.typing as npt
 
 from esrt.arrays import Float32Array
-from esrt.wire.codec import CHECK_MODEL, RE_ENCODE, Codec, refuse
+from esrt.wire.codec import CHECK_MODEL, RE_ENCODE, Codec, reject_values
 
 _HALF: np.dtype[np.float16] = np.dtype("<f2")
 _FP16_MAX = 65504.0
@@ -27,7 +30,9 @@ def encode(codec: Codec, features: Float32Array) -> bytes:
     """
     if codec is Codec.FP16:
         beyond = np.abs(features) > _FP16_MAX
-        refuse(beyond, features, "value", "at most 65504 in size for fp16", "Use the int8 codec.")
+        reject_values(
+            beyond, features, "value", "at most 65504 in size for fp16", "Use the int8 codec."
+        )
         return features.astype(_HALF).tobytes()
     scales, quantized = _quantized(features, _LARGEST[codec])
     return scales + (quantized.tobytes() if codec is Codec.INT8 else _packed(quantized))
@@ -41,7 +46,7 @@ def decode(codec: Codec, payload: memoryview, tokens: int, width: int) -> Float3
     """
     if codec is Codec.FP16:
         features = np.frombuffer(payload, _HALF).astype(np.float32).reshape(tokens, width)
-        refuse(~np.isfinite(features), features, "value", "a finite number", CHECK_MODEL)
+        reject_values(~np.isfinite(features), features, "value", "a finite number", CHECK_MODEL)
         return features
     scales = _scales(payload, tokens)
     quantized = np.frombuffer(payload, np.int8, offset=2 * tokens)
@@ -61,14 +66,14 @@ def _packed(quantized: npt.NDArray[np.int8]) -> bytes:
 def _unpacked(pairs: npt.NDArray[np.int8], count: int) -> npt.NDArray[np.int8]:
     nibbles = np.stack([pairs << 4 >> 4, pairs >> 4], axis=1).ravel()  # >> keeps the sign
     padding = nibbles[count:]
-    refuse(padding != 0, padding, "half byte after the last value", "0", RE_ENCODE)
+    reject_values(padding != 0, padding, "half byte after the last value", "0", RE_ENCODE)
     return nibbles[:count]
 
 
 def _quantized(features: Float32Array, largest: int) -> tuple[bytes, npt.NDArray[np.int8]]:
     """Scales as bytes, and the values in steps of their scale, at most `largest` in magnitude."""
     exact: Float32Array = np.abs(features).max(axis=1) / np.float32(largest)
-    refuse(exact > _FP16_MAX, exact, "scale", "at most fp16's 65504", CHECK_MODEL)
+    reject_values(exact > _FP16_MAX, exact, "scale", "at most fp16's 65504", CHECK_MODEL)
     scales = exact.astype(_HALF)
     # The decoder gets the rounded scale, so quantizing with it keeps the error within half a step.
     # A scale that was rounded down puts the largest values slightly above the range: clip them.
@@ -81,6 +86,6 @@ def _quantized(features: Float32Array, largest: int) -> tuple[bytes, npt.NDArray
 def _scales(payload: memoryview, tokens: int) -> Float32Array:
     """Scales at the beginning of a payload: (tokens, 1)."""
     scales = np.frombuffer(payload, _HALF, count=tokens).astype(np.float32)
-    refuse(~np.isfinite(scales), scales, "scale", "a finite number", CHECK_MODEL)
-    refuse(np.signbit(scales), scales, "scale", "no sign bit", RE_ENCODE)
+    reject_values(~np.isfinite(scales), scales, "scale", "a finite number", CHECK_MODEL)
+    reject_values(np.signbit(scales), scales, "scale", "no sign bit", RE_ENCODE)
     return scales[:, np.newaxis]

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from esrt.arrays import Float32Array
 from esrt.errors import FingerprintMismatch, PacketContentError, PacketError
-from esrt.wire.codec import CHECK_MODEL, RE_ENCODE, Codec, Split, refuse
+from esrt.wire.codec import CHECK_MODEL, RE_ENCODE, Codec, Split, reject_values
 
 FREQUENCY_BITS = 16
 ID_BYTES = 4
@@ -112,7 +112,9 @@ class TransformTables:
         """
         with np.errstate(over="ignore", invalid="ignore"):
             coefficients = cosine(np.matmul(features - self.mean, self.analysis.T), self._block)
-        refuse(~np.isfinite(coefficients), coefficients, "coefficient", "finite ones", CHECK_MODEL)
+        reject_values(
+            ~np.isfinite(coefficients), coefficients, "coefficient", "a finite number", CHECK_MODEL
+        )
         limits = self.limits[self._classes_of(len(features))]
         return np.asarray(np.rint(coefficients).clip(-limits, limits), np.int32)
 
@@ -124,7 +126,7 @@ class TransformTables:
         return features
 
     def ordered(self, integers: Integers) -> list[Integers]:
-        """The written ones of integers (T, K): one array for each class from 1, in scan order."""
+        """Integers (T, K) that are written: one array for each class from 1, in scan order."""
         classes = self._classes_of(len(integers))
         return [integers[classes == number] for number in range(1, len(self.limits))]
 

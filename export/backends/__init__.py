@@ -2,7 +2,7 @@
 
 A backend's package holds three names:
 
-- ``KIND`` in ``__init__.py``: the `esrt.manifest.Kind` of its artifacts;
+- ``KIND`` in ``__init__.py``: the ``kind`` in its artifacts' manifests;
 - ``RECIPE`` in ``recipe.py``: an `export.recipe.ExportRecipe`;
 - ``load_runner`` in ``runner.py``: loads an artifact's file and returns the function that runs it.
 

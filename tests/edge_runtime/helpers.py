@@ -142,7 +142,7 @@ def describe(folder: Path, **changes: Any) -> Manifest:
 
 
 @dataclass
-class Exchange:
+class ServedRequest:
     """One request, with methods to answer it."""
 
     path: str
@@ -191,7 +191,7 @@ class Exchange:
         self.handler.close_connection = True
 
 
-def translate_well(exchange: Exchange) -> None:
+def translate_well(exchange: ServedRequest) -> None:
     """Answer as a working gateway does."""
     if "text/event-stream" in exchange.headers["accept"]:
         exchange.stream(EVENTS)
@@ -203,8 +203,8 @@ def translate_well(exchange: Exchange) -> None:
 class Gateway:
     """A real HTTP server on loopback that answers by a script and records the requests."""
 
-    answer: Callable[[Exchange], None] = translate_well
-    exchanges: list[Exchange] = field(default_factory=list)
+    answer: Callable[[ServedRequest], None] = translate_well
+    exchanges: list[ServedRequest] = field(default_factory=list)
     url: str = ""
 
     def server(self) -> ThreadingHTTPServer:
@@ -216,7 +216,7 @@ class Gateway:
 
             def do_POST(self) -> None:
                 url = urlsplit(self.path)
-                exchange = Exchange(
+                exchange = ServedRequest(
                     url.path,
                     dict(parse_qsl(url.query)),
                     {name.lower(): value for name, value in self.headers.items()},

@@ -39,6 +39,7 @@ def test_names_come_from_the_manifest(tmp_path: Path) -> None:
     [
         ({"kind": "executorch"}, "ExecuTorch cannot load"),
         ({"kind": "coreml"}, "'coreml'"),
+        ({"kind": "tflite"}, "'tflite'"),
         ({"inputs": (TensorSpec("audio", "float32", (1, None)),)}, "'audio'"),
         ({"outputs": (TensorSpec("logits", "float32", (1, None)),)}, "'logits'"),
         ({"inputs": ()}, "0 inputs"),

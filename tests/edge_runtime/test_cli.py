@@ -22,8 +22,8 @@ from tests.edge_runtime.helpers import (
     PROBLEM,
     REPOSITORY,
     WIDTH,
-    Exchange,
     Gateway,
+    ServedRequest,
     describe,
     run,
     speech,
@@ -120,7 +120,8 @@ def warned(result: CompletedProcess[str], *warnings: str) -> None:
     assert json.loads(result.stdout)["warnings"] == list(warnings)
 
 
-CUT = "the answer was cut at its longest; send shorter speech."
+CUT = "the answer was cut at the maximum length; send shorter speech."
+REPEATED = "the answer was cut because the text repeated itself."
 EMPTY = "the decoder wrote no translation; the speech may be outside the model's domain."
 
 
@@ -129,6 +130,7 @@ EMPTY = "the decoder wrote no translation; the speech may be outside the model's
     ("changes", "warnings"),
     [
         ({"finish": "length"}, [CUT]),
+        ({"finish": "repetition"}, [REPEATED]),
         ({"translation": ""}, [EMPTY]),
         ({"translation": " \n"}, [EMPTY]),
         ({"finish": "length", "translation": ""}, [CUT, EMPTY]),
@@ -142,7 +144,7 @@ def test_an_incomplete_answer_is_announced(
     changes: dict[str, str],
     warnings: list[str],
 ) -> None:
-    def answer(exchange: Exchange) -> None:
+    def answer(exchange: ServedRequest) -> None:
         if stream == "--stream":
             exchange.stream([*EVENTS[:2], ("done", DONE | changes)])
         else:
@@ -300,7 +302,7 @@ def test_an_interrupt_ends_quietly(gateway: Gateway, artifact: Path, utterance: 
     waiting = threading.Event()
     release = threading.Event()
 
-    def answer(exchange: Exchange) -> None:
+    def answer(exchange: ServedRequest) -> None:
         waiting.set()
         release.wait(60)
 

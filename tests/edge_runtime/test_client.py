@@ -30,8 +30,8 @@ from tests.edge_runtime.helpers import (
     MISMATCH,
     NOT_READY,
     PROBLEM,
-    Exchange,
     Gateway,
+    ServedRequest,
 )
 
 PACKET = b"ESRT, as far as the client cares"
@@ -136,7 +136,7 @@ def test_unknown_events_and_fields_are_passed_over(gateway: Gateway) -> None:
 
 
 def test_times(gateway: Gateway) -> None:
-    def slowly(exchange: Exchange) -> None:
+    def slowly(exchange: ServedRequest) -> None:
         def events() -> Any:
             time.sleep(0.1)
             yield EVENTS[0]
@@ -307,7 +307,7 @@ def test_control_characters_of_a_server_are_dropped(gateway: Gateway) -> None:
 @both
 @pytest.mark.parametrize("status", [200, 503])
 def test_answers_that_could_exhaust_the_memory(gateway: Gateway, call: Call, status: int) -> None:
-    def packed(exchange: Exchange) -> None:
+    def packed(exchange: ServedRequest) -> None:
         body = gzip.compress(bytes(1 << 24))
         exchange.handler.send_response(status)
         exchange.handler.send_header("Content-Type", exchange.headers["accept"])
@@ -364,7 +364,7 @@ def test_a_stream_in_single_bytes(gateway: Gateway) -> None:
 def test_invalid_json_values(gateway: Gateway, call: Call, text: object) -> None:
     done = DONE | {"transcript": text}
 
-    def answer(exchange: Exchange) -> None:
+    def answer(exchange: ServedRequest) -> None:
         if call is stream:
             exchange.stream([("done", json.dumps(done))])
         else:

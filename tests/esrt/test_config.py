@@ -11,6 +11,7 @@ from esrt.config import CONFIGS, ModelConfig, named_config
 from esrt.errors import CheckpointError
 from esrt.languages import LANGUAGES
 from esrt.model import EdgeModel
+from esrt.wire import Split
 from tests.tiny_checkpoint import TINY
 
 # A small model in the form of the released ones: learned queries over a padded input.
@@ -81,7 +82,7 @@ def test_tokens_follow_the_length(config: ModelConfig) -> None:
     for frames in (multiple, 2 * multiple, 7 * multiple, longest):
         with torch.inference_mode():
             features = model.features(torch.zeros(1, config.encoder.mel_bins, frames))
-        assert features.shape == (1, config.tokens(frames), config.feature_width("qformer"))
+        assert features.shape == (1, config.tokens(frames), config.feature_width(Split.QFORMER))
     assert config.max_tokens == config.tokens(longest)
 
 
@@ -90,7 +91,7 @@ def test_tokens_of_learned_queries_are_fixed() -> None:
     with torch.inference_mode():
         embeddings = model(torch.zeros(2, QUERIES.encoder.mel_bins, QUERIES.max_frames))
     assert QUERIES.max_frames == 200
-    assert embeddings.shape == (2, QUERIES.max_tokens, QUERIES.feature_width("adapter"))
+    assert embeddings.shape == (2, QUERIES.max_tokens, QUERIES.feature_width(Split.ADAPTER))
     assert QUERIES.max_tokens == 5
 
 
@@ -111,8 +112,9 @@ def test_large_models_have_the_published_shapes(name: str, decoder_width: int) -
         embeddings = model.mlp(features)
     assert config.max_frames == 3000
     assert states.shape == (1, 1500, 1280)
-    assert features.shape == (1, 80, 768) == (1, config.max_tokens, config.feature_width("qformer"))
+    assert features.shape == (1, 80, 768)
+    assert (config.max_tokens, config.feature_width(Split.QFORMER)) == (80, 768)
     assert embeddings.shape == (1, 80, decoder_width)
-    assert config.feature_width("adapter") == decoder_width
+    assert config.feature_width(Split.ADAPTER) == decoder_width
     # transformers' whisper-large-v3 has 636,968,960 numbers in its encoder.
     assert sum(parameter.numel() for parameter in model.encoder.parameters()) == 636_968_960

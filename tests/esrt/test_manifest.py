@@ -163,7 +163,6 @@ def test_every_mistyped_value_is_refused(artifact: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("kind", "tflite"),
         ("precision", "int4"),
         ("split", "decoder"),
         ("format", 2),

@@ -16,7 +16,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from esrt.checkpoint import Checkpoint, random_checkpoint
 from esrt.config import ModelConfig, named_config
 from esrt.languages import direction
-from esrt.model import EdgeModel, Projector, SpeechEncoder, generate_greedy, join
+from esrt.model import EdgeModel, Projector, SpeechEncoder, generate_greedy, join_features_and_text
 from esrt.prompt import separator, target_text
 from tests.tiny_checkpoint import DIRECTIONS, SENTENCES, TINY, features
 
@@ -186,7 +186,7 @@ def test_random_models_follow_their_seed_alone() -> None:
 def test_join_puts_the_padding_in_front() -> None:
     embeddings = torch.tensor([[1.0, 2, 3], [4, 0, 0], [5, 6, 0]])[..., None]
     text = torch.tensor([[10.0, 11], [12, 13], [14, 15]])[..., None]
-    sequence, mask = join(embeddings, torch.tensor([3, 1, 2]), text)
+    sequence, mask = join_features_and_text(embeddings, torch.tensor([3, 1, 2]), text)
     assert mask.tolist() == [[True] * 5, [False] * 2 + [True] * 3, [False] + [True] * 4]
     rows = [row[kept].flatten().tolist() for row, kept in zip(sequence, mask, strict=True)]
     assert rows == [[1, 2, 3, 10, 11], [4, 12, 13], [5, 6, 14, 15]]

@@ -19,6 +19,7 @@ from esrt import wire
 from esrt.arrays import Float32Array
 from esrt.bundled import REPOSITORY
 from esrt.errors import PacketContentError, PacketError, PacketTooLarge
+from esrt.wire.packet import payload_size
 
 GOLDEN = REPOSITORY / "tests/golden"
 INDEX = json.loads((GOLDEN / "packets/index.json").read_text())
@@ -178,7 +179,7 @@ def test_fields_survive(
     assert (packet.fingerprint, packet.split, packet.codec) == (fingerprint, split, codec)
     assert packet.duration_ms == duration_ms
     assert packet.features.shape == features.shape
-    expected = wire.payload_size(codec, *features.shape)
+    expected = payload_size(codec, *features.shape)
     assert len(data) == wire.HEADER_BYTES + (expected or 0)
     assert wire.claimed_tokens(data) == len(features)
 
@@ -381,7 +382,7 @@ def test_rewritten_header_with_a_right_checksum(packet: bytes, fields: dict[str,
 def test_random_payload_with_a_right_header(
     tokens: int, width: int, codec: wire.Codec, data: st.DataObject
 ) -> None:
-    size = wire.payload_size(codec, tokens, width) or 0
+    size = payload_size(codec, tokens, width) or 0
     payload = data.draw(st.binary(min_size=size, max_size=size))
     header = make(ramp(), codec)[:32]
     packet = reseal(header + payload, tokens=tokens, width=width, payload_bytes=size)

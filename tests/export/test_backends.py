@@ -35,7 +35,7 @@ from tests.export.helpers import (
     relabel,
 )
 from training import codec
-from training.codec import RateTarget, Sample
+from training.codec import FeatureSample, RateTarget
 
 INT8 = ("int8", "static", "kept")
 # q, k, v, out and two of the feed-forward in the encoder's layer; the same and a second attention
@@ -296,10 +296,10 @@ def test_codec_tables_go_with_the_features_they_describe(
     shutil.copytree(lively.folder, tmp_path / "checkpoint")
     checkpoint = open_checkpoint(tmp_path / "checkpoint")
     random = np.random.default_rng(0)
-    sample = Sample(
+    sample = FeatureSample(
         [random.normal(size=(20, 24)).astype(np.float32)] * 5, random.normal(size=(100, 24)), 1.0
     )
-    tables = codec.fit(sample, RateTarget(0.2, 0.1), 8)
+    tables = codec.fit_tables(sample, RateTarget(0.2, 0.1), 8)
     codec.write(checkpoint, wire.Split.QFORMER, {wire.Codec.KLT: tables})
     monkeypatch.setattr(parity, "measure", lambda *_: {"cosine_min": 1.0, "error_max": 0.0})
     out = tmp_path / split
@@ -347,7 +347,7 @@ def test_the_doctor_accepts_it(
 ) -> None:
     if form != "int8":  # each measurement is a process
         monkeypatch.setattr(peak_memory, "peak_bytes", lambda _: 100_000)
-    diagnosis = doctor.inspect_artifact(artifact.folder, lively)
+    diagnosis = doctor.inspect_artifact(artifact.folder, read_manifest(artifact.folder), lively)
     assert diagnosis.problems == ()
     assert (diagnosis.kind, diagnosis.precision) == (
         *(artifact.recipe.kind, artifact.form.precision),
@@ -382,5 +382,5 @@ def test_the_doctor_refuses_int8_in_name_only(
     monkeypatch.setattr(peak_memory, "peak_bytes", lambda _: None)
     folder = copied(kind, "fp32")
     relabel(folder, precision="int8")
-    (problem,) = doctor.inspect_artifact(folder, None).problems
+    (problem,) = doctor.inspect_artifact(folder, read_manifest(folder), None).problems
     assert f"{LINEAR_LAYERS} of {LINEAR_LAYERS} linear layers in floating point" in problem

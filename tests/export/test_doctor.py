@@ -23,6 +23,7 @@ from esrt.bundled import CHECKPOINT, REPOSITORY
 from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.errors import ArtifactError
 from esrt.manifest import Activations, Precision, Quantization, read_manifest
+from esrt.wire import Split
 from export import doctor, peak_memory, quantization_error
 from export.backends import get_recipe
 from export.backends.xnnpack import delegation_report, lower
@@ -101,7 +102,7 @@ def test_a_linear_layer_on_a_portable_kernel(
     monkeypatch.setattr(lower, "Partitioner", all_but_linear)
     monkeypatch.setattr(delegation_report, "check", lambda *_: None)
     out = tmp_path / "artifact"
-    export(get_recipe("executorch"), lively, out, Precision.FP32, "qformer")
+    export(get_recipe("executorch"), lively, out, Precision.FP32, Split.QFORMER)
     result = run_doctor(out)
     assert result.exit_code == 1, result.output
     assert "linear layers run on portable kernels" in result.output
@@ -117,7 +118,7 @@ def test_changed_weights(copied: Callable[[str, str], Path], lively: Checkpoint)
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     onnx.save(model, folder / "model.onnx")
     relabel(folder)
-    problems = doctor.inspect_artifact(folder, lively).problems
+    problems = doctor.inspect_artifact(folder, read_manifest(folder), lively).problems
     assert any("not the checkpoint's" in problem for problem in problems)
     assert any("features are not torch's" in problem for problem in problems)
 
@@ -140,13 +141,21 @@ def test_no_graph_at_all(kind: str, copied: Callable[[str, str], Path]) -> None:
     (folder / read_manifest(folder).entry).write_bytes(b"not a graph" * 9)
     relabel(folder)
     with pytest.raises(ArtifactError, match="cannot be read"):
-        doctor.inspect_artifact(folder, None)
+        doctor.inspect_artifact(folder, read_manifest(folder), None)
+
+
+def test_an_unknown_kind(copied: Callable[[str, str], Path]) -> None:
+    folder = copied("onnx", "fp32")
+    relabel(folder, kind="tflite")
+    with pytest.raises(ArtifactError, match="'tflite'"):
+        doctor.inspect_artifact(folder, read_manifest(folder), None)
 
 
 def test_another_checkpoint(artifacts: Exporter) -> None:
     nano = open_checkpoint(CHECKPOINT)
+    folder = artifacts("onnx", "fp32").folder
     with pytest.raises(ArtifactError, match=nano.fingerprint):
-        doctor.inspect_artifact(artifacts("onnx", "fp32").folder, nano)
+        doctor.inspect_artifact(folder, read_manifest(folder), nano)
 
 
 def test_layers_in_floating_point_must_be_named(artifacts: Exporter) -> None:

@@ -5,6 +5,7 @@ import pytest
 from esrt.errors import CheckFailed
 from esrt.manifest import Precision
 from esrt.model import EdgeModel
+from esrt.wire import Split
 from export import parity
 from export.tracing import DeviceGraph
 from tests.export.helpers import Exporter
@@ -32,6 +33,6 @@ def test_a_graph_of_another_model_fails_parity(artifacts: Exporter, model: EdgeM
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     weights["encoder.layers.0.fc1.weight"] *= 1.05
     other.load_state_dict(weights)
-    figures = parity.measure(DeviceGraph(other, "qformer"), artifacts("onnx", "fp32").run)
+    figures = parity.measure(DeviceGraph(other, Split.QFORMER), artifacts("onnx", "fp32").run)
     with pytest.raises(CheckFailed):
         parity.check(figures, parity.BOUNDS[Precision.FP32])

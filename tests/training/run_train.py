@@ -20,8 +20,8 @@ train.SAVE_EVERY_SECONDS = 0
 evaluate.MAX_NEW_TOKENS = 4
 
 
-class KilledRun(train.Run):
-    """Run that kills its process."""
+class KilledRun(train.TrainingRun):
+    """Training run that kills its process."""
 
     def train_step(self, batch: Batch) -> dict[str, float]:
         if self.step + 1 == int(os.environ["KILL_AT"]):
@@ -32,6 +32,6 @@ class KilledRun(train.Run):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if "KILL_AT" in os.environ:
-        train.Run = KilledRun  # type: ignore[misc]
+        train.TrainingRun = KilledRun  # type: ignore[misc]
     with exit_on_error():
         typer.run(train.main)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esrt.arrays import Float32Array
-from training.augment import add_noise, augment, narrow, reverberate
+from training.augment import add_noise, augment, limit_bandwidth, reverberate
 from training.recipe import Augmentation
 
 RATE = 16_000
@@ -75,7 +75,7 @@ def test_the_direct_sound_comes_first() -> None:
 @pytest.mark.parametrize("rate", [8000, 11_025])
 def test_a_narrow_band_has_nothing_above_half_its_rate(rate: int) -> None:
     audio = white()
-    found = narrow(audio, rate)
+    found = limit_bandwidth(audio, rate)
     before, after = (power(sound, 1.02 * rate / 2, RATE / 2) for sound in (audio, found))
     assert after < 1e-4 * before
     kept = [power(sound, 100, 0.85 * rate / 2) for sound in (audio, found)]

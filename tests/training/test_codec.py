@@ -14,12 +14,12 @@ from esrt.model import EdgeModel
 from esrt.wire import Codec, Split
 from tests.training.helpers import SMALL
 from training import codec
-from training.codec import RateTarget, Sample
+from training.codec import FeatureSample, RateTarget
 from training.corpus.build import Corpus
 from training.training_model import decoder_config
 
 
-def correlated(seed: int = 0, utterances: int = 60) -> Sample:
+def correlated(seed: int = 0, utterances: int = 60) -> FeatureSample:
     """Make features of width 6; the gradients lie in the first two directions only."""
     random = np.random.default_rng(seed)
     mixing = random.normal(size=(6, 6))
@@ -30,12 +30,12 @@ def correlated(seed: int = 0, utterances: int = 60) -> Sample:
         for _ in range(utterances)
     ]
     gradients = random.normal(size=(sum(map(len, features)), 6)) * [1, 1, 0, 0, 0, 0]
-    return Sample(features, 0.1 * gradients, seconds=100.0)
+    return FeatureSample(features, 0.1 * gradients, seconds=100.0)
 
 
 def test_coefficients_are_uncorrelated_and_in_steps() -> None:
     sample = correlated()
-    tables = codec.fit(sample, RateTarget(0.05, 0.1), 1)
+    tables = codec.fit_tables(sample, RateTarget(0.05, 0.1), 1)
     features = np.concatenate(sample.features)
     y = (features - tables.mean) @ tables.analysis.T
     correlations = np.corrcoef(y.T) - np.eye(len(y.T))
@@ -46,7 +46,7 @@ def test_coefficients_are_uncorrelated_and_in_steps() -> None:
 
 def test_directions_with_gradients_get_more_bits() -> None:
     sample = correlated()
-    tables = codec.fit(sample, RateTarget(0.2, 1e-4), 4)
+    tables = codec.fit_tables(sample, RateTarget(0.2, 1e-4), 4)
     error, size = np.zeros(6), np.zeros(6)
     for features in sample.features:
         decoded = tables.reconstruct(tables.quantize(features).astype(np.float32))
@@ -60,7 +60,7 @@ def test_smaller_steps_cost_more_and_lose_less() -> None:
     sample = correlated()
     costs, errors = [], []
     for step in (0.4, 0.2, 0.1):
-        tables = codec.fit(sample, RateTarget(step, 0.1), 4)
+        tables = codec.fit_tables(sample, RateTarget(step, 0.1), 4)
         integers = [tables.quantize(features) for features in sample.features]
         costs.append(sum(len(tables.write(one)) for one in integers))
         errors.append(
@@ -92,7 +92,7 @@ def test_codec_tables_are_computed_for_a_checkpoint(checkpoint: Checkpoint, corp
     assert sample.gradients.std() > 0
     scale = float(np.sqrt(np.trace(sample.gradients.T @ sample.gradients) / len(sample.gradients)))
     spread = float(np.concatenate(sample.features).std())
-    tables = codec.fit(sample, RateTarget(0.05 * scale * spread, 0.1), 8)
+    tables = codec.fit_tables(sample, RateTarget(0.05 * scale * spread, 0.1), 8)
     codec.write(checkpoint, Split.QFORMER, {Codec.KLT: tables})
     codec_tables = checkpoint.codec_tables()
     assert codec_tables is not None
@@ -119,10 +119,14 @@ def test_new_weights_invalidate_codec_tables(
     decoder = Gemma3ForCausalLM(decoder_config(SMALL, tokenizer))
     folder = tmp_path / "small"
     first = save_checkpoint(folder, EdgeModel(SMALL), decoder, tokenizer, torch.float32)
-    codec.write(first, Split.QFORMER, {Codec.KLT: codec.fit(correlated(), RateTarget(0.2, 0.1), 4)})
+    codec.write(
+        first, Split.QFORMER, {Codec.KLT: codec.fit_tables(correlated(), RateTarget(0.2, 0.1), 4)}
+    )
     assert first.codec_tables() is not None
     second = save_checkpoint(folder, EdgeModel(SMALL), decoder, tokenizer, torch.float32)
     assert second.codec_tables() is None
-    codec.write(first, Split.QFORMER, {Codec.KLT: codec.fit(correlated(), RateTarget(0.2, 0.1), 4)})
+    codec.write(
+        first, Split.QFORMER, {Codec.KLT: codec.fit_tables(correlated(), RateTarget(0.2, 0.1), 4)}
+    )
     with pytest.raises(CheckpointError, match=first.fingerprint):
         second.codec_tables()

@@ -23,7 +23,7 @@ from training.corpus.build import Corpus
 from training.data import Batch
 from training.recipe import Recipe, Task
 from training.sampling import Item
-from training.train import Run
+from training.train import TrainingRun
 
 STEPS = 2
 ASR_THEN_SRT = [{"until": 0.5, "tasks": {"asr": 1}}, {"until": 1, "tasks": {"srt": 1}}]
@@ -36,7 +36,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "MAX_NEW_TOKENS", 4)
 
 
-def batch_of(run: Run, start: int = 0, seconds: int = 1) -> Batch:
+def batch_of(run: TrainingRun, start: int = 0, seconds: int = 1) -> Batch:
     """Make a batch of four examples, their noise repeated or cut to the given length."""
     items = [
         Item(example, "eng" if example.language != "eng" else "deu", Task.SRT)
@@ -51,9 +51,9 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def started(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def started(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
     """Make a run that was saved after some steps."""
-    run = Run(recipe(), corpus, tmp_path_factory.mktemp("run"))
+    run = TrainingRun(recipe(), corpus, tmp_path_factory.mktemp("run"))
     for step in range(STEPS):
         run.train_step(batch_of(run, 4 * step))
     run.seconds = 12.5
@@ -61,8 +61,8 @@ def started(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def test_a_run_resumes_from_its_save(started: Run, corpus: Corpus) -> None:
-    resumed = Run(recipe(), corpus, started.folder)
+def test_a_run_resumes_from_its_save(started: TrainingRun, corpus: Corpus) -> None:
+    resumed = TrainingRun(recipe(), corpus, started.folder)
     assert (resumed.step, resumed.seconds) == (STEPS, 12.5)
     expected = started.model.state_dict()
     assert all(torch.equal(expected[k], v) for k, v in resumed.model.state_dict().items())
@@ -76,16 +76,16 @@ def test_a_run_resumes_from_its_save(started: Run, corpus: Corpus) -> None:
 
 
 def test_a_fresh_folder_starts_from_the_seed(corpus: Corpus, tmp_path: Path) -> None:
-    one, again = (Run(recipe(), corpus, tmp_path / name) for name in "ab")
-    other = Run(recipe(seed=18), corpus, tmp_path / "c")
+    one, again = (TrainingRun(recipe(), corpus, tmp_path / name) for name in "ab")
+    other = TrainingRun(recipe(seed=18), corpus, tmp_path / "c")
     weights = [run.model.edge.q_former.query for run in (one, again, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
-    assert (one.step, one.seconds, one.done) == (0, 0.0, 0.0)
+    assert (one.step, one.seconds, one.progress) == (0, 0.0, 0.0)
 
 
 def test_losses_fall_on_a_repeated_batch(corpus: Corpus, tmp_path: Path) -> None:
-    run = Run(recipe(learning_rate=1e-2, steps=200), corpus, tmp_path)
+    run = TrainingRun(recipe(learning_rate=1e-2, steps=200), corpus, tmp_path)
     batch = batch_of(run, seconds=4)  # long enough for the CTC targets
     losses = [run.train_step(batch) for _ in range(30)]
     assert losses[-1]["text"] < 0.5 * losses[0]["text"]
@@ -95,7 +95,7 @@ def test_losses_fall_on_a_repeated_batch(corpus: Corpus, tmp_path: Path) -> None
 
 
 def test_the_learning_rate_rises_and_falls(corpus: Corpus, tmp_path: Path) -> None:
-    run = Run(recipe(steps=8, warmup_steps=4, learning_rate=0.01), corpus, tmp_path)
+    run = TrainingRun(recipe(steps=8, warmup_steps=4, learning_rate=0.01), corpus, tmp_path)
     batch, rates = batch_of(run), []
     for _ in range(8):
         run.train_step(batch)
@@ -106,8 +106,8 @@ def test_the_learning_rate_rises_and_falls(corpus: Corpus, tmp_path: Path) -> No
     assert 0 < rates[-1] < 0.1 * rates[3]
 
 
-def test_the_checkpoint_is_the_trained_model(started: Run, corpus: Corpus) -> None:
-    started.export()
+def test_the_checkpoint_is_the_trained_model(started: TrainingRun, corpus: Corpus) -> None:
+    started.write_checkpoint()
     checkpoint = open_checkpoint(started.folder / "checkpoint")
     assert checkpoint.config == started.model.config
     expected, found = started.model.edge.state_dict(), checkpoint.edge_model().state_dict()
@@ -126,7 +126,7 @@ def test_the_checkpoint_is_the_trained_model(started: Run, corpus: Corpus) -> No
 def test_stages_follow_one_another(corpus: Corpus, tmp_path: Path) -> None:
     """Each row of the log names the tasks of its stage."""
     settings = recipe(steps=4, stages=ASR_THEN_SRT, letter_ctc=0)
-    Run(settings, corpus, tmp_path).run(first_examples(corpus, 2))
+    TrainingRun(settings, corpus, tmp_path).run(first_examples(corpus, 2))
     found = rows(tmp_path)
     assert [row["step"] for row in found] == [1, 2, 3, 4]
     assert [row["tasks"] for row in found] == ["asr 1"] * 2 + ["srt 1"] * 2
@@ -140,16 +140,16 @@ def test_stages_follow_one_another(corpus: Corpus, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("seed", [2, 3])
 def test_the_data_stream_takes_any_seed(corpus: Corpus, tmp_path: Path, seed: int) -> None:
-    Run(recipe(steps=1, seed=seed), corpus, tmp_path).run(first_examples(corpus, 1))
+    TrainingRun(recipe(steps=1, seed=seed), corpus, tmp_path).run(first_examples(corpus, 1))
     assert [row["step"] for row in rows(tmp_path)] == [1]
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_budget_of_minutes_ends_the_run(corpus: Corpus, tmp_path: Path) -> None:
     settings = recipe(minutes=0.005)
-    Run(settings, corpus, tmp_path).run(first_examples(corpus, 1))
-    finished = Run(settings, corpus, tmp_path)
-    assert finished.done >= 1
+    TrainingRun(settings, corpus, tmp_path).run(first_examples(corpus, 1))
+    finished = TrainingRun(settings, corpus, tmp_path)
+    assert finished.progress >= 1
     assert finished.seconds >= 0.3
     assert finished.step == rows(tmp_path)[-1]["step"] >= 1
     # A finished run only writes the checkpoint again.

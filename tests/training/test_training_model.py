@@ -22,7 +22,7 @@ from training.corpus.build import Corpus
 from training.data import IGNORE, Batch
 from training.recipe import RecipeError, Task
 from training.sampling import Item
-from training.train import Run
+from training.train import TrainingRun
 from training.training_model import TrainingModel
 
 TAGS = [language.tag for language in LANGUAGES.values()]
@@ -150,7 +150,7 @@ def test_the_voice_loss_of_equal_features_is_zero(corpus: Corpus, initial: Path)
 
 def test_training_lowers_the_voice_loss(corpus: Corpus, initial: Path, tmp_path: Path) -> None:
     settings = {"letter_ctc": 0, "piece_ctc": 0, "frozen": ["mlp", "decoder"]}
-    run = Run(recipe(initial=initial, speaker_invariance=1.0, **settings), corpus, tmp_path)
+    run = TrainingRun(recipe(initial=initial, speaker_invariance=1.0, **settings), corpus, tmp_path)
     batch, teacher = parallel_to_itself(run.model, corpus), copied(run.model.teacher)
     perturb(run.model)
     losses = [run.train_step(batch)["voice"] for _ in range(30)]
@@ -313,7 +313,7 @@ def test_a_checkpoint_of_another_model_is_an_error(
     "frozen", [["encoder"], ["q_former", "mlp"], ["decoder"], ["encoder", "decoder"]], ids=str
 )
 def test_frozen_parts_do_not_change(corpus: Corpus, tmp_path: Path, frozen: list[str]) -> None:
-    run = Run(recipe(frozen=frozen), corpus, tmp_path)
+    run = TrainingRun(recipe(frozen=frozen), corpus, tmp_path)
     model = run.model
     parts = {"decoder": model.decoder} | {
         name: getattr(model.edge, name) for name in ("encoder", "q_former", "mlp")

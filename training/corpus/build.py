@@ -90,7 +90,7 @@ class Corpus:
         assert self.parallel_audio is not None
         return _cut(self.parallel_audio, example)
 
-    def only(self, languages: Collection[str]) -> "Corpus":
+    def in_languages(self, languages: Collection[str]) -> "Corpus":
         """Select the utterances and the texts in some languages."""
         return replace(
             self,

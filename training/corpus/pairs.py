@@ -1,4 +1,6 @@
-"""Parallel speech for speaker invariance: utterances by many voices, each also by one voice.
+"""Parallel speech for speaker invariance.
+
+Each utterance is spoken by one of many voices and by the reference voice.
 
 The trained encoder learns to give every voice the features of the reference voice. This is the
 teacher disentanglement of ContentVec (Qian et al., arXiv 2204.09224) with exactly parallel speech.

@@ -41,10 +41,12 @@ def inspect(path: Path, _: Manifest, mel: Float32Array) -> Inspection:
         )
 
     program.run({INPUT: mel[None]}, note)
-    needs = [program.needs]
+    requirements = [program.requirements]
     if any(operation.integer for operation in operations):
-        needs.append("A17 Pro, M4 or newer for int8 products; older chips compute them in fp16")
-    return Inspection(tuple(operations), lambda: _weights(program), tuple(needs))
+        requirements.append(
+            "A17 Pro, M4 or newer for int8 products; older chips compute them in fp16"
+        )
+    return Inspection(tuple(operations), lambda: _weights(program), tuple(requirements))
 
 
 def _macs_per_output(step: Step, arguments: Arguments) -> int:

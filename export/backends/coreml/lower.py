@@ -51,7 +51,7 @@ def lower(
     linear = len(program.of_type("linear"))
     return (
         ("program", f"{len(program.steps)} operations, {linear} of them linear layers"),
-        ("needs", program.needs),
+        ("needs", program.requirements),
     )
 
 

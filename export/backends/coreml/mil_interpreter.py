@@ -42,7 +42,7 @@ _BLOB_HEADER = struct.Struct("<IIQQ")
 _BLOB_SENTINEL = 0xDEADBEEF
 _BLOB_TYPES = {1: np.float16, 2: np.float32, 4: np.int8}
 _MODEL_PATH = "@model_path/"
-_REMEDY = "Export it again: python export/to_coreml.py."
+_REMEDY = "Export the artifact again: python export/to_coreml.py."
 # Oldest systems that read a version of the specification, by Apple's release notes.
 _SYSTEMS = {
     7: "iOS 16, macOS 13, watchOS 9 or tvOS 16",
@@ -115,7 +115,7 @@ class Program:
                 self._last_used[index].append(name)
 
     @property
-    def needs(self) -> str:
+    def requirements(self) -> str:
         """Oldest systems that run the program."""
         return _SYSTEMS[self.spec.specificationVersion]
 
@@ -132,7 +132,7 @@ class Program:
             return
         function = OPERATIONS.get(operation.type)
         if function is None:
-            raise _unknown(operation, "is not known")
+            raise _unknown(operation, "is not supported")
         inputs: dict[str, tuple[str, ...]] = {}
         for parameter, argument in operation.inputs.items():
             inputs[parameter] = tuple(
@@ -145,7 +145,9 @@ class Program:
                 self.constants[f"{name}.{parameter}"] = read(value)
         for parameter in inputs:
             if parameter not in inspect.signature(function).parameters:
-                raise _unknown(operation, f"has the parameter {parameter!r}, which is not known")
+                raise _unknown(
+                    operation, f"has the parameter {parameter!r}, which is not supported"
+                )
         dtype, shape = _tensor_type(operation.outputs[0].type)
         self.steps.append(Step(operation.type, name, inputs, _torch_type(dtype), shape))
 

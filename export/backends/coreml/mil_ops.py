@@ -23,7 +23,7 @@ def cast(x: Tensor, dtype: str) -> Tensor:
 def concat(values: list[Tensor], axis: Tensor, interleave: Tensor) -> Tensor:
     """Join along an axis, one value after the other."""
     if interleave:
-        raise ValueError("interleaving is not known")
+        raise ValueError("interleaving is not supported")
     # Sizes are scalars.
     return torch.cat(
         [value.reshape(-1) if value.ndim == 0 else value for value in values], int(axis)
@@ -52,7 +52,7 @@ def conv(
 ) -> Tensor:
     """Convolve (batch, channels, length); ``pad`` is the number of zeros before and after."""
     if pad_type != "custom":
-        raise ValueError(f"the padding {pad_type!r} is not known")
+        raise ValueError(f"the padding {pad_type!r} is not supported")
     return nn.functional.conv1d(
         nn.functional.pad(x, pad.tolist()),
         weight,
@@ -82,7 +82,7 @@ def gather(
 ) -> Tensor:
     """Select slices of ``x`` along an axis by index."""
     if batch_dims:
-        raise ValueError("batch dimensions are not known")
+        raise ValueError("batch dimensions are not supported")
     place: list[slice | Tensor] = [slice(None)] * x.ndim
     place[int(axis)] = indices.long()
     return x[tuple(place)]
@@ -91,14 +91,14 @@ def gather(
 def gelu(x: Tensor, mode: str) -> Tensor:
     """Gaussian error linear unit: x times the normal distribution function of x."""
     if mode != "EXACT":
-        raise ValueError(f"the mode {mode!r} is not known")
+        raise ValueError(f"the mode {mode!r} is not supported")
     return 0.5 * x * (1 + torch.erf(x / 2**0.5))
 
 
 def layer_norm(x: Tensor, axes: Tensor, gamma: Tensor, beta: Tensor, epsilon: Tensor) -> Tensor:
     """Normalize the last axis to zero mean and unit variance, then scale and shift."""
     if [axis % x.ndim for axis in axes.tolist()] != [x.ndim - 1]:
-        raise ValueError(f"the axes {axes.tolist()} are not known")
+        raise ValueError(f"the axes {axes.tolist()} are not supported")
     centred = x - x.mean(-1, keepdim=True)
     return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + epsilon) * gamma + beta
 
@@ -137,7 +137,7 @@ def reshape(x: Tensor, shape: Tensor) -> Tensor:
     """Change the shape; -1 is inferred."""
     sizes = shape.tolist()
     if 0 in sizes:
-        raise ValueError("copied dimensions are not known")
+        raise ValueError("copied dimensions are not supported")
     return x.reshape(sizes)
 
 
@@ -153,7 +153,7 @@ def slice_by_index(
     begin_mask: Tensor | None = None,
     end_mask: Tensor | None = None,
 ) -> Tensor:
-    """Slice each axis from ``begin`` to ``end``; a mask stands for the axis's edge."""
+    """Slice each axis from ``begin`` to ``end``; a set mask selects the edge of the axis."""
     first = begin.tolist() if begin_mask is None else begin.masked_fill(begin_mask, 0).tolist()
     sizes = torch.tensor(x.shape, dtype=end.dtype)
     last = (end if end_mask is None else torch.where(end_mask, sizes, end)).tolist()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from esrt.model import EdgeModel, additive
+from esrt.model import EdgeModel, additive_mask
 from esrt.wire import Split
 
 # Added to the scores of masked positions. The -1e9 of `esrt.model` is infinite in fp16.
@@ -33,7 +33,7 @@ class CoreMLGraph(nn.Module):
         window = model.q_former.window(positions)
         with torch.no_grad():
             queries = model.q_former.qformer.layernorm(model.q_former.queries(positions))
-        mask = None if window is None else additive(window)[None, None].clamp(min=_MASKED)
+        mask = None if window is None else additive_mask(window)[None, None].clamp(min=_MASKED)
         self.register_buffer("queries", queries)
         self.register_buffer("mask", mask)
         self.eval()
@@ -52,4 +52,4 @@ class CoreMLGraph(nn.Module):
             encoder_attention_mask=mask,
             query_length=queries.shape[1],
         ).last_hidden_state
-        return features if self.split == "qformer" else self.model.mlp(features)
+        return features if self.split is Split.QFORMER else self.model.mlp(features)

@@ -68,7 +68,7 @@ def inspect(path: Path, manifest: Manifest, mel: Float32Array) -> Inspection:
         if event.get("cat") == "Node" and event["name"].endswith(_KERNEL_TIME)
     )
     model = onnx.load(path, load_external_data=False)
-    return Inspection(operations, lambda: _weights(path), _needs(model, manifest))
+    return Inspection(operations, lambda: _weights(path), _requirements(model, manifest))
 
 
 def _operation(run: dict[str, Any], node: Any, constants: set[str]) -> Operation:
@@ -108,11 +108,12 @@ def _weights(path: Path) -> Iterator[tuple[str, Float32Array]]:
             yield weight, (values * numpy_helper.to_array(tensors[scale])).T
 
 
-def _needs(model: ModelProto, manifest: Manifest) -> tuple[str, ...]:
+def _requirements(model: ModelProto, manifest: Manifest) -> tuple[str, ...]:
     used = {node.domain for node in model.graph.node}
     versions = {opset.domain: opset.version for opset in model.opset_import}
     return (
         f"ONNX operator set {versions.get('', 0)}, file format {model.ir_version}; tried with"
-        f" ONNX Runtime {manifest.tools.get('onnxruntime', '?')}; any CPU that it runs on",
+        f" ONNX Runtime {manifest.tools.get('onnxruntime', '?')}; any CPU that ONNX Runtime"
+        " supports",
         *(f"operators of {domain}" for domain in sorted(used - {"", "ai.onnx"})),
     )

@@ -22,7 +22,8 @@ def load_runner(path: Path) -> Runner:
             return np.asarray(session.run([OUTPUT], {INPUT: mel})[0])
         except Exception as error:  # ONNX Runtime's errors have no common base
             raise CheckFailed(
-                f"The graph fails on an input of shape {mel.shape}: {error}.", "Export it again."
+                f"The graph fails on an input of shape {mel.shape}: {error}.",
+                "Export the artifact again.",
             ) from error
 
     return run

@@ -18,7 +18,7 @@ from executorch.exir.schema import DelegateCall, KernelCall, Tensor
 
 from esrt.arrays import Float32Array
 from esrt.errors import ArtifactError
-from esrt.manifest import Manifest
+from esrt.manifest import Manifest, Precision
 from export.backends.xnnpack.delegation_report import PRODUCTS
 from export.inspection import Inspection, Operation
 
@@ -99,7 +99,8 @@ class _Subgraph:
             return self._constants[start : start + constant["size"]]
         if self._named is None:
             raise ArtifactError(
-                "The program refers to weights that it does not contain.", "Export it again."
+                "The program refers to weights that it does not contain.",
+                "Export the artifact again.",
             )
         entry = self._named.pte_data[constant["named_key"]]
         return bytes(self._named.buffers[entry.buffer_index])
@@ -133,14 +134,14 @@ def inspect(path: Path, manifest: Manifest, _: Float32Array) -> Inspection:
         for prefix, subgraph in subgraphs.items():
             yield from subgraph.weights(prefix)
 
-    fp16_need = ("a processor with fp16 arithmetic: ARMv8.2, in phones since about 2018",)
+    fp16_requirement = ("a processor with fp16 arithmetic: ARMv8.2, in phones since about 2018",)
     return Inspection(
         tuple(operations),
         weights,
         (
             f"ExecuTorch {manifest.tools.get('executorch', '?')} or later with XNNPACK:"
             " arm64 (Android, iOS) or x86-64",
-            *(fp16_need if manifest.precision == "fp16" else ()),
+            *(fp16_requirement if manifest.precision is Precision.FP16 else ()),
             f"portable kernels: {', '.join(kernels) or 'none'}",
         ),
     )

@@ -6,17 +6,15 @@ from esrt.manifest import Activations, Precision
 from esrt.model import EdgeModel
 from export.backends.xnnpack.inspect import inspect
 from export.backends.xnnpack.lower import lower
-from export.backends.xnnpack.rewrite import XnnpackEncoder
+from export.backends.xnnpack.rewrite import XnnpackGraph
 from export.backends.xnnpack.runner import load_runner
 from export.recipe import ExportRecipe, Settings
-from export.tracing import HalfGraph
+from export.tracing import Fp16Graph
 
 
 def _graph(model: EdgeModel, settings: Settings) -> nn.Module:
-    graph = XnnpackEncoder(
-        model, settings.split, half_attention=settings.precision is Precision.INT8
-    )
-    return HalfGraph(graph) if settings.precision is Precision.FP16 else graph
+    graph = XnnpackGraph(model, settings.split, half_attention=settings.precision is Precision.INT8)
+    return Fp16Graph(graph) if settings.precision is Precision.FP16 else graph
 
 
 RECIPE = ExportRecipe(

@@ -12,12 +12,12 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerAttention, Bl
 from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoderLayer
 
 from esrt.config import ModelConfig
-from esrt.model import EdgeModel, Projector, QFormerAdapter, SpeechEncoder, additive
+from esrt.model import EdgeModel, Projector, QFormerAdapter, SpeechEncoder, additive_mask
 from esrt.wire import Split
 from export.backends.xnnpack import fp16_convert_ops
 
 
-class XnnpackEncoder(nn.Module):
+class XnnpackGraph(nn.Module):
     """Encoder and Q-Former up to the split, for one utterance.
 
     Log-mel (1, mel bins, frames) to features (1, tokens, width).
@@ -25,7 +25,8 @@ class XnnpackEncoder(nn.Module):
     Args:
         model: source of the weights; it is not changed.
         split: end of the graph.
-        half_attention: multiply queries, keys and values in float16; the rest is as the weights.
+        half_attention: multiply queries, keys and values in float16; the rest has the
+            weights' type.
     """
 
     def __init__(self, model: EdgeModel, split: Split, *, half_attention: bool = False) -> None:
@@ -33,7 +34,7 @@ class XnnpackEncoder(nn.Module):
         self.config: ModelConfig = model.config
         self.encoder = _Encoder(model.encoder)
         self.q_former = _QFormer(model.q_former, model.config)
-        self.mlp = _projector(model.mlp) if split == "adapter" else nn.Identity()
+        self.mlp = _projector(model.mlp) if split is Split.ADAPTER else nn.Identity()
         self.width = model.config.feature_width(split)
         if half_attention:
             for module in self.modules():
@@ -211,7 +212,7 @@ class _QFormer(nn.Module):
         with torch.no_grad():
             queries = adapter.qformer.layernorm(adapter.queries(positions))[0]
         self.register_buffer("queries", queries)
-        self.register_buffer("mask", None if window is None else additive(window))
+        self.register_buffer("mask", None if window is None else additive_mask(window))
         if window is None or config.padded:
             self._fold_queries(layers[0])
         self.multiple = config.frame_multiple

@@ -26,7 +26,7 @@ def load_runner(path: Path) -> Runner:
         except RuntimeError as error:
             raise CheckFailed(
                 f"The program fails on an input of shape {mel.shape}: {error}.",
-                "Its messages are above; export it again.",
+                "See ExecuTorch's messages above; export the artifact again.",
             ) from error
         array: Float32Array = features.numpy()
         return array

@@ -16,7 +16,7 @@ from esrt.wire import Codec, Split
 from tests.cloud_vllm.helpers import PACKET, URL, assert_problem, wait_until_ready
 from tests.tiny_checkpoint import SENTENCES, features
 from training import codec
-from training.codec import RateTarget, Sample
+from training.codec import FeatureSample, RateTarget
 
 
 def with_codec_tables(checkpoint: Checkpoint, folder: Path, step: float) -> Checkpoint:
@@ -25,7 +25,7 @@ def with_codec_tables(checkpoint: Checkpoint, folder: Path, step: float) -> Chec
     copied = open_checkpoint(folder)
     spoken = [features(number, 20, seed) for number in range(len(SENTENCES)) for seed in range(9)]
     gradients = np.random.default_rng(0).normal(size=(20 * len(spoken), spoken[0].shape[1]))
-    tables = codec.fit(Sample(spoken, gradients, 1.0), RateTarget(step, 0.1), 8)
+    tables = codec.fit_tables(FeatureSample(spoken, gradients, 1.0), RateTarget(step, 0.1), 8)
     codec.write(copied, Split.QFORMER, {Codec.KLT: tables})
     return copied
 

@@ -66,7 +66,7 @@ def test_the_specification(form: str, program: Program) -> None:
     later = form == "static"
     assert program.spec.specificationVersion == (8 if later else 7)
     assert program.spec.mlProgram.functions["main"].opset == ("CoreML7" if later else "CoreML6")
-    assert program.needs.startswith("iOS 17, macOS 14" if later else "iOS 16, macOS 13")
+    assert program.requirements.startswith("iOS 17, macOS 14" if later else "iOS 16, macOS 13")
 
 
 def test_the_report_names_the_systems(artifacts: Exporter) -> None:
@@ -137,7 +137,7 @@ def test_the_inspection(form: str, artifact: Artifact) -> None:
     (scores, *_) = (each for each in inspection.operations if each.name == "matmul")
     assert scores.macs == 200 * 200 * 32
     assert sum(each.macs for each in inspection.operations if each.linear) < sum(macs.values())
-    assert len(inspection.needs) == (2 if form == "static" else 1)
+    assert len(inspection.requirements) == (2 if form == "static" else 1)
 
 
 # --- Other forms ------------------------------------------------------------------------------

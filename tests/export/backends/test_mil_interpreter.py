@@ -187,7 +187,7 @@ def test_an_fp16_overflow_is_infinite(tmp_path: Path) -> None:
 
 def test_an_unknown_operation_is_named(tmp_path: Path) -> None:
     package = saved(lambda x: mb.softplus(x=x, name="later"), tmp_path)
-    with pytest.raises(CheckFailed, match=r"softplus \(later\) is not known") as caught:
+    with pytest.raises(CheckFailed, match=r"softplus \(later\) is not supported") as caught:
         Program(package)
     assert caught.value.exit_code == 1
 
@@ -318,4 +318,4 @@ def test_damage_is_an_error(damage: Callable[[Path], None], package: Path) -> No
     with pytest.raises(ArtifactError) as caught:
         Program(package)
     assert caught.value.exit_code == 2
-    assert "Export it again" in str(caught.value)
+    assert "Export the artifact again" in str(caught.value)

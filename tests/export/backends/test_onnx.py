@@ -14,6 +14,7 @@ from esrt.bundled import CHECKPOINT, REPOSITORY
 from esrt.checkpoint import Checkpoint, open_checkpoint, random_checkpoint
 from esrt.manifest import Precision
 from esrt.model import EdgeModel
+from esrt.wire import Split
 from export.backends import get_recipe
 from export.backends.onnx import lower
 from export.backends.onnx.runner import load_runner
@@ -120,7 +121,7 @@ def test_the_manifest_describes_the_graphs_ends(form: str, artifacts: Exporter) 
 
 def test_padded_models_have_one_length(tmp_path: Path) -> None:
     checkpoint, out = random_checkpoint(PADDED), tmp_path / "artifact"
-    manifest = export(RECIPE, checkpoint, out, Precision.FP32, "qformer").manifest
+    manifest = export(RECIPE, checkpoint, out, Precision.FP32, Split.QFORMER).manifest
     assert manifest.inputs[0].shape == (1, 128, 200)
     assert manifest.outputs[0].shape == (1, 5, 24)
     assert manifest.front_end.padded_seconds == 2.0
@@ -132,7 +133,7 @@ def test_padded_models_have_one_length(tmp_path: Path) -> None:
 def test_int8_reaches_the_layers_of_a_padded_model(tmp_path: Path) -> None:
     """A fixed length makes Gemm nodes of linear layers, and onnxruntime rewrites those first."""
     out = tmp_path / "padded"
-    export(RECIPE, random_checkpoint(PADDED), out, Precision.INT8, "qformer")
+    export(RECIPE, random_checkpoint(PADDED), out, Precision.INT8, Split.QFORMER)
     integer = [node for node in graph_of(out).node if node.op_type == "MatMulInteger"]
     # Six in the encoder's layer. In the Q-Former's, the layers that depend on the speech: k, v and
     # out of the second attention and two of the feed-forward.
@@ -150,7 +151,7 @@ def test_weights_that_one_file_cannot_hold_lie_beside_it(
     """As at full size: float weights pass protobuf's limit, fp16 and int8 weights do not."""
     monkeypatch.setattr(lower, "_ONE_FILE_BYTES", 1000)
     out = tmp_path / "large"
-    manifest = export(RECIPE, lively, out, precision, "qformer").manifest
+    manifest = export(RECIPE, lively, out, precision, Split.QFORMER).manifest
     weights = {"model.onnx.data"} if precision is Precision.FP32 else set()
     assert set(manifest.files) == {"model.onnx"} | weights
     assert {path.name for path in out.iterdir()} == {"model.onnx", "manifest.json"} | weights
@@ -160,7 +161,7 @@ def test_weights_that_one_file_cannot_hold_lie_beside_it(
 
 def test_the_shipped_model_keeps_its_features_in_int8(tmp_path: Path) -> None:
     nano = open_checkpoint(CHECKPOINT)
-    manifest = export(RECIPE, nano, tmp_path / "nano", Precision.INT8, "qformer").manifest
+    manifest = export(RECIPE, nano, tmp_path / "nano", Precision.INT8, Split.QFORMER).manifest
     assert manifest.fingerprint == nano.fingerprint
     assert manifest.parity["cosine_min"] > 0.97
     assert manifest.parity["cosine_mean"] > 0.99

@@ -17,7 +17,7 @@ from esrt.wire import Split
 from export.backends import get_recipe
 from export.backends.xnnpack import delegation_report, lower
 from export.backends.xnnpack.delegation_report import Summary
-from export.backends.xnnpack.rewrite import XnnpackEncoder
+from export.backends.xnnpack.rewrite import XnnpackGraph
 from export.backends.xnnpack.runner import load_runner
 from export.checkpoint_source import open_source
 from export.recipe import export
@@ -57,7 +57,7 @@ def random_model(config: ModelConfig) -> EdgeModel:
 @pytest.mark.parametrize("split", Split)
 def test_the_rewritten_graph_equals_the_model(config: ModelConfig, split: Split) -> None:
     model = random_model(config)
-    graph = XnnpackEncoder(model, split)
+    graph = XnnpackGraph(model, split)
     for frames in [200] if config.padded else LENGTHS:
         with torch.inference_mode():
             features = graph(torch.from_numpy(mel(frames))).numpy()
@@ -68,7 +68,7 @@ def test_the_rewritten_graph_equals_the_model(config: ModelConfig, split: Split)
 @pytest.mark.parametrize("config", [TINY, PADDED], ids=["free length", "padded"])
 def test_attention_in_float16_nearly_equals_the_model(config: ModelConfig) -> None:
     model = random_model(config)
-    graph = XnnpackEncoder(model, Split.QFORMER, half_attention=True)
+    graph = XnnpackGraph(model, Split.QFORMER, half_attention=True)
     with torch.inference_mode():
         features = graph(torch.from_numpy(mel(200))).numpy()
     assert features.dtype == np.float32
