@@ -5,11 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from benchmarks import full_size
 from esrt.bundled import REPOSITORY
-from esrt.errors import CheckFailed
 from export.backends import kinds
 
 
@@ -33,6 +29,13 @@ def test_every_target_is_exported_and_measured(tmp_path: Path) -> None:
     assert "| coreml | int8 |" in done.stdout
 
 
-def test_an_export_that_fails_ends_the_measurement() -> None:
-    with pytest.raises(CheckFailed, match="ended with exit code 3"):
-        full_size.timed([sys.executable, "-c", "raise SystemExit(3)"])
+def test_an_export_that_fails_ends_the_measurement(tmp_path: Path) -> None:
+    kind = kinds()[0]
+    (tmp_path / f"esrt-nano-{kind}-int8").write_text("in the way")
+    out = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "benchmarks.full_size", "--model", "esrt-nano"]
+    command += ["--folder", str(tmp_path), "--json", str(out)]
+    done = subprocess.run(command, cwd=REPOSITORY, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"to_{kind}.py" in done.stderr
+    assert not out.exists()
