@@ -1,4 +1,4 @@
-"""Baselines without HTTP on the same prompts: vLLM's `AsyncLLM`, and transformers without batching.
+"""Baselines without HTTP on the same prompts: vLLM's engine, and transformers without batching.
 
 Each baseline runs in its own process, so that its CPU time can be measured separately:
 ``python -m benchmarks.cloud.baseline KIND CHECKPOINT CASES``. The process reads commands from
@@ -105,29 +105,21 @@ async def _closed(generate: Generate, indices: list[int], at_once: int) -> Run:
 
 
 async def _engine(checkpoint: Any, cases: list[Case]) -> tuple[Generate, Callable[[], None]]:
-    """`AsyncLLM` with the gateway's engine arguments, sampling parameters and prompts.
+    """Load `AsyncLLMEngine` with the gateway's engine arguments, parameters and prompts.
 
     Answers are not streamed, as the gateway's JSON answers are not.
     """
     import torch
-    from vllm.config import StructuredOutputsConfig
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm import AsyncLLMEngine
 
     from benchmarks.cloud.prompts import projected
-    from benchmarks.cloud.vllm_serve import GRAMMAR_BACKEND, engine_arguments
     from cloud_vllm.engines import vllm_params
     from cloud_vllm.engines.output_grammar import GrammarCache
     from cloud_vllm.settings import Settings
     from esrt.languages import direction
 
     settings = Settings(checkpoint=checkpoint.folder)
-    llm = AsyncLLM.from_engine_args(
-        AsyncEngineArgs(
-            **engine_arguments(checkpoint, settings),
-            structured_outputs_config=StructuredOutputsConfig(backend=GRAMMAR_BACKEND),
-        )
-    )
+    llm = AsyncLLMEngine.from_engine_args(vllm_params.engine_arguments(checkpoint, settings))
     dtype, features = getattr(torch, settings.dtype), projected(checkpoint, cases)
     cache = GrammarCache(llm.get_tokenizer())
     grammars = [cache.get(*direction(case.source, case.target)) for case in cases]

@@ -14,18 +14,18 @@ from typing import Any
 import httpx
 
 from benchmarks.cloud.prompts import MODEL_NAME
+from cloud_vllm.engines.base import PROMPT_TOKENS
 from cloud_vllm.settings import Settings
 from esrt.checkpoint import Checkpoint
 from esrt.errors import ServerError
 
 GRAMMAR_BACKEND = "xgrammar"
 _READY_S, _STOP_S, _POLL_S = 300.0, 60.0, 0.2
-_PROMPT_TOKENS = 2
 
 
-def engine_arguments(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
+def server_arguments(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
     """Engine arguments of vLLM's server, equal to those of the gateway's engine."""
-    longest = checkpoint.config.max_tokens + _PROMPT_TOKENS + settings.max_new_tokens
+    longest = checkpoint.config.max_tokens + PROMPT_TOKENS + settings.max_new_tokens
     return {
         "model": str(checkpoint.decoder),
         "dtype": settings.dtype,
@@ -99,7 +99,7 @@ def start_vllm_server(
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
-    options = command_line(engine_arguments(checkpoint, settings))
+    options = command_line(server_arguments(checkpoint, settings))
     options += ["--structured-outputs-config", json.dumps({"backend": GRAMMAR_BACKEND})]
     with log.open("wb") as output:
         process = subprocess.Popen(
