@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from fastapi import WebSocket
 from pydantic import BaseModel
-from starlette.websockets import WebSocketDisconnect, WebSocketState
+from starlette.websockets import WebSocketDisconnect, WebSocketDisconnected, WebSocketState
 
 from cloud_vllm import problems
 from cloud_vllm.auth.keys import KeyRing
@@ -97,7 +97,12 @@ class Streams:
             )
             try:
                 await session.run()
-            except* (_ClientDisconnected, WebSocketDisconnect, TimeoutError):
+            except* (
+                _ClientDisconnected,
+                WebSocketDisconnect,  # from the client
+                WebSocketDisconnected,  # an event is due while the reader closes the connection
+                TimeoutError,
+            ):
                 context.problem = problems.CLIENT_DISCONNECTED
             states = {websocket.application_state, websocket.client_state}
             if states == {WebSocketState.CONNECTED}:
