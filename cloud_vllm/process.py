@@ -86,12 +86,17 @@ def start_gateway(
             _check_alive(process, log, end)
         yield GatewayProcess(process, log, match[0].decode())
     finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Terminate a server process; kill it if it does not end within a minute."""
+    process.terminate()
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _check_alive(process: subprocess.Popen[bytes], log: Path, end: float) -> None:

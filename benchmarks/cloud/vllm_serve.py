@@ -15,12 +15,13 @@ import httpx
 
 from benchmarks.cloud.prompts import MODEL_NAME
 from cloud_vllm.engines.base import PROMPT_TOKENS
+from cloud_vllm.process import stop
 from cloud_vllm.settings import Settings
 from esrt.checkpoint import Checkpoint
 from esrt.errors import ServerError
 
 GRAMMAR_BACKEND = "xgrammar"
-_READY_S, _STOP_S, _POLL_S = 300.0, 60.0, 0.2
+_READY_S, _POLL_S = 300.0, 0.2
 
 
 def server_arguments(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
@@ -113,9 +114,4 @@ def start_vllm_server(
     try:
         yield VllmServer(process, port, log)
     finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        stop(process)
