@@ -38,7 +38,7 @@ class PacketPreprocessor:
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings) -> None:
         self._checkpoint = checkpoint
-        self._projector = checkpoint.projector()
+        self._projector = checkpoint.projector().requires_grad_(False)
         self._multiplications_per_token = sum(
             parameter.numel() for parameter in self._projector.parameters()
         )
@@ -61,7 +61,6 @@ class PacketPreprocessor:
         async with self._one_thread:
             return await asyncio.to_thread(self.project, body)
 
-    @torch.inference_mode()
     def project(self, body: bytes) -> ProjectedPacket:
         """Decode, check and project one packet.
 
