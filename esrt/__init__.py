@@ -2,6 +2,8 @@
 
 import logging
 
+__version__ = "0.1.0"
+
 # transformers imports torchao. torchao warns about GPU kernels that are not used here, and torch
 # warns about the way in which torchao registers its classes.
 for _name in ("torchao", "torch.utils._pytree"):
