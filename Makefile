@@ -3,11 +3,13 @@
 # make check   lint, types, import rules and the unit tests, in less than 3 minutes
 # make runner  the C++ runner of .pte files, for this machine and for ARM
 #
-# Each target sets up .venv first: Python 3.11, torch, and the pinned packages of lock.txt.
+# Each target sets up .venv first: Python 3.11, torch, the pinned packages of lock.txt, and this
+# project in editable form. On macOS, exports and the edge run; docs/install.md has the details.
 
 PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python
+SYSTEM := $(shell uname -s)
 PIP := $(VENV)/bin/pip --quiet --disable-pip-version-check
 
 CLIP ?= models/esrt-nano/samples/eng-2.flac
@@ -37,10 +39,13 @@ $(VENV)/ready: lock.txt
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "error: $(PYTHON) was not found. Install Python 3.11, or name it: make PYTHON=..." >&2; \
 	  exit 2; }
-	@echo "setting up $(VENV): 7.7 GB and about three and a half minutes the first time"
+	@echo "setting up $(VENV): about 8 GB on Linux, three to five minutes, without output"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install torch==2.13.0
 	$(PIP) install --no-deps --no-build-isolation -r lock.txt
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@[ "$(SYSTEM)" = Linux ] || echo "$(SYSTEM): exports and the edge run here," \
+	  "the gateway and 'make demo' need Linux (docs/install.md)"
 	touch $@
 
 # Without espeak-ng the tests of the corpus are skipped and counted.

@@ -1,7 +1,7 @@
 """Demo on one machine: start a gateway, translate a file through it, stop the gateway.
 
-``make demo`` runs this on a bundled clip. The gateway is a separate process on loopback and gets
-only a feature packet, as it would on another machine.
+Without arguments it translates a bundled clip. The gateway is a separate process on loopback and
+gets only a feature packet, as it would on another machine.
 """
 
 import json
@@ -19,15 +19,15 @@ from rich.console import Console
 
 from cloud_vllm.process import start_gateway
 from edge_runtime.audio import read_audio
-from esrt.bundled import CHECKPOINT
-from esrt.cli import exit_on_error
+from esrt.bundled import ARTIFACT, CHECKPOINT, SAMPLES
+from esrt.cli import VersionOption, run
 from esrt.config import ModelConfig
-from esrt.errors import ArtifactError
+from esrt.errors import ArtifactError, RequestError
 from esrt.languages import check_trained, direction
 from esrt.manifest import read_manifest, sha256
 from esrt.wire import CODEC_TABLES_FILE
 
-ARTIFACT = Path("build/artifacts/esrt-nano-onnx-int8")
+CLIP = SAMPLES / "eng-2.flac"
 GATEWAY_LOG = Path("build/gateway.log")
 # API keys and TLS are for gateways that other machines reach.
 IGNORED_SETTINGS = frozenset({"ESRT_KEY_FILE", "ESRT_TLS_CERTIFICATE", "ESRT_TLS_KEY"})
@@ -59,7 +59,7 @@ def is_exported(fingerprint: str | None = None) -> bool:
 
 def export() -> None:
     """Export the bundled model to int8 ONNX."""
-    command = [sys.executable, "export/to_onnx.py", "--out", str(ARTIFACT)]
+    command = [sys.executable, "-m", "export", "onnx", "--out", str(ARTIFACT)]
     code = subprocess.run(command, check=False).returncode
     if code:
         raise SystemExit(code)  # the export has printed its error
@@ -78,12 +78,31 @@ def check(file: Path, source: str, target: str) -> None:
 
 
 def main(
-    file: Annotated[Path, typer.Argument(help="Audio file, such as WAV, FLAC, OGG or MP3.")],
-    source: Annotated[str, typer.Option("--from", help="Spoken language.")],
-    target: Annotated[str, typer.Option("--to", help="Language to write.")],
-    engine: Annotated[Engine, typer.Option(help="Engine of the gateway.")] = Engine.VLLM,
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE",
+            help="Audio file, such as WAV, FLAC, OGG or MP3.",
+            show_default="a bundled English clip, to German",
+        ),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="LANG", help="Spoken language, an ISO 639-3 code."),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--to", metavar="LANG", help="Language to write.")
+    ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="Engine of the gateway; transformers is the slow reference.")
+    ] = Engine.VLLM,
+    version: VersionOption = False,
 ) -> None:
     """Translate a file with the phone side and the cloud side on this machine."""
+    if file is None:
+        file, source, target = CLIP, source or "eng", target or "deu"
+    elif source is None or target is None:
+        raise RequestError("The languages of the file are missing.", "Pass --from and --to.")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # stops the gateway as well
     file = file.resolve()
     os.chdir(Path(__file__).parent)
@@ -107,5 +126,4 @@ def main(
 
 
 if __name__ == "__main__":
-    with exit_on_error():
-        typer.run(main)
+    run(main)

@@ -22,7 +22,7 @@ from benchmarks.timing import medians
 from edge_runtime.artifact import open_artifact
 from esrt.benchmark_report import BenchmarkReport, Threshold
 from esrt.bundled import REPOSITORY
-from esrt.cli import exit_on_error
+from esrt.cli import VersionOption, run
 from esrt.config import named_config
 from esrt.errors import CheckFailed
 from esrt.manifest import Precision, read_manifest
@@ -104,16 +104,20 @@ def bars(rows: Sequence[dict[str, Any]]) -> list[Threshold]:
 
 def main(
     json_file: JsonOption,
-    model: Annotated[str, typer.Option(help="A configuration of esrt/config.py.")] = "esrt-4b",
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="A configuration of esrt/config.py.")
+    ] = "esrt-4b",
     precision: Annotated[
-        list[Precision] | None, typer.Option(help="Precision of the exports; may be repeated.")
+        list[Precision] | None,
+        typer.Option(metavar="PRECISION", help="fp32, fp16 or int8; may be repeated."),
     ] = None,
-    folder: Annotated[Path, typer.Option(help="Folder for the artifacts.")] = Path(
-        "build/full-size"
-    ),
+    folder: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder for the artifacts.")
+    ] = Path("build/full-size"),
     threads: ThreadsOption = 2,
     rounds: RoundsOption = 5,
     quick: Annotated[bool, typer.Option("--quick", help="Export nano, and run once.")] = False,
+    version: VersionOption = False,
 ) -> None:
     """Export a model with random weights by every recipe, and measure the artifacts."""
     model, rounds = ("esrt-nano", 1) if quick else (model, rounds)
@@ -135,5 +139,4 @@ def main(
 
 
 if __name__ == "__main__":
-    with exit_on_error():
-        typer.run(main)
+    run(main)

@@ -24,11 +24,21 @@ def in_existing_folder(file: Path) -> Path:
 
 
 JsonOption = Annotated[
-    Path, typer.Option("--json", callback=in_existing_folder, help="File for the figures.")
+    Path,
+    typer.Option(
+        "--json", metavar="FILE", callback=in_existing_folder, help="File for the figures."
+    ),
 ]
-ReportOption = Annotated[Path | None, typer.Option(help="Folder for the plot, a PNG.")]
+ReportOption = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Folder for the plot, a PNG.")
+]
 CheckpointOption = Annotated[
-    Path, typer.Option(help="Checkpoint folder.", show_default="the bundled esrt-nano")
+    Path,
+    typer.Option(metavar="FOLDER", help="Checkpoint folder.", show_default="the bundled esrt-nano"),
 ]
-RoundsOption = Annotated[int, typer.Option(min=1, help="Rounds of the measurement.")]
-ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of each backend.")]
+RoundsOption = Annotated[
+    int, typer.Option(metavar="COUNT", min=1, help="Rounds of the measurement.")
+]
+ThreadsOption = Annotated[
+    int, typer.Option(metavar="COUNT", min=1, help="Threads of each backend.")
+]

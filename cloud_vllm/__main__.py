@@ -12,34 +12,45 @@ from cloud_vllm import env_defaults, listener
 from cloud_vllm.auth import keys, keys_cli
 from cloud_vllm.settings import Settings
 from cloud_vllm.telemetry import logs
-from esrt.cli import exit_on_error
+from esrt.cli import VersionOption, exit_on_error, plain_app, run
 from esrt.errors import RequestError
 
-app = typer.Typer(add_completion=False)
+app = plain_app()
 app.add_typer(keys_cli.app, name="keys")
 
 
 @app.callback(invoke_without_command=True)
 def serve(
     context: typer.Context,
-    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder.")] = None,
-    engine: Annotated[str | None, typer.Option(help="vllm or transformers.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free port.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Checkpoint folder.")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(metavar="ENGINE", help="vllm or transformers.")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Address to listen on.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="Port; 0 takes a free port.")
+    ] = None,
     key_file: Annotated[
         Path | None,
-        typer.Option(help="File with the hashes of API keys; without it, no key is needed."),
+        typer.Option(
+            metavar="FILE", help="File with the hashes of API keys; without it, no key is needed."
+        ),
     ] = None,
     tls_certificate: Annotated[
-        Path | None, typer.Option(help="Certificate chain for HTTPS, PEM.")
+        Path | None, typer.Option(metavar="FILE", help="Certificate chain for HTTPS, PEM.")
     ] = None,
     tls_key: Annotated[
-        Path | None, typer.Option(help="Private key of the certificate, PEM.")
+        Path | None, typer.Option(metavar="FILE", help="Private key of the certificate, PEM.")
     ] = None,
     allow_anonymous: Annotated[
         bool | None,
         typer.Option("--allow-anonymous", help="Listen beyond this machine without API keys."),
     ] = None,
+    version: VersionOption = False,
 ) -> None:
     """Serve the decoder of a checkpoint over HTTP.
 
@@ -51,7 +62,7 @@ def serve(
     options = {
         name: value
         for name, value in context.params.items()
-        if name != "context" and value is not None
+        if name not in ("context", "version") and value is not None
     }
     # uvicorn raises the signal again after its shutdown. These handlers then end the process with
     # success, and with the interpreter's clean-up.
@@ -91,5 +102,10 @@ def _serve(settings: Settings) -> None:
         server.run(sockets=[socket])
 
 
+def main() -> None:
+    """Run the command line and exit."""
+    run(app)
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from cloud_vllm.engines.base import PROMPT_TOKENS
-from esrt.cli import exit_on_error
+from esrt.cli import VersionOption, run
 from esrt.errors import CheckpointError
 
 _GIB = 2**30
@@ -119,22 +119,36 @@ def compute_capacity(
 
 
 def main(
-    decoder: Annotated[str, typer.Argument(help=f"Checkpoint folder, or {' or '.join(GEMMA)}.")],
-    gpu_gib: Annotated[float, typer.Option(min=1, help="Memory of one GPU.")] = 80.0,
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs of one replica: tensor parallel.")] = 1,
+    decoder: Annotated[
+        str,
+        typer.Argument(metavar="DECODER", help=f"Checkpoint folder, or {' or '.join(GEMMA)}."),
+    ],
+    gpu_gib: Annotated[float, typer.Option(metavar="GIB", min=1, help="Memory of one GPU.")] = 80.0,
+    gpus: Annotated[
+        int, typer.Option(metavar="COUNT", min=1, help="GPUs of one replica: tensor parallel.")
+    ] = 1,
     fp8: Annotated[bool, typer.Option("--fp8", help="Store weights as fp8.")] = False,
-    reserve_gib: Annotated[float, typer.Option(min=0, help="GPU memory for other uses.")] = 4.0,
-    features: Annotated[int, typer.Option(min=1, help="Feature tokens of a packet.")] = 80,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="ESRT_MAX_NEW_TOKENS.")] = 256,
-    generated: Annotated[float, typer.Option(min=1, help="Tokens of an average answer.")] = 60.0,
+    reserve_gib: Annotated[
+        float, typer.Option(metavar="GIB", min=0, help="GPU memory for other uses.")
+    ] = 4.0,
+    features: Annotated[
+        int, typer.Option(metavar="COUNT", min=1, help="Feature tokens of a packet.")
+    ] = 80,
+    max_new_tokens: Annotated[
+        int, typer.Option(metavar="COUNT", min=1, help="ESRT_MAX_NEW_TOKENS.")
+    ] = 256,
+    generated: Annotated[
+        float, typer.Option(metavar="COUNT", min=1, help="Tokens of an average answer.")
+    ] = 60.0,
     tokens_per_s: Annotated[
-        float | None, typer.Option(min=0, help="Measured tokens per second of one replica.")
+        float | None,
+        typer.Option(metavar="RATE", min=0, help="Measured tokens per second of one replica."),
     ] = None,
+    version: VersionOption = False,
 ) -> None:
     """Print GPU memory, concurrent answers and answers per second of one replica."""
     max_tokens = features + PROMPT_TOKENS + max_new_tokens
-    with exit_on_error():
-        shape = read_shape(decoder)
+    shape = read_shape(decoder)
     capacity = compute_capacity(
         shape, gpu_gib=gpu_gib, gpus=gpus, fp8=fp8, reserve_gib=reserve_gib, max_tokens=max_tokens
     )
@@ -147,4 +161,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

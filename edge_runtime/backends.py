@@ -4,9 +4,6 @@ To add a backend, write a class with `manifest` and `encode`, and add it to `_BA
 """
 
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +14,7 @@ from esrt.arrays import Float32Array
 from esrt.errors import ArtifactError
 from esrt.features import HOP, MEL_BINS, N_FFT, SAMPLE_RATE
 from esrt.manifest import Manifest, verify_files
+from esrt.native_log import discard_native_log
 
 # A phone has about four fast cores; with more threads, the fast cores wait for the slow ones.
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)
@@ -133,7 +131,7 @@ class ExecuTorchBackend:
             ) from error
         self._tensor = torch.from_numpy
         try:
-            with _quiet_native_log():
+            with discard_native_log():
                 if not _executorch_threads:
                     portable_lib._unsafe_reset_threadpool(threads)
                     _executorch_threads.append(threads)
@@ -187,20 +185,6 @@ class ExecuTorchBackend:
 
 # Threads of the process's pool; empty until the first backend has set them.
 _executorch_threads: list[int] = []
-
-
-@contextmanager
-def _quiet_native_log() -> Iterator[None]:
-    """Discard ExecuTorch's log, which has no levels, instead of mixing it with our output."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with Path(os.devnull).open("wb") as devnull:
-        os.dup2(devnull.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
 
 
 _BACKENDS: dict[str, type[OnnxBackend] | type[ExecuTorchBackend]] = {

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.exceptions import TyperException
 
 from edge_runtime.answer import Done
 from edge_runtime.artifact import Artifact, open_artifact
@@ -19,48 +18,58 @@ from edge_runtime.backends import DEFAULT_THREADS
 from edge_runtime.client import API_KEY_VARIABLE, Client, authorization, parse_address
 from edge_runtime.encoder import Encoded, encode_audio
 from edge_runtime.report import LivePrinter, measurements, print_measurements, warnings_for
-from esrt.cli import exit_on_error, print_line
-from esrt.errors import EsrtError, RequestError
+from esrt.bundled import ARTIFACT
+from esrt.cli import application, print_line
+from esrt.cli import run as run_command
+from esrt.errors import EsrtError
 from esrt.files import replace_file
 from esrt.languages import Language, check_trained, direction
 from esrt.prompt import TextDelta
 from esrt.wire import Codec
 
-PROGRAM = "python -m edge_runtime"
 DEFAULT_SERVER = "http://127.0.0.1:8080"
-DEFAULT_ARTIFACT = Path("build/artifacts/esrt-nano-onnx-int8")
 
-app = typer.Typer(
-    help="Encode speech into a feature packet on this machine; translate the packet in the cloud.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
+app = application(
+    "Encode speech into a feature packet on this machine; translate the packet in the cloud."
 )
 
 File = Annotated[
     Path, typer.Argument(metavar="FILE", help="Audio file, such as WAV, FLAC, OGG or MP3.")
 ]
-ArtifactOption = Annotated[Path, typer.Option("--artifact", help="Folder of the exported encoder.")]
+ArtifactOption = Annotated[
+    Path,
+    typer.Option(
+        "--artifact",
+        metavar="FOLDER",
+        help="Folder that an export wrote.",
+        show_default="the bundled model's, build/artifacts/esrt-nano-onnx-int8",
+    ),
+]
 CodecOption = Annotated[
     Codec | None,
     typer.Option(
         "--codec",
-        help="Codec of the packet.",
+        metavar="CODEC",
+        help="Codec of the packet, from large to small: fp16 (exact to 16 bits), int8, int4, klt"
+        " (decorrelated and entropy-coded), klt-low (the same, coarser).",
         show_default="klt if the artifact has codec tables, else int8",
     ),
 ]
-ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of the encoder.")]
+ThreadsOption = Annotated[
+    int, typer.Option("--threads", metavar="COUNT", min=1, help="CPU threads of the encoder.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 
 
-@app.command()
+@app.command(short_help="Translate the speech in a file.")
 def translate(
     file: File,
     source: Annotated[str, typer.Option("--from", metavar="LANG", help="Spoken language.")],
     target: Annotated[str, typer.Option("--to", metavar="LANG", help="Language to write.")],
     server: Annotated[
-        str, typer.Option("--server", help="Address of the gateway.")
+        str, typer.Option("--server", metavar="URL", help="Address of the gateway.")
     ] = DEFAULT_SERVER,
-    artifact: ArtifactOption = DEFAULT_ARTIFACT,
+    artifact: ArtifactOption = ARTIFACT,
     codec: CodecOption = None,
     threads: ThreadsOption = DEFAULT_THREADS,
     stream: Annotated[
@@ -92,11 +101,11 @@ def translate(
     _print(measurements(audio, encoded, done, warnings=warnings), as_json)
 
 
-@app.command()
+@app.command(short_help="Encode the speech in a file, without a server.")
 def encode(
     file: File,
-    out: Annotated[Path, typer.Option("--out", help="File for the packet.")],
-    artifact: ArtifactOption = DEFAULT_ARTIFACT,
+    out: Annotated[Path, typer.Option("--out", metavar="PACKET", help="File for the packet.")],
+    artifact: ArtifactOption = ARTIFACT,
     codec: CodecOption = None,
     threads: ThreadsOption = DEFAULT_THREADS,
     as_json: JsonOption = False,
@@ -120,12 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # The text is in any of 45 languages, and JSON is UTF-8 whatever the machine's encoding.
         sys.stdout.reconfigure(encoding="utf-8")
-    with exit_on_error():
-        try:
-            code = app(arguments, prog_name=PROGRAM, standalone_mode=False)
-        except TyperException as error:
-            raise RequestError(error.format_message(), f"Try: {PROGRAM} --help") from error
-    sys.exit(code)
+    run_command(app, arguments)
 
 
 def _encode(

@@ -36,8 +36,9 @@ class Threshold:
 
     def __str__(self) -> str:
         """One line for the report."""
-        verdict = "passed" if self.passed else "failed"
-        return f"{self.name} {self.value:.3f}, bound {self.bound:g}: {verdict}"
+        side = "at least" if self.at_least else "at most"
+        verdict = "met" if self.passed else "missed"
+        return f"{self.name} {self.value:.3f}, bound {side} {self.bound:g}: {verdict}"
 
 
 @dataclass(frozen=True)

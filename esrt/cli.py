@@ -1,21 +1,91 @@
-"""Error convention of all commands: one line on stderr and a stable exit code."""
+"""Conventions of all commands: plain help, ``--version``, one line for an error, exit codes."""
 
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Annotated, NoReturn
 
-from esrt.errors import EsrtError, printable
+import typer
+
+import esrt
+from esrt.errors import EsrtError, RequestError, printable
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"esrt {esrt.__version__}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option(
+        "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+]
+
+
+def application(help: str) -> typer.Typer:
+    """Create an application of several commands; without a command it prints its help."""
+    app = plain_app()
+
+    @app.callback(help=help, invoke_without_command=True)
+    def options(context: typer.Context, version: VersionOption = False) -> None:
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help(), err=True)
+            raise typer.Exit(2)
+
+    return app
+
+
+def plain_app() -> typer.Typer:
+    """Create a Typer application whose help is plain text of at most 80 columns, uncut."""
+    return typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+
+
+def run(
+    command: typer.Typer | Callable[..., None], arguments: Sequence[str] | None = None
+) -> NoReturn:
+    """Run an application, or a function as a command; an error takes one line on stderr.
+
+    Args:
+        command: the application, or the function whose parameters are the options.
+        arguments: the command line; by default that of the process.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
+    if not isinstance(command, typer.Typer):
+        app = plain_app()
+        app.command()(command)
+        command = app
+    with exit_on_error():
+        try:
+            code = command(arguments, standalone_mode=False)
+        except typer.TyperException as error:
+            # Pydantic's words, which typer passes on, are left out.
+            cause = re.sub(r"Value error, |, unable to parse .*|\.$", "", error.format_message())
+            raise RequestError(f"{cause}.", "Add --help to see the options.") from error
+    sys.exit(code or 0)
 
 
 @contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Turn an `EsrtError` or an `OSError` into one line on stderr and an exit code.
+    """Turn an `EsrtError`, an `OSError` or a missing package into one line and an exit code.
 
     Raises:
-        SystemExit: with the error's exit code; 2 for an `OSError`.
+        SystemExit: with the error's exit code; 2 for an `OSError` or a missing package.
     """
     try:
         yield
+    except ModuleNotFoundError as error:
+        print_line(
+            "error",
+            f"The package {error.name} is not installed. Install the extra of this command: pip"
+            " install 'esrt[edge]', 'esrt[cloud]' or 'esrt[export]'.",
+        )
+        raise SystemExit(2) from None
     except EsrtError as error:
         print_line("error", str(error))
         raise SystemExit(error.exit_code) from None

@@ -13,7 +13,7 @@ from esrt.wire.codec import Split
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
 
-_REMEDY = "Export the artifact again with the command for its kind in export/."
+_REMEDY = "Export it again, by export/to_onnx.py, export/to_executorch.py or export/to_coreml.py."
 
 
 class Precision(StrEnum):
@@ -164,7 +164,7 @@ def read_manifest(folder: Path, *, verify: bool = True) -> Manifest:
         content = (folder / MANIFEST_FILE).read_bytes()
         manifest = msgspec.json.decode(content, type=Manifest)
     except OSError as error:
-        raise ArtifactError(f"No artifact in {folder}: {error.strerror}.", _REMEDY) from error
+        raise _unreadable(folder, error) from error
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{folder / MANIFEST_FILE} is not valid: {error}.", _REMEDY) from error
     if manifest.format != FORMAT:
@@ -180,6 +180,22 @@ def read_manifest(folder: Path, *, verify: bool = True) -> Manifest:
     if verify:
         verify_files(folder, manifest)
     return manifest
+
+
+def _unreadable(folder: Path, error: OSError) -> ArtifactError:
+    """Error for a manifest that cannot be read: names what is missing, and artifacts nearby."""
+    if not folder.exists():
+        cause = f"There is no artifact at {folder}: no such folder."
+    elif not folder.is_dir():
+        cause = f"{folder} is a file; an artifact is a folder with a {MANIFEST_FILE}."
+    elif (folder / MANIFEST_FILE).exists():
+        cause = f"{folder / MANIFEST_FILE} cannot be read: {error.strerror}."
+    else:
+        cause = f"{folder} is not an artifact: it has no {MANIFEST_FILE}."
+    nearby = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST_FILE}"))
+    if nearby:
+        return ArtifactError(cause, f"Name one of the artifacts in it: {', '.join(nearby)}.")
+    return ArtifactError(cause, _REMEDY.replace("it again", "one"))
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from esrt import bundled
 from esrt.checkpoint import Checkpoint, open_checkpoint, random_checkpoint
 from esrt.config import named_config
 from esrt.errors import CheckpointError
@@ -20,6 +21,20 @@ _PATTERNS = [
     "decoder/tokenizer.model",
 ]
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def open_bundled() -> Checkpoint:
+    """Open the bundled checkpoint, which is part of the repository and not of an installed wheel.
+
+    Raises:
+        CheckpointError: it is not here, or a file is damaged.
+    """
+    if not bundled.CHECKPOINT.is_dir():
+        raise CheckpointError(
+            f"The bundled checkpoint {bundled.CHECKPOINT} is not part of an installed package.",
+            "Pass --checkpoint with a folder or a Hugging Face repository, such as yxdu/ESRT-4B.",
+        )
+    return open_checkpoint(bundled.CHECKPOINT)
 
 
 def open_source(name: str) -> Checkpoint:

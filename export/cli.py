@@ -1,51 +1,45 @@
 """Command line of the export commands, and the report that they print."""
 
 import logging
+import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from esrt import bundled
-from esrt.cli import exit_on_error
+from esrt.cli import VersionOption
 from esrt.errors import printable
 from esrt.manifest import Activations, Manifest, Precision, Quantization
 from esrt.wire import Split
-from export.backends import get_recipe
-from export.checkpoint_source import open_source
 from export.progress import progress_listener, report_progress
-from export.recipe import Exported, ExportRecipe, export
+
+if TYPE_CHECKING:
+    from export.recipe import Exported
 
 # Number of layers in the report.
 _WORST_LAYERS = 3
-_ACTIVATIONS_HELP = {
-    Activations.DYNAMIC: "dynamic (int8, by the range of each input)",
-    Activations.STATIC: "static (int8, by ranges calibrated on speech)",
-    Activations.FLOAT: "float (only weights are int8)",
-}
 
 
-def run(kind: str) -> None:
-    """Run the export command of a kind of artifact; does not return."""
-    # Exporters print through both; the report holds what matters.
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    recipe = get_recipe(kind)
+def export_command(kind: str) -> Callable[..., None]:
+    """Make the export command of a kind of artifact; its parameters are the options."""
 
-    def main(
+    def command(
         checkpoint: Annotated[
-            str,
+            str | None,
             typer.Option(
+                metavar="CHECKPOINT",
                 help="A folder, of this project or of the released models; a Hugging Face"
-                " repository, such as yxdu/ESRT-4B; or random weights, such as random:esrt-4b."
+                " repository, such as yxdu/ESRT-4B; or random weights, such as random:esrt-4b.",
+                show_default="the bundled esrt-nano",
             ),
-        ] = str(bundled.CHECKPOINT),
+        ] = None,
         precision: Annotated[
             Precision,
             typer.Option(
@@ -63,51 +57,75 @@ def run(kind: str) -> None:
         seconds: Annotated[
             list[float] | None,
             typer.Option(
+                metavar="SECONDS",
                 help="Length of speech that the graph takes; may be repeated. A single length fixes"
-                " the shape of the input. Default: the lengths that the model was trained for."
+                " the shape of the input.",
+                show_default="the lengths that the model was trained for",
             ),
         ] = None,
         activations: Annotated[
-            Activations,
+            Activations | None,
             typer.Option(
-                help="Quantization of the inputs of int8 linear layers. This format offers"
-                f" {', '.join(_ACTIVATIONS_HELP[offered] for offered in recipe.activations)}."
+                help="Quantization of the inputs of int8 linear layers: dynamic, by the range of"
+                " each input (ONNX, ExecuTorch); static, by ranges calibrated on speech; float,"
+                " none, only weights are int8 (Core ML).",
+                show_default="dynamic; float for Core ML",
             ),
-        ] = recipe.activations[0],
+        ] = None,
         out: Annotated[
             Path | None,
             typer.Option(
-                help=f"Artifact folder; default build/artifacts/MODEL-{recipe.kind}-PRECISION."
+                metavar="FOLDER",
+                help="Folder for the artifact.",
+                show_default=f"build/artifacts/MODEL-{kind}-PRECISION",
             ),
         ] = None,
+        version: VersionOption = False,
     ) -> None:
-        _export(recipe, checkpoint, precision, split, seconds or [], activations, out)
+        _export(kind, checkpoint, precision, split, seconds or [], activations, out)
 
-    main.__doc__ = (
-        f"Export encoder and Q-Former (and projector, with --split adapter) to {recipe.title}."
+    command.__doc__ = (
+        f"Export encoder and Q-Former as kind {kind}.\n\n"
+        "With --split adapter, the artifact includes the projector. The model is compared with"
+        " torch's; if a check fails, nothing is written."
     )
-    typer.run(main)
+    return command
+
+
+def quiet(kind: str) -> None:
+    """Silence the libraries that exporters import; the report holds what matters."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    if kind == "coreml":
+        # coremltools draws a progress bar for each of its passes; tqdm reads this at import.
+        os.environ["TQDM_DISABLE"] = "1"
 
 
 def _export(
-    recipe: ExportRecipe,
-    checkpoint_name: str,
+    kind: str,
+    checkpoint_name: str | None,
     precision: Precision,
     split: Split,
     seconds: list[float],
-    activations: Activations,
+    activations: Activations | None,
     out: Path | None,
 ) -> None:
     console = Console(highlight=False, soft_wrap=True)
     started = time.monotonic()
-    with exit_on_error(), _show_progress(console):
+    quiet(kind)
+    with _show_progress(console):
         report_progress("reading the checkpoint")
-        checkpoint = open_source(checkpoint_name)
+        # Imported here: torch takes seconds, which --help need not.
+        from export.backends import get_recipe
+        from export.checkpoint_source import open_bundled, open_source
+        from export.recipe import export
+
+        checkpoint = open_bundled() if checkpoint_name is None else open_source(checkpoint_name)
         if out is None:
-            name = f"{checkpoint.config.name}-{recipe.kind}-{precision}"
-            out = Path("build/artifacts") / (f"{name}-adapter" if split is Split.ADAPTER else name)
+            name = f"{checkpoint.config.name}-{kind}-{precision}"
+            out = bundled.ARTIFACTS / (f"{name}-adapter" if split is Split.ADAPTER else name)
         exported = export(
-            recipe,
+            get_recipe(kind),
             checkpoint,
             out,
             precision,
@@ -154,7 +172,7 @@ def _int8_rows(quantization: Quantization | None) -> Iterator[tuple[str, str]]:
     yield "float layers", ", ".join(quantization.kept) or "none: every linear layer is int8"
 
 
-def _report(console: Console, exported: Exported, out: Path, seconds: float) -> None:
+def _report(console: Console, exported: "Exported", out: Path, seconds: float) -> None:
     manifest = exported.manifest
     size = sum((out / name).stat().st_size for name in manifest.files)
     figures = ", ".join(f"{name} {value:g}" for name, value in manifest.parity.items())

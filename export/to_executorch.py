@@ -1,12 +1,15 @@
 """Export the device part of a checkpoint to ExecuTorch: ``python export/to_executorch.py``."""
 
 import sys
-from pathlib import Path
-
-if __package__ is None:  # run as a file: the packages lie in the repository, not in this folder
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from export import cli
 
 if __name__ == "__main__":
-    cli.run("executorch")
+    try:
+        from esrt.cli import run
+        from export.cli import export_command
+    except ModuleNotFoundError as error:
+        sys.stderr.write(
+            f"error: This project is not installed for {sys.executable}: {error}."
+            " Run make setup and use .venv/bin/python, or run: pip install '.[export]'.\n"
+        )
+        sys.exit(2)
+    run(export_command("executorch"))

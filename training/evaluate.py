@@ -1,45 +1,15 @@
 """Evaluates a checkpoint on a held-out split: ``python -m training.evaluate --json FILE``."""
 
-from collections.abc import Callable, Collection
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated
 
-import numpy as np
-import torch
 import typer
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-from torch import Tensor
-from transformers import AutoTokenizer, Gemma3ForCausalLM, PreTrainedTokenizerFast
 
 from esrt import bundled
-from esrt.arrays import Float32Array
 from esrt.benchmark_report import BenchmarkReport
-from esrt.checkpoint import Checkpoint, open_checkpoint
-from esrt.cli import exit_on_error
-from esrt.config import ModelConfig
-from esrt.errors import CheckFailed
-from esrt.languages import LANGUAGES
-from esrt.model import generate_greedy
-from esrt.prompt import separator, split_target
-from training.augment import add_noise, limit_bandwidth, reverberate
-from training.corpus.build import CORPUS, Corpus, load, sentences
-from training.data import mel_batch
-from training.plots import heat_map
-from training.scoring import Prediction, bars, report, score
-
-MAX_NEW_TOKENS = 128
-
-Sound = Callable[[Float32Array], Float32Array]
-
-CONDITIONS: dict[str, Sound] = {
-    "noise_20db": lambda audio: add_noise(audio, 20, 1, np.random.default_rng(0)),
-    "noise_10db": lambda audio: add_noise(audio, 10, 1, np.random.default_rng(0)),
-    "reverberation_0.4s": lambda audio: reverberate(audio, 0.4, np.random.default_rng(0)),
-    "narrow_band_8khz": lambda audio: limit_bandwidth(audio, 8000),
-}
+from esrt.cli import VersionOption, run
+from training.corpus.build import CORPUS, load, sentences
 
 
 class HeldOutSplit(StrEnum):
@@ -49,160 +19,50 @@ class HeldOutSplit(StrEnum):
     VALIDATION = "validation"
 
 
-class Edge(Protocol):
-    """Interface of the edge model, for implementations such as an exported artifact."""
-
-    config: ModelConfig
-
-    def __call__(self, mel: Tensor, frames: Tensor) -> Tensor:
-        """Encode, as `esrt.model.EdgeModel.forward` does."""
-
-
-def _clean(audio: Float32Array) -> Float32Array:
-    return audio
-
-
-@torch.inference_mode()
-def translate(
-    edge: Edge,
-    decoder: Gemma3ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    corpus: Corpus,
-    directions: int | None = None,
-    sound: Sound = _clean,
-    batch: int = 96,
-) -> list[Prediction]:
-    """Translate a split by greedy decoding. Each utterance is encoded once.
-
-    Args:
-        edge: encoder, Q-Former and projector.
-        decoder: the language model.
-        tokenizer: the decoder's tokenizer.
-        corpus: the split.
-        directions: number of target languages of each utterance, in rotation; ``None`` for all.
-        sound: change to the audio.
-        batch: approximate number of translations in a batch.
-    """
-    device = next(decoder.parameters()).device
-    tasks = []
-    for number, example in enumerate(corpus.examples):
-        others = [code for code in example.texts if code != example.language]
-        turn = number % len(others)
-        tasks.append((example, (others[turn:] + others[:turn])[:directions]))
-    tasks.sort(key=lambda task: task[0].samples)
-    size = max(1, batch // max(len(targets) for _, targets in tasks)) if tasks else 1
-    predictions = []
-    for start in track(range(0, len(tasks), size), description="translating", transient=True):
-        part = tasks[start : start + size]
-        audio = [sound(corpus.speech(example)) for example, _ in part]
-        mel, frames = mel_batch(edge.config, audio)
-        embeddings = edge(mel.to(device), frames.to(device))
-        tokens = torch.tensor([edge.config.tokens(count) for count in frames.tolist()])
-        outputs = [
-            (row, example, target)
-            for row, (example, targets) in enumerate(part)
-            for target in targets
-        ]
-        rows = torch.tensor([row for row, _, _ in outputs], device=device)
-        pairs = [(LANGUAGES[example.language], LANGUAGES[target]) for _, example, target in outputs]
-        texts = generate_greedy(
-            decoder,
-            tokenizer,
-            embeddings[rows],
-            tokens.to(device)[rows],
-            [separator(*pair) for pair in pairs],
-            MAX_NEW_TOKENS,
-        )
-        for (_, example, target), pair, text in zip(outputs, pairs, texts, strict=True):
-            transcript, translation = split_target(text, *pair)
-            predictions.append(
-                Prediction(
-                    source=example.language,
-                    target=target,
-                    variant=example.variant,
-                    transcript=transcript,
-                    reference_transcript=example.texts[example.language],
-                    translation=translation,
-                    reference_translation=example.texts[target],
-                )
-            )
-    return predictions
-
-
-def evaluate(
-    checkpoint: Checkpoint,
-    held_out: Corpus,
-    trained: set[str],
-    contaminated: Collection[str] = frozenset(),
-) -> dict[str, Any]:
-    """Score a checkpoint on a split: `training.scoring.report`, and scores under ``conditions``.
-
-    The conditions are noise, reverberation and a narrow band, each utterance into one language.
-    """
-    edge = checkpoint.edge_model()
-    decoder = Gemma3ForCausalLM.from_pretrained(checkpoint.decoder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.decoder)
-    result = report(translate(edge, decoder, tokenizer, held_out), trained, contaminated)
-    conditions = {
-        name: score(translate(edge, decoder, tokenizer, held_out, directions=1, sound=sound))
-        for name, sound in CONDITIONS.items()
-    }
-    return result | {"conditions": conditions}
-
-
-def _read_contaminated(file: Path, split: Corpus) -> set[str]:
-    """Read a file of English sentences; return their texts in every language of the split."""
-    names = set(file.read_text("utf-8").splitlines())
-    texts = [example.texts for example in split.examples if example.texts["eng"] in names]
-    if unknown := names - {by_language["eng"] for by_language in texts}:
-        raise CheckFailed(
-            f"{file} names {min(unknown)!r}, which is not in the split.",
-            "Create the list again as docs/training.md describes.",
-        )
-    return {text for by_language in texts for text in by_language.values()}
-
-
-def _print(result: dict[str, Any]) -> None:
-    table = Table("from", "n", "exact %", "chrF", "transcript exact %", "WER or CER %")
-    groups = ("overall", "uncontaminated", "beyond_numbers", "known_voices", "unseen_voices")
-    rows = [{"src": row["src"], **row} for row in result["sources"]]
-    rows += [{"src": name, **result[name]} for name in groups]
-    rows += [{"src": name, **row} for name, row in result["conditions"].items()]
-    for row in rows:
-        keys = ("src", "n", "exact", "chrf", "transcript_exact")
-        rate = row.get("wer", row.get("cer", ""))
-        table.add_row(*(str(row.get(key, "")) for key in keys), str(rate))
-    Console().print(table)
-
-
 def main(
     checkpoint: Annotated[
-        Path, typer.Option(help="Checkpoint folder.", show_default="the bundled esrt-nano")
+        Path,
+        typer.Option(
+            metavar="FOLDER", help="Checkpoint folder.", show_default="the bundled esrt-nano"
+        ),
     ] = bundled.CHECKPOINT,
-    corpus: Annotated[Path, typer.Option(help="Folder of the corpus.")] = CORPUS,
+    corpus: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the corpus.")] = CORPUS,
     split: Annotated[HeldOutSplit, typer.Option(help="Held-out split.")] = HeldOutSplit.TEST,
     contaminated: Annotated[
         Path | None,
         typer.Option(
+            metavar="FILE",
             help="File of held-out sentences in English, one a line, that the initial weights were"
-            " trained on."
+            " trained on.",
         ),
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the scores to this file.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the scores to this file.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Plot exact match, source by target, to this PNG file.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Plot exact match, source by target, to this PNG file."),
     ] = None,
+    version: VersionOption = False,
 ) -> None:
     """Translate a held-out split in every direction; print, write and plot the scores."""
+    # Imported here: torch takes seconds, which --help need not.
+    from esrt.checkpoint import open_checkpoint
+    from training.plots import heat_map
+    from training.scoring import bars
+    from training.translation import (
+        evaluate,
+        print_report,
+        read_contaminated,
+    )
+
     opened = open_checkpoint(checkpoint)
     whole = load(corpus, split)
-    contaminated_texts = _read_contaminated(contaminated, whole) if contaminated else set()
+    contaminated_texts = read_contaminated(contaminated, whole) if contaminated else set()
     trained = {text for sentence in sentences("train") for text in sentence.texts.values()}
     held_out = whole.in_languages(opened.config.languages)
     result = evaluate(opened, held_out, trained, contaminated_texts)
-    _print(result)
+    print_report(result)
     if plot:
         heat_map(result["directions"], plot)
     if json_file:
@@ -223,5 +83,4 @@ def main(
 
 
 if __name__ == "__main__":
-    with exit_on_error():
-        typer.run(main)
+    run(main)

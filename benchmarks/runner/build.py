@@ -18,7 +18,7 @@ from zipfile import ZipFile
 import typer
 
 from esrt.bundled import REPOSITORY
-from esrt.cli import exit_on_error
+from esrt.cli import VersionOption, run
 from esrt.errors import EsrtError
 from esrt.files import replace_folder
 
@@ -126,13 +126,13 @@ def main(
     fetch_only: Annotated[
         bool, typer.Option("--fetch-only", help="Fetch the SDK, and do not build.")
     ] = False,
+    version: VersionOption = False,
 ) -> None:
     """Build the runner into build/runner/TARGET; fetch a missing SDK first."""
-    with exit_on_error():
-        fetch(target)
-        if not fetch_only:
-            print(build(target, FOLDER / target))
+    fetch(target)
+    if not fetch_only:
+        print(build(target, FOLDER / target))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

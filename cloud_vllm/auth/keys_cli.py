@@ -6,23 +6,35 @@ from typing import Annotated
 import typer
 
 from cloud_vllm.auth import keys
-from esrt.cli import exit_on_error
+from esrt.cli import application, exit_on_error
 
-app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
+app = application("Create, list and revoke API keys.")
 
 KeyFile = Annotated[
     Path,
-    typer.Option("--key-file", envvar="ESRT_KEY_FILE", help="File with the hashes of the keys."),
+    typer.Option(
+        "--key-file",
+        metavar="FILE",
+        envvar="ESRT_KEY_FILE",
+        help="File with the hashes of the keys.",
+    ),
 ]
 
 
 @app.command()
 def create(
     key_file: KeyFile,
-    name: Annotated[str, typer.Option(help="Owner of the key, shown by `keys list`.")],
-    scope: Annotated[keys.Scope, typer.Option(help="Permission.")] = keys.Scope.TRANSLATE,
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="Owner of the key, shown by `keys list`.")
+    ],
+    scope: Annotated[
+        keys.Scope, typer.Option(help="Permission: translate, or read /metrics.")
+    ] = keys.Scope.TRANSLATE,
 ) -> None:
-    """Create a key and print it. The key is stored nowhere and cannot be shown again."""
+    """Create a key and print it.
+
+    The key is stored nowhere and cannot be shown again.
+    """
     with exit_on_error():
         key = keys.create(key_file, name, scope)
         typer.echo("Store this key safely: the key file holds only its hash.", err=True)

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
-import constriction
 import numpy as np
 import numpy.typing as npt
 
 from esrt.arrays import Float32Array
-from esrt.errors import FingerprintMismatch, PacketContentError, PacketError
+from esrt.errors import EsrtError, FingerprintMismatch, PacketContentError, PacketError
 from esrt.wire.codec import CHECK_MODEL, RE_ENCODE, Codec, Split, reject_values
 
 FREQUENCY_BITS = 16
@@ -29,6 +28,22 @@ ID_BYTES = 4
 _WIDENING = 24 - FREQUENCY_BITS
 
 Integers = npt.NDArray[np.int32]
+
+
+def _stream() -> Any:
+    """Import constriction's stream coders on demand: Linux on ARM has no build of the package.
+
+    Raises:
+        EsrtError: it is not installed.
+    """
+    try:
+        import constriction
+    except ModuleNotFoundError as error:
+        raise EsrtError(
+            f"The codecs {Codec.KLT} and {Codec.KLT_LOW} need the package constriction.",
+            f"Install it (for Linux on ARM this compiles Rust), or use the codec {Codec.INT8}.",
+        ) from error
+    return constriction.stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +101,7 @@ class TransformTables:
         """
         middle = self.frequencies.shape[1] // 2
         return [
-            constriction.stream.model.Categorical(
+            _stream().model.Categorical(
                 (table[middle - limit : middle + limit + 1].astype(np.float64) * 2**_WIDENING) - 1,
                 perfect=False,
             )
@@ -132,7 +147,7 @@ class TransformTables:
 
     def write(self, integers: Integers) -> bytes:
         """Entropy-code integers (T, K) from `quantize`."""
-        coder = constriction.stream.stack.AnsCoder()
+        coder = _stream().stack.AnsCoder()
         parts = zip(self.ordered(integers), self._models, self.limits[1:], strict=True)
         for symbols, model, limit in reversed(list(parts)):
             coder.encode_reverse(symbols + limit, model)
@@ -152,7 +167,7 @@ class TransformTables:
         compressed = np.frombuffer(words, "<u4").astype(np.uint32)
         if len(compressed) and compressed[-1] == 0:
             raise PacketContentError("The payload's last word is 0.", RE_ENCODE)
-        coder = constriction.stream.stack.AnsCoder(compressed)
+        coder = _stream().stack.AnsCoder(compressed)
         blocks, rest = divmod(tokens, self._block)
         whole, last = self._scan_orders[self._block], self._scan_orders[rest]
         in_blocks, in_rest = [], []

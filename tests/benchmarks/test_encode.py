@@ -1,6 +1,7 @@
 """Encoding benchmark: a quick run."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ def test_quick_run_writes_the_report(tmp_path: Path) -> None:
     out = tmp_path / "encode.json"
     command = [sys.executable, "-m", "benchmarks.encode", "--quick", "--json", str(out)]
     command += ["--report", str(tmp_path / "plots")]
-    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+    done = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    assert done.stderr == ""  # no warnings of libraries
+    assert re.search(r"^et_int8_over_ort_int8_nano_3s .*: (met|missed)$", done.stdout, re.MULTILINE)
     record = json.loads(out.read_text("utf-8"))
     assert {"machine", "versions", "commit", "settings", "rows", "bars"} <= set(record)
     backends = ["torch fp32", "executorch int8", "onnxruntime int8"]

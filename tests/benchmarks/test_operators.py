@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import operators
-from benchmarks.encode import EAGER, ET_INT8, ORT_INT8
+from benchmarks.encode.measures import EAGER, ET_INT8, ORT_INT8
+from benchmarks.operators import profiles
 from tests.tiny_checkpoint import tiny_checkpoint
 
 
 def test_every_runtime_reports_its_operators(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "tiny")
-    artifacts = operators.exported(checkpoint, tmp_path)
-    rows = operators.rows("tiny", operators.measure(checkpoint, 2.0, artifacts, 1, 2))
+    artifacts = profiles.exported(checkpoint, tmp_path)
+    rows = profiles.rows("tiny", profiles.measure(checkpoint, 2.0, artifacts, 1, 2))
     assert {row["backend"] for row in rows} == {EAGER, ET_INT8, ORT_INT8}
     # One encoder layer with 6 linear layers and one Q-Former layer with 10.
     linear = {
@@ -27,7 +27,7 @@ def test_every_runtime_reports_its_operators(tmp_path: Path) -> None:
     assert linear[ORT_INT8] >= 16  # ONNX Runtime quantizes inputs in separate operators
     for backend in (EAGER, ET_INT8, ORT_INT8):
         groups = {row["group"] for row in rows if row["backend"] == backend}
-        assert {*operators.GROUPS, operators.OTHER} - groups <= {"softmax"}
+        assert {*profiles.GROUPS, profiles.OTHER} - groups <= {"softmax"}
         assert sum(row["ms"] for row in rows if row["backend"] == backend) > 0
     products = [row for row in rows if row["operator"].startswith("Batch Matrix Multiply (NC, F16")]
     assert [row["calls"] for row in products] == [6]
@@ -40,15 +40,15 @@ def test_every_runtime_reports_its_operators(tmp_path: Path) -> None:
         ("Fully Connected (NC, QD8, F32, QC8W) GEMM", "linear layers"),
         ("Fully Connected (NC, F32) GEMM", "norms and sums"),
         ("Convolution (NHWC, F32) IGEMM", "convolutions"),
-        ("Convert (NC)", operators.OTHER),
+        ("Convert (NC)", profiles.OTHER),
         ("DynamicQuantizeMatMul", "linear layers"),
         ("FusedMatMul", "attention's products"),
         ("SkipLayerNormalization", "norms and sums"),
         ("aten::addmm", "linear layers"),
         ("aten::bmm", "attention's products"),
         ("aten::mkldnn_convolution", "convolutions"),
-        ("aten::matmul", operators.OTHER),
+        ("aten::matmul", profiles.OTHER),
     ],
 )
 def test_operators_have_their_group(operator: str, group: str) -> None:
-    assert operators.group(operator) == group
+    assert profiles.group(operator) == group

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.encode import SMALL
+from benchmarks.encode.measures import SMALL
 from benchmarks.options import in_existing_folder
 from benchmarks.speech import join_clips, log_mel_speech, read_clips
 from esrt.errors import EsrtError

@@ -58,7 +58,7 @@ def test_refuses_an_artifact(tmp_path: Path, changes: dict[str, Any], word: str)
 
 
 def test_refuses_a_folder_without_manifest(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="No artifact"):
+    with pytest.raises(ArtifactError, match=r"has no manifest\.json"):
         open_artifact(tmp_path).backend()
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from esrt.bundled import REPOSITORY
 from tests.edge_runtime.helpers import python
 
-SHARED = set(
-    "arrays bundled cli errors features files languages manifest network prompt wire".split()
-)
+SHARED = {
+    *("arrays", "bundled", "cli", "errors", "features", "files", "languages", "manifest"),
+    *("native_log", "network", "prompt", "wire"),
+}
 # Backends import these when they are created.
 LATE = {"torch", "transformers", "onnxruntime", "executorch"}
 

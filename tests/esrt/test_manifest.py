@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,9 +194,23 @@ def test_a_missing_file_is_found(artifact: Path, name: str) -> None:
         read_manifest(artifact)
 
 
-def test_no_artifact(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="No such file") as caught:
-        read_manifest(tmp_path / "nowhere")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nowhere", "no such folder. Export one"),
+        ("model.pte", "is a file; an artifact is a folder with a manifest.json"),
+        ("empty", "has no manifest.json. Export one"),
+        ("artifacts", "has no manifest.json. Name one of the artifacts in it: one, two."),
+    ],
+)
+def test_no_artifact(name: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "model.pte").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    for artifact in ("one", "two"):
+        (tmp_path / "artifacts" / artifact).mkdir(parents=True)
+        (tmp_path / "artifacts" / artifact / "manifest.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=re.escape(words)) as caught:
+        read_manifest(tmp_path / name)
     assert caught.value.exit_code == 2
 
 

@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import json
 import struct
+import sys
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -20,7 +21,7 @@ from hypothesis.extra import numpy as hnp
 
 from esrt import wire
 from esrt.arrays import Float32Array
-from esrt.errors import CheckpointError, PacketContentError, PacketError
+from esrt.errors import CheckpointError, EsrtError, PacketContentError, PacketError
 from esrt.wire import Codec, CodecTables, TransformTables, read_codec_tables
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -81,6 +82,16 @@ def test_golden_refusals(vector: dict[str, Any]) -> None:
     with pytest.raises(PacketError) as refusal:
         wire.decode(bytes.fromhex(vector["packet"]), CODEC_TABLES)
     assert (refusal.value.type, refusal.value.status) == (vector["type"], vector["status"])
+
+
+def test_a_missing_entropy_coder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Linux for ARM, where constriction has no build; the other codecs need none."""
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    features = np.zeros((8, 4), np.float32)
+    assert wire.decode(encode(features, "int8")).codec == Codec.INT8
+    tables = read_codec_tables(FILE, FINGERPRINT)
+    with pytest.raises(EsrtError, match=r"need the package constriction.* codec int8"):
+        encode(features, "klt", tables)
 
 
 # --- What comes back ----------------------------------------------------------------------------

@@ -18,9 +18,10 @@ from esrt.errors import ArtifactError, CheckFailed
 from esrt.manifest import Activations, Precision, read_manifest, sha256
 from esrt.model import EdgeModel
 from esrt.wire import Split
-from export import backends, cli, doctor, parity, peak_memory, quantization_error
+from export import backends, parity, peak_memory, quantization_error
 from export.artifact import artifact_folder
 from export.backends import get_recipe, get_runner_loader
+from export.diagnosis import inspect_artifact
 from export.recipe import ExportRecipe, export
 from tests.export.helpers import (
     FORMS,
@@ -34,8 +35,8 @@ from tests.export.helpers import (
     mel,
     relabel,
 )
-from training import codec
-from training.codec import FeatureSample, RateTarget
+from training import codec_tables as codec
+from training.codec_tables import FeatureSample, RateTarget
 
 INT8 = ("int8", "static", "kept")
 # q, k, v, out and two of the feed-forward in the encoder's layer; the same and a second attention
@@ -317,23 +318,6 @@ def test_codec_tables_go_with_the_features_they_describe(
 # --- The command and the doctor ---------------------------------------------------------------
 
 
-def test_every_option_has_a_help_text(
-    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(cli.logging, "disable", lambda _: None)
-    monkeypatch.setattr("sys.argv", [f"to_{kind}.py", "--help"])
-    monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit) as caught:
-        cli.run(kind)
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
-    for words in (
-        *("released models", "Number format", "Last part", "Length of speech"),
-        *("Quantization of the inputs", f"MODEL-{kind}-PRECISION"),
-    ):
-        assert words in text
-
-
 def test_the_report(kind: str, artifacts: Exporter, lively: Checkpoint) -> None:
     report = artifacts(kind, "int8").report
     assert lively.fingerprint in report
@@ -347,7 +331,7 @@ def test_the_doctor_accepts_it(
 ) -> None:
     if form != "int8":  # each measurement is a process
         monkeypatch.setattr(peak_memory, "peak_bytes", lambda _: 100_000)
-    diagnosis = doctor.inspect_artifact(artifact.folder, read_manifest(artifact.folder), lively)
+    diagnosis = inspect_artifact(artifact.folder, read_manifest(artifact.folder), lively)
     assert diagnosis.problems == ()
     assert (diagnosis.kind, diagnosis.precision) == (
         *(artifact.recipe.kind, artifact.form.precision),
@@ -382,5 +366,5 @@ def test_the_doctor_refuses_int8_in_name_only(
     monkeypatch.setattr(peak_memory, "peak_bytes", lambda _: None)
     folder = copied(kind, "fp32")
     relabel(folder, precision="int8")
-    (problem,) = doctor.inspect_artifact(folder, read_manifest(folder), None).problems
+    (problem,) = inspect_artifact(folder, read_manifest(folder), None).problems
     assert f"{LINEAR_LAYERS} of {LINEAR_LAYERS} linear layers in floating point" in problem

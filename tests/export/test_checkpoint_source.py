@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from esrt import bundled
 from esrt.checkpoint import Checkpoint, random_checkpoint
 from esrt.errors import ArtifactError, CheckpointError
 from esrt.hf_checkpoint import open_hf_checkpoint
@@ -33,6 +34,19 @@ def test_random_names_a_configuration() -> None:
     assert (small.config.name, small.config.padded_seconds) == ("whisper-small", 30.0)
     with pytest.raises(CheckpointError, match=r"esrt-9b.*esrt-4b"):
         checkpoint_source.open_source("random:esrt-9b")
+
+
+def test_the_bundled_checkpoint_is_never_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint_source.open_bundled().config.name == "esrt-nano"
+    monkeypatch.setattr(
+        checkpoint_source, "snapshot_download", lambda *_, **__: pytest.fail("downloaded")
+    )
+    monkeypatch.setattr(bundled, "CHECKPOINT", Path("models/esrt-nano"))  # of an installed wheel
+    with pytest.raises(CheckpointError, match="Pass --checkpoint with a folder or a Hugging Face"):
+        checkpoint_source.open_bundled()
 
 
 def test_a_folder_comes_first(lively: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

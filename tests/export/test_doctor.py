@@ -8,38 +8,53 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import onnx
 import pytest
 import torch
-import typer
 from onnx import numpy_helper
 from torch import Tensor, nn
-from typer.testing import CliRunner, Result
 
 from esrt.bundled import CHECKPOINT, REPOSITORY
 from esrt.checkpoint import Checkpoint, open_checkpoint
+from esrt.cli import run
 from esrt.errors import ArtifactError
 from esrt.manifest import Activations, Precision, Quantization, read_manifest
 from esrt.wire import Split
-from export import doctor, peak_memory, quantization_error
+from export import cli, doctor, peak_memory, quantization_error
 from export.backends import get_recipe
 from export.backends.xnnpack import delegation_report, lower
+from export.diagnosis import inspect_artifact
 from export.inspection import Inspection, Operation, find_problems
 from export.recipe import export
 from tests.export.helpers import KINDS, Exporter, all_but_linear, relabel
 
 
+class Result(NamedTuple):
+    """Exit code and output of a command."""
+
+    exit_code: int | str | None
+    output: str
+    stderr: str
+
+
 @pytest.fixture
-def run_doctor(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+def run_doctor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Result]:
     """The command in this process, with a peak memory that is not measured."""
     monkeypatch.setattr(peak_memory, "peak_bytes", lambda _: 1_000_000)
-    monkeypatch.setattr(doctor.logging, "disable", lambda _: None)
-    app = typer.Typer()
-    app.command()(doctor.main)
-    return lambda *arguments: CliRunner().invoke(app, [*map(str, arguments)])
+    monkeypatch.setattr(cli.logging, "disable", lambda _: None)
+
+    def run_main(*arguments: object) -> Result:
+        with pytest.raises(SystemExit) as ended:
+            run(doctor.examine, [*map(str, arguments)])
+        return Result(ended.value.code, *capsys.readouterr())
+
+    return run_main
 
 
 # --- Sound artifacts --------------------------------------------------------------------------
@@ -118,7 +133,7 @@ def test_changed_weights(copied: Callable[[str, str], Path], lively: Checkpoint)
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     onnx.save(model, folder / "model.onnx")
     relabel(folder)
-    problems = doctor.inspect_artifact(folder, read_manifest(folder), lively).problems
+    problems = inspect_artifact(folder, read_manifest(folder), lively).problems
     assert any("not the checkpoint's" in problem for problem in problems)
     assert any("features are not torch's" in problem for problem in problems)
 
@@ -141,21 +156,21 @@ def test_no_graph_at_all(kind: str, copied: Callable[[str, str], Path]) -> None:
     (folder / read_manifest(folder).entry).write_bytes(b"not a graph" * 9)
     relabel(folder)
     with pytest.raises(ArtifactError, match="cannot be read"):
-        doctor.inspect_artifact(folder, read_manifest(folder), None)
+        inspect_artifact(folder, read_manifest(folder), None)
 
 
 def test_an_unknown_kind(copied: Callable[[str, str], Path]) -> None:
     folder = copied("onnx", "fp32")
     relabel(folder, kind="tflite")
     with pytest.raises(ArtifactError, match="'tflite'"):
-        doctor.inspect_artifact(folder, read_manifest(folder), None)
+        inspect_artifact(folder, read_manifest(folder), None)
 
 
 def test_another_checkpoint(artifacts: Exporter) -> None:
     nano = open_checkpoint(CHECKPOINT)
     folder = artifacts("onnx", "fp32").folder
     with pytest.raises(ArtifactError, match=nano.fingerprint):
-        doctor.inspect_artifact(folder, read_manifest(folder), nano)
+        inspect_artifact(folder, read_manifest(folder), nano)
 
 
 def test_layers_in_floating_point_must_be_named(artifacts: Exporter) -> None:

@@ -7,20 +7,19 @@ import os
 import signal
 
 import torch
-import typer
 
-from esrt.cli import exit_on_error
+from esrt.cli import run
 from esrt.config import CONFIGS
 from tests.training.helpers import SMALL
-from training import evaluate, train
+from training import train, training_run, translation
 from training.data import Batch
 
 CONFIGS[SMALL.name] = SMALL
-train.SAVE_EVERY_SECONDS = 0
-evaluate.MAX_NEW_TOKENS = 4
+training_run.SAVE_EVERY_SECONDS = 0
+translation.MAX_NEW_TOKENS = 4
 
 
-class KilledRun(train.TrainingRun):
+class KilledRun(training_run.TrainingRun):
     """Training run that kills its process."""
 
     def train_step(self, batch: Batch) -> dict[str, float]:
@@ -32,6 +31,5 @@ class KilledRun(train.TrainingRun):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if "KILL_AT" in os.environ:
-        train.TrainingRun = KilledRun  # type: ignore[misc]
-    with exit_on_error():
-        typer.run(train.main)
+        training_run.TrainingRun = KilledRun  # type: ignore[misc]
+    run(train.main)

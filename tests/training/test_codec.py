@@ -13,8 +13,8 @@ from esrt.errors import CheckpointError
 from esrt.model import EdgeModel
 from esrt.wire import Codec, Split
 from tests.training.helpers import SMALL
-from training import codec
-from training.codec import FeatureSample, RateTarget
+from training import codec_tables as codec
+from training.codec_tables import FeatureSample, RateTarget
 from training.corpus.build import Corpus
 from training.training_model import decoder_config
 

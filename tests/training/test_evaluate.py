@@ -18,8 +18,8 @@ from tests.training.helpers import first_examples, save_split
 from training.corpus import build
 from training.corpus.build import Corpus
 from training.corpus.text import Sentence
-from training.evaluate import CONDITIONS, translate
 from training.scoring import Prediction
+from training.translation import CONDITIONS, translate
 
 UTTERANCES = 3
 

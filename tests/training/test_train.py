@@ -17,13 +17,14 @@ from transformers import AutoTokenizer, Gemma3ForCausalLM
 
 from esrt.bundled import REPOSITORY
 from esrt.checkpoint import open_checkpoint
+from esrt.cli import exit_on_error
 from tests.training.helpers import first_examples, recipe, save_split
-from training import evaluate, train
+from training import train, translation
 from training.corpus.build import Corpus
 from training.data import Batch
 from training.recipe import Recipe, Task
 from training.sampling import Item
-from training.train import TrainingRun
+from training.training_run import TrainingRun
 
 STEPS = 2
 ASR_THEN_SRT = [{"until": 0.5, "tasks": {"asr": 1}}, {"until": 1, "tasks": {"srt": 1}}]
@@ -33,7 +34,7 @@ ASR_THEN_SRT = [{"until": 0.5, "tasks": {"asr": 1}}, {"until": 1, "tasks": {"srt
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Save and validate after every step, and validate quickly."""
     monkeypatch.setattr(train, "SAVE_EVERY_SECONDS", 0)
-    monkeypatch.setattr(evaluate, "MAX_NEW_TOKENS", 4)
+    monkeypatch.setattr(translation, "MAX_NEW_TOKENS", 4)
 
 
 def batch_of(run: TrainingRun, start: int = 0, seconds: int = 1) -> Batch:
@@ -242,7 +243,7 @@ def test_two_processes_train_one_model(command: list[str], tmp_path: Path) -> No
 
 def test_a_wrong_recipe_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "none.yaml"
-    with pytest.raises(SystemExit) as ended, train.exit_on_error():
+    with pytest.raises(SystemExit) as ended, exit_on_error():
         train.main(path, tmp_path / "out", tmp_path / "corpus", torch.get_num_threads())
     assert ended.value.code == 2
     assert capfd.readouterr().err.startswith(f"error: {path} cannot be read: No such file")

@@ -22,8 +22,8 @@ from training.corpus.build import Corpus
 from training.data import IGNORE, Batch
 from training.recipe import RecipeError, Task
 from training.sampling import Item
-from training.train import TrainingRun
 from training.training_model import TrainingModel
+from training.training_run import TrainingRun
 
 TAGS = [language.tag for language in LANGUAGES.values()]
 

@@ -8,14 +8,14 @@ import soundfile
 import typer
 
 from esrt import bundled
-from esrt.cli import exit_on_error
+from esrt.cli import application, run
 from esrt.features import SAMPLE_RATE
 from training.corpus.build import CORPUS, SPLITS, build, utterances
 from training.corpus.speech import speak
 from training.corpus.synthesis_languages import SYNTHESIS_LANGUAGES
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
-Out = Annotated[Path, typer.Option(help="Output folder.")]
+app = application("Synthesize the corpus, or test phrases.")
+Out = Annotated[Path, typer.Option(metavar="FOLDER", help="Output folder.")]
 
 
 @app.command("build")
@@ -28,9 +28,9 @@ def build_command(out: Out = CORPUS) -> None:
 @app.command()
 def samples(
     out: Out = bundled.SAMPLES,
-    count: Annotated[int, typer.Option(help="Clips in each language.")] = 2,
+    count: Annotated[int, typer.Option(metavar="COUNT", help="Clips in each language.")] = 2,
 ) -> None:
-    """Write test phrases as FLAC, with an index of their transcripts and translations."""
+    """Write test phrases as FLAC, with an index of their texts."""
     out.mkdir(parents=True, exist_ok=True)
     phrases = (pair for pair in utterances("test") if pair[0].kind == "phrase")
     index = []
@@ -44,5 +44,4 @@ def samples(
 
 
 if __name__ == "__main__":
-    with exit_on_error():
-        app()
+    run(app)

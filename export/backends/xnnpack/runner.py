@@ -3,13 +3,17 @@
 from pathlib import Path
 
 import torch
+from executorch.extension.pybindings import portable_lib
 from executorch.runtime import Runtime
 
 from esrt.arrays import Float32Array
 from esrt.errors import CheckFailed
+from esrt.native_log import discard_native_log
 from export.graph_io import Runner
 
 _RUNTIME = Runtime.get()
+with discard_native_log():  # the thread pool, at its first use, logs files that it did not find
+    portable_lib._threadpool_get_thread_count()
 
 
 def load_runner(path: Path) -> Runner:

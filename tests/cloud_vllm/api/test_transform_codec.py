@@ -15,8 +15,8 @@ from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.wire import Codec, Split
 from tests.cloud_vllm.helpers import PACKET, URL, assert_problem, wait_until_ready
 from tests.tiny_checkpoint import SENTENCES, features
-from training import codec
-from training.codec import FeatureSample, RateTarget
+from training import codec_tables as codec
+from training.codec_tables import FeatureSample, RateTarget
 
 
 def with_codec_tables(checkpoint: Checkpoint, folder: Path, step: float) -> Checkpoint:

@@ -1,9 +1,4 @@
-"""Time of each runtime by operator: ``python -m benchmarks.operators --json FILE``.
-
-The profiler of each runtime times the operators on the same input with the same number of threads.
-The figure of an operator is the sum over its calls of each call's median. Torch's profiler keeps no
-single calls, so its figures are means. ExecuTorch's figures come from its event tracer.
-"""
+"""Profiles of the runtimes by operator, and their table."""
 
 import json
 import re
@@ -11,36 +6,28 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Any
 
 import onnxruntime
 import torch
-import typer
 from executorch.devtools import Inspector
 from executorch.extension.pybindings import portable_lib
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.encode import (
+from benchmarks.encode.measures import (
     EAGER,
     ET_INT8,
     EXECUTORCH,
-    NANO_SECONDS,
     ONNX,
     ORT_INT8,
-    SMALL,
     SPLIT,
-    TOOLS,
 )
-from benchmarks.options import CheckpointOption, JsonOption, RoundsOption, ThreadsOption
 from benchmarks.speech import log_mel_speech
 from benchmarks.timing import settle
-from esrt import bundled
 from esrt.arrays import Float32Array
-from esrt.benchmark_report import BenchmarkReport
-from esrt.checkpoint import Checkpoint, open_checkpoint, random_checkpoint
-from esrt.cli import exit_on_error
+from esrt.checkpoint import Checkpoint
 from esrt.manifest import Precision
 from export.recipe import export
 
@@ -180,34 +167,3 @@ def table(all_rows: list[dict[str, Any]], case: str) -> Table:
                 sums[BACKENDS.index(row["backend"])] += row["ms"]
         shown.add_row(name, *(f"{value:.2f}" for value in sums))
     return shown
-
-
-def main(
-    json_file: JsonOption,
-    checkpoint: CheckpointOption = bundled.CHECKPOINT,
-    threads: ThreadsOption = 2,
-    rounds: RoundsOption = 21,
-    quick: Annotated[bool, typer.Option("--quick", help="Profile nano alone.")] = False,
-) -> None:
-    """Profile nano at 3 and 10 s, and the size of whisper-small at 30 s."""
-    folder = Path("build/benchmarks/operators")
-    all_rows: list[dict[str, Any]] = []
-    opened = open_checkpoint(checkpoint)
-    artifacts = exported(opened, folder)
-    for seconds in NANO_SECONDS:
-        measured = measure(opened, seconds, artifacts, threads, rounds)
-        all_rows += rows(f"nano_{seconds}s", measured)
-    if not quick:
-        small = random_checkpoint(SMALL)
-        artifacts = exported(small, folder)
-        measured = measure(small, SMALL.max_seconds, artifacts, threads, max(3, rounds // 7))
-        all_rows += rows("small_30s", measured)
-    settings = {"threads": threads, "rounds": rounds, "fingerprint": opened.fingerprint}
-    BenchmarkReport(settings=settings, rows=all_rows, bars=[], tools=TOOLS).write(json_file)
-    for case in dict.fromkeys(row["case"] for row in all_rows):
-        Console().print(table(all_rows, case))
-
-
-if __name__ == "__main__":
-    with exit_on_error():
-        typer.run(main)

@@ -1,18 +1,13 @@
-"""Encoding time of each backend, and loss by int8: ``python -m benchmarks.encode --json FILE``.
-
-The backends take turns on the same input with the same number of threads (`benchmarks.timing`).
-Quality is measured on nano's test split, translated from the features of each backend.
-"""
+"""Measurements of encoding time and quality, and their table and plot."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import typer
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
@@ -21,21 +16,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, Gemma3ForCausalLM
 
-from benchmarks.options import (
-    CheckpointOption,
-    JsonOption,
-    ReportOption,
-    RoundsOption,
-    ThreadsOption,
-)
 from benchmarks.speech import log_mel_speech
 from benchmarks.timing import medians
 from edge_runtime.artifact import open_artifact
-from esrt import bundled
 from esrt.arrays import Float32Array
 from esrt.benchmark_report import BenchmarkReport, Threshold
-from esrt.checkpoint import Checkpoint, open_checkpoint, random_checkpoint
-from esrt.cli import exit_on_error
+from esrt.checkpoint import Checkpoint, random_checkpoint
 from esrt.config import ModelConfig, named_config
 from esrt.errors import CheckFailed
 from esrt.manifest import Activations, Precision
@@ -43,10 +29,10 @@ from esrt.model import Projector
 from esrt.wire import Split
 from export.backends import get_recipe
 from export.recipe import ExportRecipe, export
-from training.corpus.build import CORPUS, Corpus, load
-from training.evaluate import translate
+from training.corpus.build import Corpus
 from training.plots import save
 from training.scoring import score
+from training.translation import translate
 
 Encode = Callable[[Float32Array], Float32Array]
 
@@ -116,7 +102,8 @@ def _exported(
     return open_artifact(out).backend(threads=threads).encode
 
 
-def _apply(runs: dict[str, Encode], mel: Float32Array) -> dict[str, Callable[[], Float32Array]]:
+def bind_input(runs: dict[str, Encode], mel: Float32Array) -> dict[str, Callable[[], Float32Array]]:
+    """Bind each backend to a log-mel."""
     return {name: partial(run, mel) for name, run in runs.items()}
 
 
@@ -131,7 +118,7 @@ def measure_small(
     """
     runs, failed = backends(random_checkpoint(SMALL), folder, threads, ["int8", "int8 static"])
     padded = log_mel_speech(SMALL, SMALL.max_seconds)
-    ms = medians(_apply(runs, padded), rounds)
+    ms = medians(bind_input(runs, padded), rounds)
     aware = random_checkpoint(SMALL_AWARE)
     encode = _exported(EXECUTORCH, aware, folder, "int8", threads)
     pair = {
@@ -206,54 +193,8 @@ def plot(times: dict[str, dict[str, float]], path: Path) -> None:
     save(figure, path)
 
 
-def main(
-    json_file: JsonOption,
-    report: ReportOption = None,
-    checkpoint: CheckpointOption = bundled.CHECKPOINT,
-    threads: ThreadsOption = 2,
-    rounds: RoundsOption = 41,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Few rounds of nano in torch and int8; no quality.")
-    ] = False,
-) -> None:
-    """Measure nano at 3 and 10 s, the size of whisper-small at 30 s, and the loss by int8."""
-    opened, folder = open_checkpoint(checkpoint), Path("build/benchmarks/encode")
-    rounds, variants = (3, ("int8",)) if quick else (rounds, VARIANTS)
-    runs, failed = backends(opened, folder, threads, variants)
-    measured = {
-        f"nano_{seconds}s": medians(_apply(runs, log_mel_speech(opened.config, seconds)), rounds)
-        for seconds in NANO_SECONDS
-    }
-    held_out = None if quick else load(CORPUS, "test").in_languages(opened.config.languages)
-    scores = {} if held_out is None else quality(runs, opened, held_out)
-    length = None
-    if not quick:
-        measured["small_30s"], length, more = measure_small(folder, threads, max(3, rounds // 8))
-        failed |= more
-    times = {case: ms for case, (ms, _) in measured.items()}
-    record = BenchmarkReport(
-        settings={"threads": threads, "rounds": rounds, "fingerprint": opened.fingerprint},
-        rows=[
-            {
-                "case": case,
-                "backend": name,
-                "ms": round(value, 3),
-                "first_ms": round(first[name], 3),
-            }
-            for case, (ms, first) in measured.items()
-            for name, value in ms.items()
-        ],
-        bars=bars(times, length, scores),
-        tools=TOOLS,
-        more={"quality": scores, "refused": failed},
-    )
-    record.write(json_file)
-    if report:
-        plot(times, report / "encode.png")
-    _print(record)
-
-
-def _print(record: BenchmarkReport) -> None:
+def print_report(record: BenchmarkReport) -> None:
+    """Print the times, the failed exports and the thresholds."""
     table = Table(*record.rows[0])
     for row in record.rows:
         table.add_row(*(str(value) for value in row.values()))
@@ -262,8 +203,3 @@ def _print(record: BenchmarkReport) -> None:
         print(f"{name} was not exported: {reason}")
     for bar in record.bars:
         print(bar)
-
-
-if __name__ == "__main__":
-    with exit_on_error():
-        typer.run(main)

@@ -1,0 +1,1 @@
+"""Encoding time of each backend, and loss by int8."""

@@ -1,0 +1,93 @@
+"""Encoding time of each backend, and loss by int8: ``python -m benchmarks.encode --json FILE``.
+
+The backends take turns on the same input with the same number of threads (`benchmarks.timing`).
+Quality is measured on nano's test split, translated from the features of each backend.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.options import (
+    CheckpointOption,
+    JsonOption,
+    ReportOption,
+    RoundsOption,
+    ThreadsOption,
+)
+from esrt import bundled
+from esrt.benchmark_report import BenchmarkReport
+from esrt.cli import VersionOption, run
+from training.corpus.build import CORPUS, load
+
+
+def main(
+    json_file: JsonOption,
+    report: ReportOption = None,
+    checkpoint: CheckpointOption = bundled.CHECKPOINT,
+    threads: ThreadsOption = 2,
+    rounds: RoundsOption = 41,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few rounds of nano in torch and int8; no quality.")
+    ] = False,
+    version: VersionOption = False,
+) -> None:
+    """Measure nano at 3 and 10 s, the size of whisper-small at 30 s, and the loss by int8."""
+    # Imported here: torch takes seconds, which --help need not.
+    from benchmarks.encode.measures import (
+        NANO_SECONDS,
+        TOOLS,
+        VARIANTS,
+        backends,
+        bars,
+        bind_input,
+        measure_small,
+        plot,
+        print_report,
+        quality,
+    )
+    from benchmarks.speech import log_mel_speech
+    from benchmarks.timing import medians
+    from esrt.checkpoint import open_checkpoint
+
+    opened, folder = open_checkpoint(checkpoint), Path("build/benchmarks/encode")
+    rounds, variants = (3, ("int8",)) if quick else (rounds, VARIANTS)
+    runs, failed = backends(opened, folder, threads, variants)
+    measured = {
+        f"nano_{seconds}s": medians(
+            bind_input(runs, log_mel_speech(opened.config, seconds)), rounds
+        )
+        for seconds in NANO_SECONDS
+    }
+    held_out = None if quick else load(CORPUS, "test").in_languages(opened.config.languages)
+    scores = {} if held_out is None else quality(runs, opened, held_out)
+    length = None
+    if not quick:
+        measured["small_30s"], length, more = measure_small(folder, threads, max(3, rounds // 8))
+        failed |= more
+    times = {case: ms for case, (ms, _) in measured.items()}
+    record = BenchmarkReport(
+        settings={"threads": threads, "rounds": rounds, "fingerprint": opened.fingerprint},
+        rows=[
+            {
+                "case": case,
+                "backend": name,
+                "ms": round(value, 3),
+                "first_ms": round(first[name], 3),
+            }
+            for case, (ms, first) in measured.items()
+            for name, value in ms.items()
+        ],
+        bars=bars(times, length, scores),
+        tools=TOOLS,
+        more={"quality": scores, "refused": failed},
+    )
+    record.write(json_file)
+    if report:
+        plot(times, report / "encode.png")
+    print_report(record)
+
+
+if __name__ == "__main__":
+    run(main)

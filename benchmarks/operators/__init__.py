@@ -1,0 +1,1 @@
+"""Time of each runtime by operator."""

@@ -1,0 +1,136 @@
+"""Help, version and usage errors, alike for every command."""
+
+import json
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import esrt
+from esrt.bundled import REPOSITORY
+
+COMMANDS = {
+    "-m edge_runtime": ("", "translate", "encode"),
+    "-m cloud_vllm": ("", "keys", "keys create", "keys list", "keys revoke"),
+    "-m cloud_vllm.capacity": ("",),
+    "-m export": ("", "onnx"),
+    "-m export.doctor": ("",),
+    "export/to_coreml.py": ("",),
+    "export/to_executorch.py": ("",),
+    "export/to_onnx.py": ("",),
+    "demo.py": ("",),
+    **{
+        f"-m benchmarks.{name}": ("",)
+        for name in "bandwidth cloud encode full_size operators privacy runner.build".split()
+    },
+    "-m training.corpus": ("", "build", "samples"),
+    **{f"-m training.{name}": ("",) for name in "ablation codec evaluate train".split()},
+}
+HEAVY = {"torch", "transformers", "coremltools", "executorch", "onnx", "onnxruntime", "vllm", "ray"}
+# Runs one command several times, with other arguments, as the interpreter would, in one process.
+RUN = """
+import contextlib, io, json, runpy, sys
+target, *lines = sys.argv[1:]
+results = []
+for line in lines:
+    sys.argv = [target.removeprefix("-m "), *line.split()]
+    out, err = io.StringIO(), io.StringIO()
+    code = None
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            if target.startswith("-m "):
+                runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(target, run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+    results.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps({"results": results, "modules": list(sys.modules)}))
+"""
+
+
+def run(target: str, *lines: str) -> tuple[list[tuple[int | None, str, str]], set[str]]:
+    """Exit code, stdout and stderr for each command line; and the modules that were imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, target, *lines],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return [tuple(result) for result in found["results"]], set(found["modules"])  # type: ignore[misc]
+
+
+def options(text: str) -> list[str]:
+    """Each option with its description, as one line."""
+    _, _, listed = text.partition("\nOptions:\n")
+    found = re.findall(r"^  -.*(?:\n {4,}.*)*", listed, re.MULTILINE)
+    return [re.sub(r"\n {3,}", "  ", option) for option in found]
+
+
+@pytest.mark.parametrize("target", COMMANDS)
+def test_help_and_version(target: str) -> None:
+    lines = [f"{command} --help" for command in COMMANDS[target]]
+    (*helps, version), modules = run(target, *lines, "--version")
+    assert not modules & HEAVY, "help takes seconds"
+    assert version == (0, f"esrt {esrt.__version__}\n", "")
+    for code, text, errors in helps:
+        assert (code, errors) == (0, "")
+        for line in text.splitlines():
+            assert len(line) <= 80, line
+            assert not line.rstrip().endswith(("...", "…")) or line.startswith("Usage:"), line
+        assert "--help" in text
+        for option in options(text):
+            assert re.fullmatch(r"  -\S.*?\S  +\S.*", option), f"no help: {option}"
+            assert not re.search(r"<(str|path|int|float|list)", option), option
+
+
+@pytest.mark.parametrize("target", COMMANDS)
+def test_usage_errors_are_one_line(target: str) -> None:
+    *_, (code, text, errors) = run(target, "--no-such-option")[0]
+    assert (code, text) == (2, "")
+    assert errors == "error: No such option: --no-such-option. Add --help to see the options.\n"
+
+
+def test_wrong_values_have_no_words_of_pydantic() -> None:
+    results, _ = run(
+        "-m edge_runtime", "translate x --codec mp3 --from eng --to deu", "encode x --threads two"
+    )
+    for (code, _, errors), words in zip(results, ("'mp3' is not one of", "--threads"), strict=True):
+        assert code == 2
+        assert words in errors
+        assert not re.search(r"Value error|unable to parse|validation", errors)
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "names"),
+    [
+        ("-m benchmarks", None, "bandwidth cloud encode full_size operators privacy"),
+        ("-m edge_runtime", 2, "translate encode"),
+        ("-m export", 2, "coreml executorch onnx"),
+    ],
+)
+def test_without_a_command_the_commands_are_listed(
+    target: str, code: int | None, names: str
+) -> None:
+    ((found, text, errors),), modules = run(target, "")
+    assert found == code
+    assert not modules & HEAVY
+    assert all(name in text + errors for name in names.split())
+
+
+def test_an_export_without_the_installed_project_is_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "export/to_onnx.py", "--help"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: This project is not installed")
+    assert "make setup" in line
