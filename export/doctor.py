@@ -1,9 +1,10 @@
 """Examine an exported artifact: ``python -m export.doctor ARTIFACT``.
 
-Prints which operators run in optimized and in int8 kernels, the error that int8 causes in each
-layer, size and memory, requirements on the device, and whether features and translations still
-equal torch's. The exit code is 1 when a linear layer runs on a portable kernel, an int8 graph
-multiplies in floating point, or the features are not the checkpoint's.
+Prints the share of the arithmetic in optimized and in int8 kernels, the error that int8 causes in
+each layer, size and memory, requirements on the device, and whether features and translations still
+equal torch's. The exit code is 1 when a linear layer runs on a portable kernel, when more linear
+layers of an int8 artifact are in floating point than its manifest lists, or when weights or
+features are not the checkpoint's.
 """
 
 import dataclasses
@@ -31,12 +32,9 @@ from esrt.model import EdgeModel
 from export import parity, peak_memory, quantization_error, translation_parity
 from export.backends import get_recipe
 from export.checkpoint_source import open_source
-from export.inspection import Inspection, find_problems, list_operators, share
+from export.inspection import Inspection, find_problems, list_operators, only_weights, share
 from export.recipe import ExportRecipe, Settings
 from export.tracing import DeviceGraph, load_edge_model
-
-# Number of layers in the report.
-_WORST_LAYERS = 5
 
 
 @dataclass(frozen=True)
@@ -49,11 +47,13 @@ class Diagnosis:
         precision: precision that the manifest declares.
         size: bytes of all files.
         peak_memory: bytes that a run of the longest input needs; ``None`` if not measurable here.
-        delegated: shares of operators and multiply-adds in optimized kernels; ``None`` if only the
-            device decides this.
-        integer: shares of operators and multiply-adds that multiply int8 by int8.
+        delegated: share of the multiply-adds in optimized kernels; ``None`` if only the device
+            decides this.
+        integer: share of the multiply-adds that multiply int8 by int8.
         not_delegated: operators on portable kernels.
         floating: operators that multiply in floating point.
+        linear_layers: number of linear layers.
+        only_weights: only the weights of linear layers are int8; all products are floating.
         kept: linear layers that the manifest names as floating-point layers.
         needs: requirements on the device.
         layer_errors: int8 error of each layer; empty without a checkpoint.
@@ -67,10 +67,12 @@ class Diagnosis:
     precision: Precision
     size: int
     peak_memory: int | None
-    delegated: dict[str, float] | None
-    integer: dict[str, float]
+    delegated: float | None
+    integer: float
     not_delegated: str
     floating: str
+    linear_layers: int
+    only_weights: bool
     kept: tuple[str, ...]
     needs: tuple[str, ...]
     layer_errors: dict[str, float]
@@ -120,18 +122,20 @@ def inspect_artifact(folder: Path, manifest: Manifest, checkpoint: Checkpoint | 
     if checkpoint is not None:
         comparison = _compare(recipe, manifest, path, inspection, checkpoint)
     operations = inspection.operations
-    delegated = [operation for operation in operations if operation.delegated]
-    integer = [operation for operation in operations if operation.integer]
     return Diagnosis(
         artifact=str(folder),
         kind=manifest.kind,
         precision=manifest.precision,
         size=sum((folder / name).stat().st_size for name in manifest.files),
         peak_memory=peak_memory.peak_bytes(folder) if recipe.native else None,
-        delegated=share(delegated, operations) if recipe.native else None,
-        integer=share(integer, operations),
+        delegated=share((item for item in operations if item.delegated), operations)
+        if recipe.native
+        else None,
+        integer=share((item for item in operations if item.integer), operations),
         not_delegated=list_operators(item for item in operations if not item.delegated),
         floating=list_operators(item for item in operations if item.macs and not item.integer),
+        linear_layers=sum(item.linear for item in operations),
+        only_weights=only_weights(manifest),
         kept=manifest.quantization.kept if manifest.quantization else (),
         needs=inspection.requirements,
         layer_errors=comparison.layer_errors,
@@ -215,23 +219,14 @@ def _report_rows(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
     if diagnosis.delegated is None:
         yield "delegated", "unknown: the device decides which of its units runs an operator"
     else:
-        yield "delegated", f"{_percent(diagnosis.delegated)} run in optimized kernels"
+        yield "delegated", f"optimized kernels run {diagnosis.delegated:.1%} of the multiply-adds"
     if diagnosis.not_delegated != "none":
         yield "not delegated", f"{diagnosis.not_delegated}: on portable kernels, which are slow;"
         yield "", "tensors are copied between them and the optimized kernels"
     if diagnosis.precision is Precision.INT8:
-        yield "int8 products", f"{_percent(diagnosis.integer)} multiply int8 by int8"
-        yield "float products", f"{diagnosis.floating}: multiply in floating point"
-        yield (
-            "float layers",
-            ", ".join(diagnosis.kept) or "none: all linear layers have int8 weights",
-        )
-    worst = sorted(diagnosis.layer_errors.items(), key=lambda item: -item[1])[:_WORST_LAYERS]
-    for place, (name, error) in enumerate(worst):
-        yield "" if place else "int8 error", f"{error:.2%} of the output (RMS) of {name}"
+        yield from _int8_rows(diagnosis)
     if diagnosis.parity:
-        figures = ", ".join(f"{name} {value:g}" for name, value in diagnosis.parity.items())
-        yield "parity", f"features compared with torch's: {figures}"
+        yield "parity", parity.summarize(diagnosis.parity)
     else:
         yield "parity", "not measured: pass the --checkpoint that it was exported from"
     if diagnosis.texts:
@@ -243,8 +238,21 @@ def _report_rows(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
         yield "PROBLEM", problem
 
 
-def _percent(shares: dict[str, float]) -> str:
-    return f"{shares['operators']:.1%} of operators, {shares['macs']:.1%} of multiply-adds"
+def _int8_rows(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
+    """Yield the rows of an int8 artifact: its linear layers, its products, and its errors."""
+    kept = diagnosis.kept
+    floats = f"{len(kept)} of them in floating point: {', '.join(kept)}" if kept else "all int8"
+    if diagnosis.only_weights:
+        yield "linear layers", f"{diagnosis.linear_layers}; their weights: {floats}"
+        yield "int8 products", "none, as the manifest says: weights become floats on the device"
+    else:
+        yield "linear layers", f"{diagnosis.linear_layers}; their weights and inputs: {floats}"
+        yield "int8 products", f"{diagnosis.integer:.1%} of the multiply-adds are int8 by int8"
+    yield (
+        "float products",
+        f"{1 - diagnosis.integer:.1%} of the multiply-adds: {diagnosis.floating}",
+    )
+    yield from quantization_error.report_rows(diagnosis.layer_errors)
 
 
 def _find_checkpoint(manifest: Manifest, name: str | None) -> Checkpoint | None:
