@@ -20,6 +20,9 @@ SILENCE_DBFS = -60.0
 # integers written as floats, and a log-mel spectrogram far outside of the training data.
 MAX_PEAK = 10.0
 MIN_RATE, MAX_RATE = 4_000, 384_000
+# Lowest sample rate without a loss. Of 264 translations of nano's clips, 83 % were right at 16 kHz
+# and at 8 kHz, 22 % at 7 kHz, and 8 % at 6 kHz.
+MIN_CLEAR_RATE = 8_000
 _PCM_BYTES_PER_SAMPLE = 2
 
 

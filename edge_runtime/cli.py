@@ -97,7 +97,7 @@ def translate(
     finally:
         if printer:
             printer.end()
-    warnings = warnings_for(file, audio, manifest.front_end, done)
+    warnings = warnings_for(file, audio, done)
     _print(measurements(audio, encoded, done, warnings=warnings), as_json)
 
 
@@ -116,7 +116,7 @@ def encode(
     audio, encoded = _encode(file, opened, codec, threads)
     with replace_file(out) as partial:
         partial.write_bytes(encoded.packet)
-    warnings = warnings_for(file, audio, opened.manifest.front_end)
+    warnings = warnings_for(file, audio)
     _print(measurements(audio, encoded, warnings=warnings), as_json)
 
 

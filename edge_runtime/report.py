@@ -8,33 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.answer import Done
-from edge_runtime.audio import Audio
+from edge_runtime.audio import MIN_CLEAR_RATE, Audio
 from edge_runtime.encoder import Encoded
 from esrt.errors import printable
-from esrt.manifest import FrontEnd
 from esrt.prompt import TextDelta
 
 # Both times count from the start of sending; every other time belongs to one stage.
 _NOTES = {"first_token": "since sending", "done": "since sending"}
 
 
-def warnings_for(
-    file: Path, audio: Audio, front_end: FrontEnd, done: Done | None = None
-) -> list[str]:
+def warnings_for(file: Path, audio: Audio, done: Done | None = None) -> list[str]:
     """Warnings about an answer, one sentence each.
 
     Args:
         file: the audio file, for the message.
         audio: the audio in the file.
-        front_end: front end of the model.
         done: the answer, if there is one.
     """
     warnings = []
-    if audio.rate < front_end.sample_rate:
+    if audio.rate < MIN_CLEAR_RATE:
         name = os.fsencode(file).decode(errors="replace")  # JSON cannot hold undecodable bytes
         warnings.append(
-            f"{name} is sampled at {audio.rate} Hz; the model was trained on"
-            f" {front_end.sample_rate} Hz speech and will misunderstand much of it."
+            f"{name} is sampled at {audio.rate} Hz; below {MIN_CLEAR_RATE} Hz most translations"
+            " are wrong. Record at a higher rate."
         )
     if done is not None and done.finish == "length":
         warnings.append("the answer was cut at the maximum length; send shorter speech.")

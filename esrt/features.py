@@ -2,7 +2,7 @@
 
 The arithmetic equals ``log_mel_spectrogram`` of openai-whisper: Hann window of 400 samples, hop of
 160 samples, Slaney mel scale, log10, a floor at the maximum minus 8, then ``(x + 4) / 4``. This
-module is the reference for the front ends in other languages.
+module is the reference for the front ends in other languages, which docs/front-end.md describes.
 """
 
 from functools import lru_cache

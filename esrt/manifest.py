@@ -1,4 +1,7 @@
-"""``manifest.json``: description of an exported artifact, beside the artifact's files."""
+"""``manifest.json``: description of an exported artifact, beside the artifact's files.
+
+docs/manifest.md explains every field for readers in other languages.
+"""
 
 import hashlib
 import json
@@ -39,9 +42,12 @@ class Activations(StrEnum):
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Input or output of a graph: name, element type and shape.
+    """Input or output of a graph.
 
-    ``None`` in the shape is a free dimension.
+    Attributes:
+        name: name in the graph.
+        dtype: element type, always ``float32``.
+        shape: sides; ``None`` is a free length.
     """
 
     name: str
@@ -98,7 +104,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         model: name of the model.
-        fingerprint: ties the artifact's features to one decoder in the cloud.
+        fingerprint: hash of the configuration and the weights of encoder, Q-Former and projector; a
+            gateway accepts features of its own fingerprint only.
         kind: format of the artifact; export and runtime check that they support it.
         precision: number format of the linear layers.
         split: end of the graph.

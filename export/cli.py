@@ -23,8 +23,12 @@ from export.progress import progress_listener, report_progress
 if TYPE_CHECKING:
     from export.recipe import Exported
 
-# Number of layers in the report.
-_WORST_LAYERS = 3
+_ACTIVATIONS_HELP = {
+    Activations.DYNAMIC: "dynamic (int8, by the range of each input)",
+    Activations.STATIC: "static (int8, by ranges calibrated on speech)",
+    Activations.FLOAT: "float (only weights are int8)",
+}
+_LAST_PART = {Split.QFORMER: "the Q-Former", Split.ADAPTER: "the projector"}
 
 
 def export_command(kind: str) -> Callable[..., None]:
@@ -154,37 +158,45 @@ def _show_progress(console: Console) -> Iterator[None]:
             yield
 
 
+def _lengths(manifest: Manifest) -> str:
+    lengths = ", ".join(f"{length:g} s" for length in manifest.lengths)
+    return lengths or f"any, up to {manifest.front_end.max_seconds:g} s"
+
+
 def _precision(manifest: Manifest) -> str:
     quantization = manifest.quantization
     if quantization is None:
         return manifest.precision
-    return f"{manifest.precision}, {quantization.activations} activations"
+    return f"{manifest.precision}; inputs of layers: {_ACTIVATIONS_HELP[quantization.activations]}"
 
 
 def _int8_rows(quantization: Quantization | None) -> Iterator[tuple[str, str]]:
     """Yield the layers with the largest int8 errors, and the layers in floating point."""
     if quantization is None:
         return
-    worst = sorted(quantization.errors.items(), key=lambda item: -item[1])[:_WORST_LAYERS]
-    if worst:
-        layers = ", ".join(f"{error:.2%} {name}" for name, error in worst)
-        yield "int8 error", f"of a layer's output (RMS), the largest: {layers}"
+    # Imported here: it imports torch.
+    from export.quantization_error import report_rows
+
+    yield from report_rows(quantization.errors)
     yield "float layers", ", ".join(quantization.kept) or "none: every linear layer is int8"
 
 
 def _report(console: Console, exported: "Exported", out: Path, seconds: float) -> None:
+    # Imported here: it imports torch.
+    from export.parity import summarize
+
     manifest = exported.manifest
     size = sum((out / name).stat().st_size for name in manifest.files)
-    figures = ", ".join(f"{name} {value:g}" for name, value in manifest.parity.items())
     console.print(f"[bold]{out}[/bold]")
     for label, text in (
         ("model", f"{manifest.model}, fingerprint {manifest.fingerprint}"),
-        ("precision", f"{_precision(manifest)}, split after the {manifest.split}"),
-        ("lengths", ", ".join(f"{length:g} s" for length in manifest.lengths) or "any"),
+        ("precision", _precision(manifest)),
+        ("split", f"{manifest.split}: the last part on the device is {_LAST_PART[manifest.split]}"),
+        ("lengths", _lengths(manifest)),
         ("size", f"{size / 1e6:.1f} MB"),
         *exported.notes,
         *_int8_rows(manifest.quantization),
-        ("parity", f"features compared with torch's: {figures}"),
+        ("parity", summarize(manifest.parity)),
         ("duration", f"{seconds:.0f} s"),
     ):
         console.print(f"  {label:<14} {printable(text)}", markup=False)

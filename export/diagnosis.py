@@ -19,7 +19,7 @@ from esrt.model import EdgeModel
 from export import parity, peak_memory, quantization_error, translation_parity
 from export.backends import get_recipe
 from export.checkpoint_source import open_source
-from export.inspection import Inspection, find_problems, list_operators, share
+from export.inspection import Inspection, find_problems, list_operators, only_weights, share
 from export.recipe import ExportRecipe, Settings
 from export.tracing import DeviceGraph, load_edge_model
 
@@ -34,11 +34,13 @@ class Diagnosis:
         precision: precision that the manifest declares.
         size: bytes of all files.
         peak_memory: bytes that a run of the longest input needs; ``None`` if not measurable here.
-        delegated: shares of operators and multiply-adds in optimized kernels; ``None`` if only the
-            device decides this.
-        integer: shares of operators and multiply-adds that multiply int8 by int8.
+        delegated: share of the multiply-adds in optimized kernels; ``None`` if only the device
+            decides this.
+        integer: share of the multiply-adds that multiply int8 by int8.
         not_delegated: operators on portable kernels.
         floating: operators that multiply in floating point.
+        linear_layers: number of linear layers.
+        only_weights: only the weights of linear layers are int8; all products are floating.
         kept: linear layers that the manifest names as floating-point layers.
         needs: requirements on the device.
         layer_errors: int8 error of each layer; empty without a checkpoint.
@@ -52,10 +54,12 @@ class Diagnosis:
     precision: Precision
     size: int
     peak_memory: int | None
-    delegated: dict[str, float] | None
-    integer: dict[str, float]
+    delegated: float | None
+    integer: float
     not_delegated: str
     floating: str
+    linear_layers: int
+    only_weights: bool
     kept: tuple[str, ...]
     needs: tuple[str, ...]
     layer_errors: dict[str, float]
@@ -117,6 +121,8 @@ def inspect_artifact(folder: Path, manifest: Manifest, checkpoint: Checkpoint | 
         integer=share(integer, operations),
         not_delegated=list_operators(item for item in operations if not item.delegated),
         floating=list_operators(item for item in operations if item.macs and not item.integer),
+        linear_layers=sum(item.linear for item in operations),
+        only_weights=only_weights(manifest),
         kept=manifest.quantization.kept if manifest.quantization else (),
         needs=inspection.requirements,
         layer_errors=comparison.layer_errors,

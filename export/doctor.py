@@ -1,9 +1,10 @@
 """Examine an exported artifact: ``python -m export.doctor ARTIFACT``.
 
-Prints which operators run in optimized and in int8 kernels, the error that int8 causes in each
-layer, size and memory, requirements on the device, and whether features and translations still
-equal torch's. The exit code is 1 when a linear layer runs on a portable kernel, an int8 graph
-multiplies in floating point, or the features are not the checkpoint's.
+Prints the share of the arithmetic in optimized and in int8 kernels, the error that int8 causes in
+each layer, size and memory, requirements on the device, and whether features and translations still
+equal torch's. The exit code is 1 when a linear layer runs on a portable kernel, when more linear
+layers of an int8 artifact are in floating point than its manifest lists, or when weights or
+features are not the checkpoint's.
 """
 
 import dataclasses
@@ -23,9 +24,6 @@ from export.cli import quiet
 if TYPE_CHECKING:
     from export.diagnosis import Diagnosis
 
-# Number of layers in the report.
-_WORST_LAYERS = 5
-
 
 def print_report(console: Console, diagnosis: "Diagnosis") -> None:
     """Print a diagnosis on one screen."""
@@ -36,6 +34,9 @@ def print_report(console: Console, diagnosis: "Diagnosis") -> None:
 
 def _report_rows(diagnosis: "Diagnosis") -> Iterator[tuple[str, str]]:
     """Yield label and text of each line; continued lines have an empty label."""
+    # Imported here: it imports torch.
+    from export.parity import summarize
+
     yield "size", f"{diagnosis.size / 1e6:.1f} MB"
     if diagnosis.peak_memory is None:
         yield "peak memory", "not measurable on this system"
@@ -45,23 +46,14 @@ def _report_rows(diagnosis: "Diagnosis") -> Iterator[tuple[str, str]]:
     if diagnosis.delegated is None:
         yield "delegated", "unknown: the device decides which of its units runs an operator"
     else:
-        yield "delegated", f"{_percent(diagnosis.delegated)} run in optimized kernels"
+        yield "delegated", f"optimized kernels run {diagnosis.delegated:.1%} of the multiply-adds"
     if diagnosis.not_delegated != "none":
         yield "not delegated", f"{diagnosis.not_delegated}: on portable kernels, which are slow;"
         yield "", "tensors are copied between them and the optimized kernels"
     if diagnosis.precision is Precision.INT8:
-        yield "int8 products", f"{_percent(diagnosis.integer)} multiply int8 by int8"
-        yield "float products", f"{diagnosis.floating}: multiply in floating point"
-        yield (
-            "float layers",
-            ", ".join(diagnosis.kept) or "none: all linear layers have int8 weights",
-        )
-    worst = sorted(diagnosis.layer_errors.items(), key=lambda item: -item[1])[:_WORST_LAYERS]
-    for place, (name, error) in enumerate(worst):
-        yield "" if place else "int8 error", f"{error:.2%} of the output (RMS) of {name}"
+        yield from _int8_rows(diagnosis)
     if diagnosis.parity:
-        figures = ", ".join(f"{name} {value:g}" for name, value in diagnosis.parity.items())
-        yield "parity", f"features compared with torch's: {figures}"
+        yield "parity", summarize(diagnosis.parity)
     else:
         yield "parity", "not measured: pass the --checkpoint that it was exported from"
     if diagnosis.texts:
@@ -73,8 +65,24 @@ def _report_rows(diagnosis: "Diagnosis") -> Iterator[tuple[str, str]]:
         yield "PROBLEM", problem
 
 
-def _percent(shares: dict[str, float]) -> str:
-    return f"{shares['operators']:.1%} of operators, {shares['macs']:.1%} of multiply-adds"
+def _int8_rows(diagnosis: "Diagnosis") -> Iterator[tuple[str, str]]:
+    """Yield the rows of an int8 artifact: its linear layers, its products, and its errors."""
+    # Imported here: it imports torch.
+    from export.quantization_error import report_rows
+
+    kept = diagnosis.kept
+    floats = f"{len(kept)} of them in floating point: {', '.join(kept)}" if kept else "all int8"
+    if diagnosis.only_weights:
+        yield "linear layers", f"{diagnosis.linear_layers}; their weights: {floats}"
+        yield "int8 products", "none, as the manifest says: weights become floats on the device"
+    else:
+        yield "linear layers", f"{diagnosis.linear_layers}; their weights and inputs: {floats}"
+        yield "int8 products", f"{diagnosis.integer:.1%} of the multiply-adds are int8 by int8"
+    yield (
+        "float products",
+        f"{1 - diagnosis.integer:.1%} of the multiply-adds: {diagnosis.floating}",
+    )
+    yield from report_rows(diagnosis.layer_errors)
 
 
 def examine(

@@ -49,13 +49,10 @@ class Inspection:
     requirements: tuple[str, ...]
 
 
-def share(part: Sequence[Operation], whole: Sequence[Operation]) -> dict[str, float]:
-    """Shares of all operators and of all multiply-adds, each from 0 to 1."""
+def share(part: Iterable[Operation], whole: Sequence[Operation]) -> float:
+    """Share of all multiply-adds, from 0 to 1."""
     macs = sum(operation.macs for operation in whole)
-    return {
-        "operators": len(part) / max(1, len(whole)),
-        "macs": sum(operation.macs for operation in part) / max(1, macs),
-    }
+    return sum(operation.macs for operation in part) / max(1, macs)
 
 
 def list_operators(operations: Iterable[Operation]) -> str:
@@ -69,8 +66,14 @@ def list_operators(operations: Iterable[Operation]) -> str:
     return ", ".join(f"{count[name]} {name}" for name in names) or "none"
 
 
+def only_weights(manifest: Manifest) -> bool:
+    """Whether only the weights of an int8 artifact are int8, and all products are floating."""
+    quantization = manifest.quantization
+    return quantization is not None and quantization.activations is Activations.FLOAT
+
+
 def find_problems(inspection: Inspection, manifest: Manifest) -> list[str]:
-    """List the reasons why the artifact is slower than its manifest promises."""
+    """List the reasons why the artifact is slower or larger than its manifest promises."""
     problems = []
     linear = [operation for operation in inspection.operations if operation.linear]
     portable = [operation.layer for operation in linear if not operation.delegated]
@@ -80,15 +83,20 @@ def find_problems(inspection: Inspection, manifest: Manifest) -> list[str]:
         )
     if manifest.precision is not Precision.INT8:
         return problems
-    weights_only = (
-        manifest.quantization is not None and manifest.quantization.activations is Activations.FLOAT
-    )
-    floating = [operation.layer for operation in linear if not operation.integer]
     kept = len(manifest.quantization.kept) if manifest.quantization else 0
-    if not weights_only and (len(floating) > kept or len(floating) == len(linear)):
+    if only_weights(manifest):
+        floats = len(linear) - sum(1 for _ in inspection.weights())
+        if floats > kept or floats == len(linear):
+            problems.append(
+                f"{floats} of {len(linear)} linear layers have floating-point weights, but the"
+                f" manifest of the int8 artifact lists {kept}."
+            )
+        return problems
+    floating = [operation.layer for operation in linear if not operation.integer]
+    if len(floating) > kept or len(floating) == len(linear):
         problems.append(
-            f"The int8 graph multiplies {len(floating)} of {len(linear)} linear layers in floating"
-            f" point, but its manifest names {kept}: {_first(floating)}."
+            f"{len(floating)} of {len(linear)} linear layers multiply in floating point, but the"
+            f" manifest of the int8 artifact lists {kept}: {_first(floating)}."
         )
     return problems
 

@@ -127,6 +127,15 @@ def measure(graph: DeviceGraph, run: Runner, lengths: Sequence[int] = ()) -> dic
     }
 
 
+def summarize(figures: dict[str, float]) -> str:
+    """One line for the reports."""
+    return (
+        f"cosine of a token's features with torch's: least {figures['cosine_min']:g}, mean"
+        f" {figures['cosine_mean']:g}; largest difference {figures['error_max']:g};"
+        f" {figures['clips']:g} clips"
+    )
+
+
 def check(figures: dict[str, float], bounds: Bounds) -> None:
     """Fail an export whose features are out of bounds.
 

@@ -17,6 +17,8 @@ WeightQuantizer = Callable[[str, Tensor], Tensor]
 # A typical int8 layer's output differs from fp32's by 1 % (RMS); outliers, which widen the range of
 # all other values, cause several times that.
 MAX_RELATIVE_ERROR = 0.05
+# Number of layers in a report.
+_REPORTED = 3
 # Number of clips on which layers are measured.
 CLIPS = 3
 _MAX_CODE = 255
@@ -59,6 +61,15 @@ def per_channel(_: str, weight: Tensor) -> Tensor:
 def linear_layers(graph: nn.Module) -> dict[str, nn.Linear]:
     """Linear layers of a graph by name."""
     return {name: module for name, module in graph.named_modules() if isinstance(module, nn.Linear)}
+
+
+def report_rows(errors: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """Yield label and text of each line of a report on the layers with the largest errors."""
+    worst = sorted(errors.items(), key=lambda item: -item[1])[:_REPORTED]
+    if worst:
+        yield "int8 error", "change of a linear layer's output (RMS); largest in these layers:"
+    for name, error in worst:
+        yield "", f"{error:.2%}  {name}"
 
 
 def sensitive_layers(errors: Mapping[str, float]) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ from export import parity
 from export.backends import get_recipe
 from export.recipe import export
 from tests.export.helpers import cosines, expected
+from tests.golden.front_end_vectors import VECTORS
 
 EMULATOR = "qemu-aarch64-static"
 LIBRARIES = "/usr/aarch64-linux-gnu"
@@ -132,6 +133,16 @@ def test_x86_64_computes_the_features_of_torch(
         features, report = x86.run(programs[precision], mel, out=tmp_path / "features")
         assert report["shape"] == [1, model.config.tokens(frames), model.config.q_former.width]
         check_near_torch(features, expected(model, mel), precision)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_x86_64_computes_the_features_of_the_golden_vectors(
+    x86: Machine, programs: dict[Precision, Path], precision: Precision, tmp_path: Path
+) -> None:
+    for vector in VECTORS:
+        mel = vector.log_mel[None]
+        features, _ = x86.run(programs[precision], mel, out=tmp_path / "features")
+        check_near_torch(features, vector.features[None], precision)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

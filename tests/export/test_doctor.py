@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -100,9 +101,23 @@ def test_the_report_fits_a_screen(
     assert "not measured: pass the --checkpoint" in result.output
     if kind == "coreml":
         assert "delegated      unknown" in result.output
-        assert "100.0%" not in result.output
+        assert "their weights: all int8" in result.output
+        assert "int8 products  none, as the manifest says" in result.output
+        assert re.search(r"float products 100\.0% of the multiply-adds: .*16 linear", result.output)
     else:
-        assert "100.0% of multiply-adds run in optimized kernels" in result.output
+        assert "optimized kernels run 100.0% of the multiply-adds" in result.output
+        assert "16; their weights and inputs: all int8" in result.output
+        assert re.search(r"int8 products  [2-8]\d\.\d% of the multiply-adds", result.output)
+        assert "operators," not in result.output
+
+
+def test_the_report_names_the_layers_in_floating_point(
+    artifacts: Exporter, run_doctor: Callable[..., Result]
+) -> None:
+    result = run_doctor(artifacts("onnx", "kept").folder)
+    assert result.exit_code == 0, result.output
+    assert "1 of them in floating point: " in result.output
+    assert "encoder.layers.0.fc2" in result.output
 
 
 # --- Damaged artifacts ------------------------------------------------------------------------
@@ -186,6 +201,23 @@ def test_layers_in_floating_point_must_be_named(artifacts: Exporter) -> None:
     assert find_problems(inspection, kept) == []
     floating = Inspection(operations[:1], lambda: iter(()), ())
     assert find_problems(floating, kept) != []  # nothing is int8
+
+
+def test_floating_point_weights_must_be_named(artifacts: Exporter) -> None:
+    """Without int8 activations, a graph has no int8 product, so its weights are counted."""
+    artifact = artifacts("coreml", "int8")
+    inspection, manifest = artifact.inspect(), artifact.manifest
+    assert manifest.quantization is not None
+    assert manifest.quantization.activations is Activations.FLOAT
+    assert find_problems(inspection, manifest) == []
+    *others, lost = inspection.weights()
+    fewer = Inspection(inspection.operations, lambda: iter(others), ())
+    (problem,) = find_problems(fewer, manifest)
+    assert "1 of 16 linear layers have floating-point weights" in problem
+    kept = msgspec.structs.replace(manifest.quantization, kept=(lost[0],))
+    assert find_problems(fewer, msgspec.structs.replace(manifest, quantization=kept)) == []
+    none = Inspection(inspection.operations, lambda: iter(()), ())
+    assert find_problems(none, manifest) != []
 
 
 # --- Errors of layers -------------------------------------------------------------------------

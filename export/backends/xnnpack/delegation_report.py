@@ -42,8 +42,8 @@ class Summary:
         """One line for the report."""
         portable = ", ".join(f"{count} {name}" for name, count in sorted(self.outside.items()))
         return (
-            f"{sum(self.inside.values())} operators in {self.subgraphs} XNNPACK subgraphs;"
-            f" outside: {portable or 'none'}"
+            f"XNNPACK runs {sum(self.inside.values())} operators, subgraphs: {self.subgraphs};"
+            f" portable kernels run: {portable or 'none'}"
         )
 
 

@@ -71,7 +71,8 @@ class _Subgraph:
             # A product with a single column is the mean of a layer norm (see `rewrite`).
             linear = operator == "fully_connected" and outputs[-1] > 1
             macs = int(np.prod(outputs)) * inputs
-            yield Operation(operator, layer, integer=integer, linear=linear, macs=macs)
+            name = operator if linear or operator != "fully_connected" else "layer_norm_mean"
+            yield Operation(name, layer, integer=integer, linear=linear, macs=macs)
 
     def weights(self, prefix: str) -> Iterator[tuple[str, Float32Array]]:
         for index, node in enumerate(self._graph["xnodes"]):

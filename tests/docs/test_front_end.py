@@ -1,0 +1,84 @@
+"""The page on the front end: constants, program and table of intermediate values."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from esrt import bundled, features
+from esrt.checkpoint import open_checkpoint
+from esrt.config import ModelConfig
+from esrt.manifest import FrontEnd
+from tests.docs.tables import page, plain, tables
+from tests.golden.front_end_vectors import VECTORS, Vector
+from tests.golden.make_front_end import program
+
+PAGE = page("front-end.md")
+SHORT = [vector for vector in VECTORS if vector.log_mel.shape[1] <= 40]
+
+
+@pytest.fixture(scope="module")
+def names() -> dict[str, Any]:
+    """Names of the page's program."""
+    return program()
+
+
+@pytest.fixture(scope="module")
+def config() -> ModelConfig:
+    return open_checkpoint(bundled.CHECKPOINT).config
+
+
+def test_constants_are_those_of_the_code(names: dict[str, Any], config: ModelConfig) -> None:
+    (fields, constants) = tables(PAGE, heading="Constants")
+    stated = {plain(row["field of `front_end`"]): row["esrt-nano"] for row in fields}
+    expected = FrontEnd(
+        features.SAMPLE_RATE,
+        features.N_FFT,
+        features.HOP,
+        features.MEL_BINS,
+        config.frame_multiple,
+        config.padded_seconds,
+        config.max_seconds,
+    )
+    assert list(stated) == list(FrontEnd.__struct_fields__)
+    for field, value in stated.items():
+        actual = getattr(expected, field)
+        assert (value == "null") if actual is None else (float(value) == actual), field
+    assert {row["constant"] for row in constants} >= {"window", "smallest power", "dynamic range"}
+    own = names["RATE"], names["WINDOW"], names["HOP"], names["BINS"]
+    assert own == (features.SAMPLE_RATE, features.N_FFT, features.HOP, features.MEL_BINS)
+
+
+def test_mel_filters_of_the_program_are_the_codes(names: dict[str, Any]) -> None:
+    expected = features.mel_filters(features.MEL_BINS)
+    np.testing.assert_allclose(np.array(names["FILTERS"]), expected, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("vector", SHORT, ids=lambda vector: vector.name)
+def test_the_program_computes_the_vectors(names: dict[str, Any], vector: Vector) -> None:
+    found = names["log_mel"](vector.pcm.tolist(), 8, vector.padded_seconds)
+    np.testing.assert_allclose(np.array(found), vector.log_mel, rtol=0, atol=1e-6)
+
+
+def test_silence_and_a_click_are_the_codes(names: dict[str, Any]) -> None:
+    click = [0] * 3000
+    click[700] = -32768
+    for pcm in ([0], click):
+        audio = np.array(pcm, np.float32) / 32768
+        expected = features.log_mel_features(audio, frame_multiple=2)
+        np.testing.assert_allclose(np.array(names["log_mel"](pcm, 2)), expected, rtol=0, atol=2e-5)
+
+
+def test_intermediate_values_are_the_programs(names: dict[str, Any]) -> None:
+    (vector,) = (vector for vector in VECTORS if vector.name == "shortest")
+    pcm: list[int] = vector.pcm.tolist()
+    audio = names["padded"](pcm, 8)
+    power = names["power_spectrum"](audio)
+    mel = names["mel_spectrum"](power)
+    values = {**names, "pcm": pcm, "audio": audio, "power": power, "mel": mel}
+    values["result"] = names["scaled"](mel)
+    (table,) = tables(PAGE, heading="Intermediate values")
+    assert len(table) >= 15
+    for row in table:
+        actual = eval(plain(row["expression"]), values)
+        assert float(row["value"]) == pytest.approx(actual, rel=2e-6), row
