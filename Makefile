@@ -19,12 +19,12 @@ INITIAL := build/initial/models/esrt-nano
 UNIT_TESTS := tests/test_code_quality.py tests/docs tests/esrt tests/edge_runtime tests/cloud_vllm
 CROSS := cmake g++ g++-aarch64-linux-gnu qemu-user-static
 
-.PHONY: demo test check setup espeak nginx cross corpus train codec evaluate ablation export runner clean
+.PHONY: demo test check setup espeak nginx promtool cross corpus train codec evaluate ablation export runner clean
 
 demo: setup
 	$(RUN) demo.py "$(CLIP)" --from $(FROM) --to $(TO)
 
-test: setup espeak nginx cross
+test: setup espeak nginx promtool cross
 	$(RUN) -m pytest
 
 # vLLM, exports and training are left out.
@@ -62,6 +62,18 @@ nginx:
 	  >/dev/null; } || \
 	  echo "nginx is not installed: tests of the proxy are skipped." \
 	    "On Debian: sudo apt-get install nginx-light"
+
+# Without promtool the tests of deploy/alerts.yml are skipped and counted. It is unpacked from
+# Debian's package (19 MB), not installed: the package would start a server.
+promtool:
+	@command -v promtool >/dev/null || test -x build/promtool || { \
+	  rm -rf build/prometheus && mkdir -p build/prometheus && \
+	  { [ "$$(id -u)" != 0 ] || apt-get -qq update; } && (cd build/prometheus && \
+	  apt-get -qq -o APT::Sandbox::User=root download prometheus && \
+	  dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x -C .. --strip-components=3 \
+	  ./usr/bin/promtool) >/dev/null; } || \
+	  echo "promtool was not found: tests of the alert rules are skipped." \
+	    "It is part of Prometheus; on Debian: sudo apt-get install prometheus"
 
 # Without a cross compiler and an emulator the tests of the runner are skipped and counted.
 cross: setup

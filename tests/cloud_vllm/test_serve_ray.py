@@ -35,7 +35,7 @@ from esrt.languages import direction
 from esrt.model import generate_greedy
 from esrt.prompt import separator, split_target
 from tests.cloud_vllm.helpers import PACKET
-from tests.deploy.helpers import dashboard_metrics, free_port
+from tests.deploy.helpers import free_port, used_metrics
 
 pytest.importorskip("ray", reason="Ray is not installed")
 pytestmark = pytest.mark.vllm
@@ -210,7 +210,9 @@ def test_a_killed_replica_loses_no_request(cluster: Cluster, questions: list[Que
     assert not alive, "the engine ends with its replica"
 
 
-def test_metrics_of_the_dashboard_exist(cluster: Cluster, questions: list[Question]) -> None:
+def test_metrics_of_the_dashboard_and_the_alerts_exist(
+    cluster: Cluster, questions: list[Question]
+) -> None:
     with httpx.Client(base_url=cluster.url, timeout=30) as client:
         _until_answered(client, questions[0], Counter())
         page = ""
@@ -221,7 +223,7 @@ def test_metrics_of_the_dashboard_exist(cluster: Cluster, questions: list[Questi
     names = {
         sample.name for family in text_string_to_metric_families(page) for sample in family.samples
     }
-    assert dashboard_metrics() - names == set()
+    assert used_metrics() - names == set()
     assert not [name for name in names if name.startswith("python_")]
 
 
