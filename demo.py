@@ -81,7 +81,9 @@ def main(
     file: Annotated[Path, typer.Argument(help="Audio file, such as WAV, FLAC, OGG or MP3.")],
     source: Annotated[str, typer.Option("--from", help="Spoken language.")],
     target: Annotated[str, typer.Option("--to", help="Language to write.")],
-    engine: Annotated[Engine, typer.Option(help="Engine of the gateway.")] = Engine.VLLM,
+    engine: Annotated[
+        Engine, typer.Option(envvar="ESRT_ENGINE", help="Engine of the gateway.")
+    ] = Engine.VLLM,
 ) -> None:
     """Translate a file with the phone side and the cloud side on this machine."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # stops the gateway as well
