@@ -1,6 +1,5 @@
 """Files for contributors: hooks, workflow, forms of issues."""
 
-import json
 import os
 import subprocess
 import sys
@@ -54,4 +53,4 @@ def test_labels_of_a_form_are_unique() -> None:
     for file in SCHEMAS["vendor.github-issue-forms"]:
         body = yaml.safe_load(file.read_text())["body"]
         labels = [part["attributes"]["label"] for part in body if part["type"] != "markdown"]
-        assert len(set(labels)) == len(labels), json.dumps(labels)
+        assert len(set(labels)) == len(labels), file.name

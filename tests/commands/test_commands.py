@@ -1,14 +1,16 @@
 """Commands of the documents: each is run as typed, or listed here with the reason against it."""
 
+import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from esrt.bundled import REPOSITORY
-from tests.docs.commands import block_commands, inline_commands
-from tests.docs.conftest import ADDRESS, Workspace
+from tests.commands.conftest import ADDRESS, Workspace
+from tests.commands.documents import block_commands, inline_commands
 from tests.docs.test_docs import DOCUMENTS, ROOT
 
 # Documents in the order in which a reader needs them: artifacts, gateways and keys remain.
@@ -19,6 +21,10 @@ FOR_NEWCOMERS = ("README.md", "CONTRIBUTING.md", "examples/README.md")
 # Commands that no test runs as typed; make's and Python's are checked as far as their options.
 NOT_RUN = {
     r"make (test|check)|\.ci/run": "it would run these tests again",
+    r"\.venv/bin/(ruff|mypy|lint-imports).*|.* tests/count_riddles\.py": "test_code_quality.py runs"
+    " it",
+    r".* -m pytest .*": "these tests run anyway",
+    r".* tests/golden/make_\w+\.py": "tests/esrt runs it and compares its files",
     r"make setup": "downloads gigabytes; the environment of these tests was made by it",
     r"make demo CLIP=.*": "the same target with other variables; `make -n` is run",
     r"make (corpus|train|codec|evaluate|ablation)|.* -m training\.codec": "takes up to hours;"
@@ -33,8 +39,8 @@ NOT_RUN = {
     r"ray start .*": "starts a cluster; tests/cloud_vllm/test_serve_ray.py applies the file",
     r"(docker|podman|kubectl|helm) .*": "needs a container engine or a cluster",
     r"git clone .*|git switch .*|git commit.*": "the repository is here already",
-    r"(pipx|.*pre-commit) .*": "pre-commit is not part of the environment; test_contributing.py"
-    " compares its hooks with the tests",
+    r"(pipx|pre-commit) .*": "pre-commit is not part of the environment;"
+    " tests/docs/test_contributing.py compares its hooks with the tests",
 }
 SERVER = re.compile(r"(\.venv/bin/)?(python -m cloud_vllm|esrt-gateway)( --[^ ]+ [^ ]+)*")
 TRANSLATION = "Nehmen Sie die Tabletten 10 Tage lang."
@@ -46,7 +52,7 @@ OUTPUT = {
     r".*translate_file .*": f"translation: {TRANSLATION}",
     r".*translate_talk .*": f"1: Take the tablets for 10 days.\n   {TRANSLATION}",
     r"examples/curl\.sh .*": '"translation":"Prenez les comprimés pendant 10 jours."',
-    r".* keys list .*": "Anna's phone",
+    r".* keys list +--key-file .*": "Anna's phone",
     r".* keys revoke .*": "Revoked",
 }
 # Files of the repository that a document's commands write again.
@@ -83,6 +89,8 @@ def test_commands_run_as_typed(document: Path, workspace: Workspace) -> None:
             continue
         if command.startswith("git archive"):
             environment["GIT_DIR"] = git_folder(command)
+        if command in workspace.outputs:
+            continue  # another document shows it too
         output = workspace.run(with_key_id(command, workspace), address, **environment)
         for pattern, words in OUTPUT.items():
             if matches(pattern, command):
@@ -170,9 +178,39 @@ def options_shown() -> dict[tuple[str, ...], set[str]]:
     return shown
 
 
-@pytest.mark.parametrize("program", sorted(options_shown()), ids=" ".join)
-def test_help_knows_the_options(program: tuple[str, ...], workspace: Workspace) -> None:
-    command = " ".join([".venv/bin/python", *program, "--help"])
-    text = workspace.run(command, COLUMNS="300", NO_COLOR="1", TERM="dumb")
-    known = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
-    assert options_shown()[program] <= known
+HELP = """
+import contextlib, io, json, runpy, sys
+texts = []
+for *arguments, in json.load(sys.stdin):
+    is_module = arguments[0] == "-m"
+    sys.argv = [*arguments[is_module:], "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+        if is_module:
+            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(arguments[0], run_name="__main__")
+    texts.append(text.getvalue())
+print(json.dumps(texts))
+"""
+
+
+def test_help_knows_the_options(workspace: Workspace) -> None:
+    """All texts come from one process, which imports the libraries once."""
+    shown = options_shown()
+    done = subprocess.run(
+        [sys.executable, "-c", HELP],
+        cwd=workspace.folder,
+        env=workspace.environment(COLUMNS="300", NO_COLOR="1", TERM="dumb"),
+        input=json.dumps(list(shown)),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    missing = {
+        " ".join(program): lacking
+        for (program, options), text in zip(
+            shown.items(), json.loads(done.stdout.splitlines()[-1]), strict=True
+        )
+        if (lacking := options - set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)))
+    }
+    assert missing == {}

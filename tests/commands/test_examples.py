@@ -9,7 +9,7 @@ import soundfile
 from edge_runtime import Audio, read_audio
 from esrt.bundled import SAMPLES
 from examples.translate_talk import segments
-from tests.docs.conftest import Workspace
+from tests.commands.conftest import Workspace
 
 RATE = 16_000
 CLIPS = {
@@ -29,12 +29,12 @@ def write_talk(file: Path, repetitions: int) -> None:
 def test_a_talk_is_cut_at_its_pauses_and_translated_with_a_key(
     workspace: Workspace, tmp_path: Path
 ) -> None:
-    talk, keys = tmp_path / "talk.wav", tmp_path / "keys.json"
+    talk = tmp_path / "talk.wav"
     write_talk(talk, 3)
     assert soundfile.info(talk).duration > 12, "longer than one packet"
-    options = f"--key-file {shlex.quote(str(keys))}"
-    created = workspace.run(f".venv/bin/python -m cloud_vllm keys create {options} --name talk")
-    gateway = workspace.serve(f".venv/bin/python -m cloud_vllm {options}")
+    server = ".venv/bin/python -m cloud_vllm"
+    created = workspace.run(f"{server} keys create --key-file keys.json --name talk")
+    gateway = workspace.serve(f"{server} --key-file keys.json")
     if not (workspace.folder / "build/artifacts/esrt-nano-onnx-int8").exists():
         workspace.run(".venv/bin/python export/to_onnx.py")
     command = f".venv/bin/python -m examples.translate_talk {shlex.quote(str(talk))}"
