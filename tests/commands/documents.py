@@ -10,8 +10,8 @@ from markdown_it import MarkdownIt
 SHELL = frozenset("sh bash shell console".split())
 # First words of commands. A block without a language is shell if its first line begins with one.
 PROGRAMS = frozenset(
-    ".ci/run cd curl docker git helm kubectl make mkdir nginx openssl pip pip3 pipx podman promtool"
-    " python python3 python3.11 qemu-aarch64-static ray serve source sudo uv".split()
+    ".ci/run cd curl docker export for git helm kubectl make mkdir nginx openssl pip pipx podman"
+    " promtool python python3 python3.11 qemu-aarch64-static ray sed serve source sudo uv".split()
 )
 PROGRAM_PREFIXES = (".venv/bin/", "build/runner/", "examples/", "esrt-")
 _markdown = MarkdownIt().enable("table")
