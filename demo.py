@@ -94,7 +94,10 @@ def main(
         str | None, typer.Option("--to", metavar="LANG", help="Language to write.")
     ] = None,
     engine: Annotated[
-        Engine, typer.Option(help="Engine of the gateway; transformers is the slow reference.")
+        Engine,
+        typer.Option(
+            envvar="ESRT_ENGINE", help="Engine of the gateway; transformers is the slow reference."
+        ),
     ] = Engine.VLLM,
     version: VersionOption = False,
 ) -> None:
