@@ -49,7 +49,12 @@ CodecOption = Annotated[
     ),
 ]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of the encoder.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+JsonOption = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print one JSON object instead, with the names of the HTTP interface."
+    ),
+]
 
 
 @app.command()
@@ -72,13 +77,13 @@ def translate(
 
     If the gateway requires an API key, set the environment variable ESRT_API_KEY.
     """
-    languages = direction(source, target)
     api_key = os.environ.get(API_KEY_VARIABLE)
     # An invalid argument is rejected here, before the encoder runs.
     parse_address(server)
     authorization(api_key)
     opened = open_artifact(artifact)
     manifest = opened.manifest
+    languages = direction(source, target, manifest.languages)
     check_trained(manifest.model, manifest.languages, languages)
     audio, encoded = _encode(file, opened, codec, threads)
     printer = None if as_json else LivePrinter()
