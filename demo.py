@@ -73,7 +73,8 @@ def check(file: Path, source: str, target: str) -> None:
         LanguageError: the model was not trained for the direction.
     """
     config = ModelConfig.from_dict(json.loads((CHECKPOINT / "config.json").read_text()))
-    check_trained(config.name, config.languages, direction(source, target))
+    languages = direction(source, target, config.languages)
+    check_trained(config.name, config.languages, languages)
     read_audio(file)
 
 

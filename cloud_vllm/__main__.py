@@ -1,19 +1,29 @@
 """``python -m cloud_vllm`` runs the gateway; ``python -m cloud_vllm keys`` manages API keys."""
 
+import logging
+import os
 import signal
-import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
-from cloud_vllm import env_defaults, listener
+from cloud_vllm import env_defaults, listener, settings_reference
 from cloud_vllm.auth import keys, keys_cli
 from cloud_vllm.settings import Settings
+from cloud_vllm.settings_reader import read_settings, warn_of_unknown_variables
 from cloud_vllm.telemetry import logs
 from esrt.cli import VersionOption, exit_on_error, plain_app, run
-from esrt.errors import RequestError
+
+if TYPE_CHECKING:
+    # Not imported at run time: it imports torch, which takes seconds.
+    from esrt.checkpoint import Checkpoint
+
+_ENGINES = {"vllm": "vLLM", "transformers": "transformers"}
+
+_log = logging.getLogger("cloud_vllm")
 
 app = plain_app()
 app.add_typer(keys_cli.app, name="keys")
@@ -32,7 +42,7 @@ def serve(
         str | None, typer.Option(metavar="ADDRESS", help="Address to listen on.")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(metavar="PORT", help="Port; 0 takes a free port.")
+        str | None, typer.Option(metavar="PORT", help="Port; 0 takes a free port.")
     ] = None,
     key_file: Annotated[
         Path | None,
@@ -54,8 +64,9 @@ def serve(
 ) -> None:
     """Serve the decoder of a checkpoint over HTTP.
 
-    Options that are not given come from the environment (ESRT_CHECKPOINT, ESRT_PORT, and so on)
-    or from the defaults in cloud_vllm/settings.py.
+    Options that are not given come from the environment (ESRT_CHECKPOINT, ESRT_PORT, and so on).
+    `python -m cloud_vllm settings` lists all settings with their defaults, as does
+    docs/settings.md.
     """
     if context.invoked_subcommand is not None:
         return
@@ -64,42 +75,84 @@ def serve(
         for name, value in context.params.items()
         if name not in ("context", "version") and value is not None
     }
-    # uvicorn raises the signal again after its shutdown. These handlers then end the process with
-    # success, and with the interpreter's clean-up.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: sys.exit(0))
-    env_defaults.prepare()
     with exit_on_error():
-        _serve(_read_settings(options))
+        settings = read_settings(options, lambda field: f"--{field.replace('_', '-')}")
+        logs.configure(settings.log_format)
+        with logs.logged_output():
+            _serve(settings)
 
 
-def _read_settings(options: dict[str, object]) -> Settings:
-    try:
-        return Settings(**options)  # type: ignore[arg-type]
-    except ValidationError as error:
-        causes = "; ".join(
-            ": ".join([*map(str, item["loc"][:1]), item["msg"]]) for item in error.errors()
-        )
-        raise RequestError(f"A setting is not valid: {causes}.", "See --help.") from error
+@app.command(name="settings")
+def show_settings(
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the text of docs/settings.md.")
+    ] = False,
+) -> None:
+    """List all settings: environment variable, default, form and meaning."""
+    reference = settings_reference.markdown() if as_markdown else settings_reference.text()
+    typer.echo(reference, nl=False)
 
 
 def _serve(settings: Settings) -> None:
-    logs.configure(settings.log_format)
+    begin = time.monotonic()
+    _exit_on_signals(announce=True)
+    env_defaults.prepare()
+    warn_of_unknown_variables()
     listener.check_exposure(settings)
     if settings.key_file:
         keys.read(settings.key_file)
     with listener.listen(settings) as socket:
+        address = listener.address(socket, settings)
+        _log.info(
+            "Loading %s with %s. Listening on %s.",
+            settings.checkpoint,
+            _ENGINES[settings.engine],
+            address,
+        )
         # Imported after the environment is set and the settings are checked: torch takes seconds.
-        import uvicorn
-
         from cloud_vllm.api.app import create_app
-        from cloud_vllm.server import configure
+        from cloud_vllm.server import Server, configure
 
-        server = uvicorn.Server(configure(create_app(settings), settings))
-        host, port = socket.getsockname()[:2]
-        scheme = "https" if settings.tls_certificate else "http"
-        typer.echo(f"Listening on {scheme}://{host}:{port}, engine {settings.engine}.")
+        def announce(checkpoint: "Checkpoint") -> None:
+            _log.info("%s", _ready(checkpoint, settings, address, time.monotonic() - begin))
+
+        server = Server(configure(create_app(settings, on_ready=announce), settings))
+        # uvicorn handles the signals, and raises them again after its shutdown.
+        _exit_on_signals(announce=False)
         server.run(sockets=[socket])
+
+
+def _exit_on_signals(*, announce: bool) -> None:
+    """End the process with success on SIGINT and SIGTERM.
+
+    The app is not open yet, or closed already. The interpreter's own clean-up is left out: it takes
+    seconds with these libraries, and Triton, which vLLM imports, prints dozens of lines in it.
+    """
+
+    def stop(number: int, frame: Any) -> None:
+        if announce:
+            _log.info("Stopping.")
+        os._exit(0)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+
+
+def _ready(checkpoint: "Checkpoint", settings: Settings, address: str, seconds: float) -> str:
+    config = checkpoint.config
+    source, target = _example_direction(config.languages)
+    key = "ESRT_API_KEY=KEY " if settings.key_file else ""
+    return (
+        f"Ready after {seconds:.0f} s: {config.name}, {len(config.languages)} languages, {address}."
+        f" Try: {key}python -m edge_runtime translate FILE --from {source} --to {target}"
+        f" --server {address}"
+    )
+
+
+def _example_direction(languages: Sequence[str]) -> Sequence[str]:
+    """English to German if the model was trained for both, else its first two languages."""
+    example = ("eng", "deu")
+    return example if set(example) <= set(languages) else languages[:2]
 
 
 def main() -> None:

@@ -16,8 +16,13 @@ _DEFAULTS = {
     "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) - 1)),
     # The gateway has threads when the engine process starts; a fork would copy held locks.
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-    "VLLM_LOGGING_LEVEL": "WARNING",
     "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    # The log has no colours and no progress bars.
+    "VLLM_LOGGING_COLOR": "0",
+    "TQDM_DISABLE": "1",
+    # vLLM's processes warn of libraries that will change, which only their developers can mend.
+    "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
 }
 _REQUIRED = {
     # The grammar cache of xgrammar 0.2.8 ignores token ids: with it, every direction would get the

@@ -36,3 +36,10 @@ def listen(settings: Settings) -> socket.socket:
             f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}.",
             "Choose another --port, or stop the process that listens there.",
         ) from error
+
+
+def address(bound: socket.socket, settings: Settings) -> str:
+    """The URL of a listening socket."""
+    host, port = bound.getsockname()[:2]
+    scheme = "https" if settings.tls_certificate else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"

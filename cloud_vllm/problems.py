@@ -44,6 +44,12 @@ def from_error(error: Exception) -> Problem:
     )
 
 
+def incomplete(causes: str) -> RequestError:
+    """The error for a request whose parameters are missing or have a wrong form."""
+    remedy = "Name the languages as ?src=eng&tgt=deu; see /openapi.json for every parameter."
+    return RequestError(f"The request is not complete: {causes}.", remedy)
+
+
 def install_handlers(app: FastAPI) -> None:
     """Install handlers that turn every error of the app into a problem document."""
     app.add_exception_handler(EsrtError, _esrt_error)
@@ -113,8 +119,7 @@ async def _validation_error(request: Request, error: Exception) -> Response:
         f"{'.'.join(str(part) for part in item['loc'][1:])}: {item['msg']}"
         for item in error.errors()
     )
-    remedy = "Name the languages as ?src=eng&tgt=deu; see /openapi.json for every parameter."
-    return error_response(request, RequestError(f"The request is not complete: {causes}.", remedy))
+    return error_response(request, incomplete(causes))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

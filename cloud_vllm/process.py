@@ -82,9 +82,9 @@ def start_gateway(
         )
     try:
         end = time.monotonic() + _READY_S
-        while not (match := re.search(rb"https?://[^\s,]+:\d+", log.read_bytes())):
+        while not (match := re.search(rb"Listening on (https?://[^\s,]+:\d+)", log.read_bytes())):
             _check_alive(process, log, end)
-        yield GatewayProcess(process, log, match[0].decode())
+        yield GatewayProcess(process, log, match[1].decode())
     finally:
         stop(process)
 

@@ -5,6 +5,7 @@ resources. Ray's HTTP proxy listens in place of uvicorn.
 """
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -12,6 +13,7 @@ from ray.serve import Application
 
 from cloud_vllm import env_defaults
 from cloud_vllm.settings import Settings
+from cloud_vllm.settings_reader import read_settings, warn_of_unknown_variables
 from cloud_vllm.telemetry import logs
 from esrt.errors import NotReady, RequestError
 
@@ -19,8 +21,11 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from cloud_vllm.engines import Engine
+    from esrt.checkpoint import Checkpoint
 
 _POLL_S = 0.2
+
+_log = logging.getLogger(__name__)
 
 
 @serve.deployment
@@ -36,13 +41,14 @@ class Gateway:
         env_defaults.prepare()
         self._settings = replica_settings(settings)
         logs.configure(self._settings.log_format)
+        warn_of_unknown_variables()
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         """Return the gateway's app; Ray runs its lifespan, which starts to load the engine."""
         # Imported after `env_defaults.prepare`, because these modules import torch.
         from cloud_vllm.api.app import create_app
 
-        app = create_app(self._settings)
+        app = create_app(self._settings, on_ready=_announce)
         self._engine: Engine = app.state.engine
         return app
 
@@ -70,9 +76,10 @@ def replica_settings(args: dict[str, Any]) -> Settings:
     API keys or an explicit ``allow_anonymous``.
 
     Raises:
-        RequestError: there is neither a key file nor ``allow_anonymous``.
+        RequestError: a setting has a wrong form, or there is neither a key file nor
+            ``allow_anonymous``.
     """
-    settings = Settings(**args)
+    settings = read_settings(args, _argument)
     if settings.allows_anonymous_by_default:
         raise RequestError(
             "Without API keys, everyone who reaches Ray's proxy could use this gateway.",
@@ -87,8 +94,21 @@ def build(args: dict[str, Any]) -> Application:
 
     Args:
         args: fields of `Settings`, the same for each replica.
+
+    Raises:
+        RequestError: a setting has a wrong form.
     """
-    Settings(**args)  # validation before any replica starts
+    read_settings(args, _argument)  # before any replica starts
     # The decorator turns the class into a deployment, which its type annotation does not say.
     application: Application = Gateway.bind(args)  # type: ignore[attr-defined]
     return application
+
+
+def _announce(checkpoint: "Checkpoint") -> None:
+    config = checkpoint.config
+    _log.info("Ready: %s, %d languages.", config.name, len(config.languages))
+
+
+def _argument(field: str) -> str:
+    """The name of a setting in the Serve config file."""
+    return f"args.{field}"

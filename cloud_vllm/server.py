@@ -1,5 +1,7 @@
-"""The configuration of uvicorn: TLS, limits, and the shutdown of websockets."""
+"""uvicorn: its TLS, its limits, and its shutdown."""
 
+import logging
+import socket
 from typing import Any
 
 import uvicorn
@@ -10,6 +12,17 @@ from cloud_vllm.api.websocket import END
 from cloud_vllm.settings import Settings
 from esrt.errors import RequestError
 from esrt.wire import MAX_PACKET_BYTES
+
+_log = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    """A server that logs the begin of its shutdown."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the sockets, finish running requests, and close the app."""
+        _log.info("Stopping.")
+        await super().shutdown(sockets)
 
 
 class StreamProtocol(WebSocketsSansIOProtocol):

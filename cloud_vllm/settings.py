@@ -1,18 +1,52 @@
-"""The gateway's settings, read from environment variables with the prefix ``ESRT_``."""
+"""The gateway's settings, read from environment variables with the prefix ``ESRT_``.
 
+``python -m cloud_vllm settings`` prints them, and `cloud_vllm.settings_reference` describes them.
+"""
+
+import json
+import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AnyHttpUrl, Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, AnyHttpUrl, BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from esrt import bundled
+
+PREFIX = "ESRT_"
+
+
+def _split_list(value: object) -> object:
+    """Split text at commas; text in brackets is a JSON list."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _check_origin(origin: str) -> str:
+    """Check the form of an origin; browsers send it without a slash at its end.
+
+    Raises:
+        ValueError: the text is not an origin.
+    """
+    origin = origin.rstrip("/")
+    if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s]+", origin):
+        raise ValueError(origin)
+    return origin
+
+
+Origin = Annotated[str, AfterValidator(_check_origin)]
 
 
 class Settings(BaseSettings):
     """The gateway's settings; the defaults serve esrt-nano on a CPU."""
 
-    model_config = SettingsConfigDict(env_prefix="ESRT_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid"
+    )
 
     checkpoint: Path = Field(bundled.CHECKPOINT, description="Checkpoint folder.")
     engine: Literal["vllm", "transformers"] = Field(
@@ -76,7 +110,7 @@ class Settings(BaseSettings):
         32, ge=1, description="Answers for one API key at the same time."
     )
     queue_size: int = Field(
-        256, ge=0, description="Answers accepted beyond max_concurrent; more are rejected."
+        256, ge=0, description="Answers accepted beyond ESRT_MAX_CONCURRENT; more are rejected."
     )
     packet_ttl_s: float = Field(
         300.0, gt=0, description="Seconds for which /v1/features keeps a packet in memory."
@@ -106,13 +140,15 @@ class Settings(BaseSettings):
     )
     tls_certificate: Path | None = Field(None, description="Certificate chain for HTTPS, PEM.")
     tls_key: Path | None = Field(None, description="Private key of the certificate, PEM.")
-    cors_origins: tuple[str, ...] = Field(
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split_list)] = Field(
         (), description="Origins whose web pages may use the gateway; none by default."
     )
 
-    log_format: Literal["json", "text"] = Field("json", description="Format of log lines.")
+    log_format: Literal["json", "text"] = Field(
+        "json", description="Format of the log, lines of vLLM and other libraries included."
+    )
     otlp_endpoint: AnyHttpUrl | None = Field(
-        None, description="Receiver of traces, http://HOST:4318/v1/traces; none by default."
+        None, description="Receiver of traces, OTLP over HTTP; none by default."
     )
 
     @property
@@ -123,5 +159,5 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _tls_is_complete(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("tls_certificate and tls_key belong together")
+            raise PydanticCustomError("incomplete", "tls_certificate and tls_key belong together")
         return self

@@ -26,6 +26,7 @@ class AnswerData(msgspec.Struct, frozen=True):
     finish: str
     tokens: dict[str, Any]
     timings_ms: dict[str, Any]
+    confidence: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -47,31 +48,34 @@ class ClientTimes:
 
 @dataclass(frozen=True)
 class Done:
-    """The complete answer.
+    """The complete answer, with the names of the HTTP interface.
 
     Attributes:
-        source: ISO 639-3 code of the spoken language.
-        target: ISO 639-3 code of the written language.
+        src: ISO 639-3 code of the spoken language.
+        tgt: ISO 639-3 code of the written language.
         transcript: text in the spoken language.
         translation: text in the written language.
         model: name of the serving model.
         fingerprint: fingerprint of the serving model.
         finish: ``stop``; ``length`` if the answer was cut at the maximum length; ``repetition`` if
             it was cut because the text repeated itself.
+        confidence: mean natural log-probability of the tokens of ``transcript`` and of
+            ``translation``; ``None`` for a part without tokens.
         tokens: token counts reported by the server.
-        server_ms: times reported by the server, in milliseconds.
+        timings_ms: times reported by the server, in milliseconds.
         client_ms: times measured by the client.
     """
 
-    source: str
-    target: str
+    src: str
+    tgt: str
     transcript: str
     translation: str
     model: str
     fingerprint: str
     finish: str
+    confidence: dict[str, float | None]
     tokens: dict[str, int]
-    server_ms: dict[str, float]
+    timings_ms: dict[str, float]
     client_ms: ClientTimes
 
 
@@ -84,19 +88,21 @@ def timed(answer: AnswerData, start: float, first_event: float | None, end: floa
         first_event: clock at the first event; ``None`` without streaming.
         end: clock when the answer was complete.
     """
-    server_ms = _numbers(answer.timings_ms)
-    server_time = server_ms.get("total" if first_event is None else "first_token")
+    timings_ms = _numbers(answer.timings_ms)
+    server_time = timings_ms.get("total" if first_event is None else "first_token")
     first_answer = end if first_event is None else first_event
     return Done(
-        source=answer.src,
-        target=answer.tgt,
+        src=answer.src,
+        tgt=answer.tgt,
         transcript=answer.transcript,
         translation=answer.translation,
         model=answer.model,
         fingerprint=answer.fingerprint,
         finish=answer.finish,
+        confidence=_numbers(answer.confidence)
+        | {name: None for name, value in answer.confidence.items() if value is None},
         tokens={name: count for name, count in answer.tokens.items() if type(count) is int},
-        server_ms=server_ms,
+        timings_ms=timings_ms,
         client_ms=ClientTimes(
             network=None if server_time is None else 1000 * (first_answer - start) - server_time,
             first_token=None if first_event is None else 1000 * (first_event - start),

@@ -58,7 +58,12 @@ CodecOption = Annotated[
 ThreadsOption = Annotated[
     int, typer.Option("--threads", metavar="COUNT", min=1, help="CPU threads of the encoder.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+JsonOption = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print one JSON object instead, with the names of the HTTP interface."
+    ),
+]
 
 
 @app.command(short_help="Translate the speech in a file.")
@@ -81,13 +86,13 @@ def translate(
 
     If the gateway requires an API key, set the environment variable ESRT_API_KEY.
     """
-    languages = direction(source, target)
     api_key = os.environ.get(API_KEY_VARIABLE)
     # An invalid argument is rejected here, before the encoder runs.
     parse_address(server)
     authorization(api_key)
     opened = open_artifact(artifact)
     manifest = opened.manifest
+    languages = direction(source, target, manifest.languages)
     check_trained(manifest.model, manifest.languages, languages)
     audio, encoded = _encode(file, opened, codec, threads)
     printer = None if as_json else LivePrinter()

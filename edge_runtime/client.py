@@ -1,6 +1,7 @@
 """HTTP client of the gateway: sends a packet, receives the text whole or as it is decoded."""
 
 import re
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from time import perf_counter
@@ -29,6 +30,7 @@ READ_SECONDS = 60.0
 MAX_BODY_BYTES = 1 << 20
 _CHECK_ROUTE = "Check its address, and the proxy if HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names one."
 _RETRY = "Try again. If that fails, read the server's log."
+_TRUST = "Set SSL_CERT_FILE to a PEM file with the certificate of the server or of its authority."
 
 _T = TypeVar("_T")
 
@@ -37,7 +39,7 @@ class Client:
     """Connection to one gateway, and a context manager. Loopback is reached without a proxy.
 
     Args:
-        server: the gateway's address, ``http://host:port``.
+        server: the gateway's address, ``http://host:port``, or ``host:port`` for http.
         api_key: API key to send; ``None`` or an empty string sends none.
         read_seconds: longest time without a byte from the server.
 
@@ -49,8 +51,10 @@ class Client:
     def __init__(
         self, server: str, *, api_key: str | None = None, read_seconds: float = READ_SECONDS
     ) -> None:
-        self._server = server.rstrip("/")
-        self._loopback = is_loopback(parse_address(server).host)
+        address = parse_address(server)
+        self._server = str(address).rstrip("/")
+        self._host = address.netloc.decode()
+        self._loopback = is_loopback(address.host)
         try:
             self._http = httpx.Client(
                 timeout=httpx.Timeout(read_seconds, connect=min(CONNECT_SECONDS, read_seconds)),
@@ -62,7 +66,8 @@ class Client:
             )
         except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
             raise RequestError(
-                f"The proxy or certificate settings of the environment are invalid: {error}.",
+                "The proxy or certificate settings of the environment are invalid:"
+                f" {_reason(error)}.",
                 "Correct or unset HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE.",
             ) from error
 
@@ -86,8 +91,8 @@ class Client:
 
         Raises:
             EsrtError: with exit code 2, the server rejected the request.
-            ServerError: the server cannot be reached, is not ready, broke off, or is not a
-                gateway.
+            ServerError: the server cannot be reached, is not ready, closed the connection, or is
+                not a gateway.
         """
         start = perf_counter()
         with self._post(packet, source, target, accept="application/json") as response:
@@ -137,7 +142,7 @@ class Client:
             content=packet,
             headers={"Content-Type": MEDIA_TYPE, "Accept": accept},
         )
-        with self._transport_errors():
+        with self._transport_errors(answered=False):
             response = self._http.send(request, stream=True)
         try:
             # A few compressed bytes could expand beyond the memory.
@@ -153,7 +158,7 @@ class Client:
     def _chunks(self, response: httpx.Response) -> Iterator[bytes]:
         """Yield the body as it arrives, up to `MAX_BODY_BYTES`."""
         size = 0
-        with self._transport_errors():
+        with self._transport_errors(answered=True):
             for chunk in response.iter_bytes():
                 size += len(chunk)
                 if size > MAX_BODY_BYTES:
@@ -171,8 +176,12 @@ class Client:
         return EventSource(limited).iter_sse()
 
     @contextmanager
-    def _transport_errors(self) -> Iterator[None]:
-        """Turn httpx's transport errors into a `ServerError`."""
+    def _transport_errors(self, *, answered: bool) -> Iterator[None]:
+        """Turn httpx's transport errors into a `ServerError`.
+
+        Args:
+            answered: whether the server has begun to answer.
+        """
         try:
             yield
         except httpx.TimeoutException as error:
@@ -181,14 +190,35 @@ class Client:
                 f"Check that it runs and is not overloaded. {START_SERVER}",
             ) from error
         except (httpx.ConnectError, httpx.ProxyError) as error:
+            if tls_error := _tls_error(error):
+                raise self._tls_failure(tls_error) from error
             raise ServerError(
-                f"The server {self._server} cannot be reached: {error}.",
+                f"The server {self._server} cannot be reached: {_reason(error)}.",
                 START_SERVER if self._loopback else _CHECK_ROUTE,
             ) from error
         except (httpx.TransportError, httpx.DecodingError) as error:
+            # A TLS port closes a connection without TLS instead of answering.
+            is_tls_port_possible = not answered and self._server.startswith("http://")
+            https = f" If the server uses TLS, give its address as https://{self._host}."
             raise ServerError(
-                f"The connection to the server {self._server} broke off: {error}.", _RETRY
+                f"The connection to the server {self._server} was interrupted: {_reason(error)}.",
+                _RETRY + (https if is_tls_port_possible else ""),
             ) from error
+
+    def _tls_failure(self, error: ssl.SSLError) -> ServerError:
+        """The error for a TLS connection that could not be made."""
+        if not isinstance(error, ssl.SSLCertVerificationError):
+            return ServerError(
+                f"The server {self._server} does not answer with TLS: {_reason(error)}.",
+                f"If the server has no TLS, give its address as http://{self._host}.",
+            )
+        # OpenSSL's codes of a certificate for another name, or for another IP address.
+        of_another_host = error.verify_code in (62, 64)
+        return ServerError(
+            f"The certificate of the server {self._server} is not trusted:"
+            f" {error.verify_message.rstrip('.')}.",
+            "Use the host name that its certificate is for." if of_another_host else _TRUST,
+        )
 
     def _decode(self, text: str | bytes, kind: type[_T]) -> _T:
         """Decode JSON of a known schema."""
@@ -215,19 +245,31 @@ def authorization(api_key: str | None) -> dict[str, str]:
 
 
 def parse_address(server: str) -> httpx.URL:
-    """The URL of a gateway.
+    """The URL of a gateway; an address without a scheme is one of http.
 
     Raises:
         RequestError: the address is not an http(s) URL with a host.
     """
     with suppress(httpx.InvalidURL, UnicodeError):
-        url = httpx.URL(server)
+        url = httpx.URL(server if "://" in server else f"http://{server}")
         url.host.encode("idna")  # the resolver does the same, and fails on an empty label
         if url.scheme in ("http", "https") and url.host:
             return url
     raise RequestError(
         f"{server!r} is not the address of a server.", "Give one like http://127.0.0.1:8080."
     )
+
+
+def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
+    """The TLS error that caused a connection error, if there is one."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _reason(error: Exception) -> str:
+    """The text of an error, without the full stop at its end."""
+    return str(error).rstrip(".")
 
 
 def _json_or_none(body: bytes) -> Any:

@@ -13,8 +13,13 @@ from edge_runtime.encoder import Encoded
 from esrt.errors import printable
 from esrt.prompt import TextDelta
 
-# Both times count from the start of sending; every other time belongs to one stage.
-_NOTES = {"first_token": "since sending", "done": "since sending"}
+# Times since the start of sending, and times of one stage whose name says little.
+_NOTES = {
+    "pack": "features to packet",
+    "network": "upload, queue and download",
+    "first_token": "since sending",
+    "done": "since sending",
+}
 
 
 def warnings_for(file: Path, audio: Audio, done: Done | None = None) -> list[str]:
@@ -46,7 +51,11 @@ def warnings_for(file: Path, audio: Audio, done: Done | None = None) -> list[str
 def measurements(
     audio: Audio, encoded: Encoded, done: Done | None = None, *, warnings: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Measurements as a JSON object: bytes, shapes, and milliseconds of each stage in order.
+    """An answer and its measurements as a JSON object.
+
+    The answer has the names of the HTTP interface. Beside it stand the client's own measurements:
+    ``audio`` and ``packet`` with their sizes, and ``client_ms``, the milliseconds of each stage on
+    the device and of the network, in order.
 
     Args:
         audio: the speech.
@@ -64,7 +73,7 @@ def measurements(
             "width": encoded.width,
             "times_smaller": audio.pcm_bytes / len(encoded.packet),
         },
-        "ms": times,
+        "client_ms": times,
         "warnings": list(warnings),
     }
     if done is not None:
@@ -92,7 +101,7 @@ def print_measurements(measurements: dict[str, Any]) -> None:
             _milliseconds(value),
             _NOTES.get(stage, ""),
         )
-        for stage, value in measurements["ms"].items()
+        for stage, value in measurements["client_ms"].items()
     ]
     if sys.stdout.isatty():
         from rich.console import Console

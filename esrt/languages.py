@@ -73,8 +73,12 @@ LANGUAGES: dict[str, Language] = {
 }
 
 
-def language(code: str) -> Language:
+def language(code: str, trained: Collection[str] = LANGUAGES.keys()) -> Language:
     """The language with an ISO 639-3 code.
+
+    Args:
+        code: the code.
+        trained: codes that the error names, such as those of a model.
 
     Raises:
         LanguageError: the code is not one of the 45.
@@ -83,17 +87,24 @@ def language(code: str) -> Language:
         return LANGUAGES[code]
     except KeyError:
         raise LanguageError(
-            f"Unknown language {code[:16]!r}.", f"Use one of: {' '.join(LANGUAGES)}."
+            f"Unknown language {code[:16]!r}.", f"Use one of: {' '.join(trained)}."
         ) from None
 
 
-def direction(source: str, target: str) -> tuple[Language, Language]:
+def direction(
+    source: str, target: str, trained: Collection[str] = LANGUAGES.keys()
+) -> tuple[Language, Language]:
     """The two languages of a translation direction.
+
+    Args:
+        source: code of the spoken language.
+        target: code of the written language.
+        trained: codes that an error names, such as those of a model.
 
     Raises:
         LanguageError: a code is unknown, or both codes are equal.
     """
-    pair = language(source), language(target)
+    pair = language(source, trained), language(target, trained)
     if source == target:
         raise LanguageError(
             f"Source and target language are both {source!r}.", "Name two different languages."

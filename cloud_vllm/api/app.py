@@ -21,7 +21,7 @@ from cloud_vllm.schemas import KeptFeatures, Problem, Translation, Translations
 from cloud_vllm.service.gateway import GatewayService
 from cloud_vllm.settings import Settings
 from cloud_vllm.telemetry.request_recorder import RequestRecorder
-from esrt.checkpoint import open_checkpoint
+from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.errors import (
     DeadlineExceeded,
     EngineFailed,
@@ -61,6 +61,7 @@ def create_app(
     settings: Settings,
     engine: Engine | None = None,
     clock: Callable[[], float] = time.monotonic,
+    on_ready: Callable[[Checkpoint], None] = lambda _: None,
 ) -> FastAPI:
     """Create the gateway for one checkpoint.
 
@@ -71,6 +72,7 @@ def create_app(
         settings: the gateway's settings.
         engine: the decoder; by default the engine that the settings name, under supervision.
         clock: monotonic clock in seconds, for rate limits and expiry.
+        on_ready: called once the engine has loaded.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
@@ -80,7 +82,7 @@ def create_app(
     checkpoint = open_checkpoint(settings.checkpoint)
     if engine is None:
         engine = Supervisor(lambda: create_engine(checkpoint, settings), checkpoint, settings)
-    service = GatewayService(checkpoint, settings, engine, clock)
+    service = GatewayService(checkpoint, settings, engine, clock, on_ready)
     handlers = Handlers(service, settings, clock)
     traces = _traces(settings)
 

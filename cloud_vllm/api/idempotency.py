@@ -82,7 +82,8 @@ class AnswerStore:
                     await entry.settled.wait()
         except TimeoutError:
             raise DeadlineExceeded(
-                "The request with this Idempotency-Key is still under way.", "Send it again later."
+                "The request with this Idempotency-Key is still in progress.",
+                "Send it again later.",
             ) from None
         entry = self._under_way[name] = _Entry(name, digest)
         cleanup.callback(self._release, entry)

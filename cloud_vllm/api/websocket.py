@@ -118,7 +118,10 @@ class Streams:
                 "The operator can add the origin to ESRT_CORS_ORIGINS.",
             )
         query = websocket.query_params
-        directions = self._service.directions(query.get("src", ""), query.getlist("tgt"))
+        missing = [f"{name}: Field required" for name in ("src", "tgt") if name not in query]
+        if missing:
+            raise problems.incomplete("; ".join(missing))
+        directions = self._service.directions(query["src"], query.getlist("tgt"))
         if len(directions) > 1:
             raise LanguageError(
                 "A stream has one target language.", "Open one stream for each language."

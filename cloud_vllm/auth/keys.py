@@ -134,7 +134,7 @@ class KeyRing:
             NotReady: the file has become unreadable; every key is rejected until it is repaired.
         """
         self._refresh()
-        entry = self._entries.get(_key_id(key))
+        entry = self._entries.get(public_id(key))
         expected = entry.sha256 if entry else _NO_HASH
         return entry if hmac.compare_digest(_hash(key), expected) else None
 
@@ -160,7 +160,8 @@ class KeyRing:
             ) from error
 
 
-def _key_id(key: str) -> str:
+def public_id(key: str) -> str:
+    """Return the id of a key; empty if the text is no key."""
     prefix, _, rest = key.partition("_")
     return rest.partition("_")[0] if prefix == _PREFIX else ""
 

@@ -37,7 +37,17 @@ def create(
     """
     with exit_on_error():
         key = keys.create(key_file, name, scope)
-        typer.echo("Store this key safely: the key file holds only its hash.", err=True)
+        use = (
+            "Use it on the device: export ESRT_API_KEY=KEY"
+            if scope is keys.Scope.TRANSLATE
+            else "Use it in the header of the monitor's requests: Authorization: Bearer KEY"
+        )
+        typer.echo(
+            f"Created the key {keys.public_id(key)} with the scope {scope} in {key_file}.\n"
+            "Store the following line safely: the key file holds only its hash.\n"
+            f"{use}",
+            err=True,
+        )
         typer.echo(key)
 
 

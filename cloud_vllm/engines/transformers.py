@@ -56,7 +56,8 @@ class TransformersEngine:
         except (OSError, ValueError, RuntimeError) as error:
             self._state = EngineState.FAILED
             raise EngineFailed(
-                f"The decoder could not be loaded: {error}.", "Check the checkpoint's decoder/."
+                f"The decoder could not be loaded: {str(error).rstrip('.')}.",
+                "Check the checkpoint's decoder/.",
             ) from error
         except BaseException:
             self._state = EngineState.FAILED

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from cloud_vllm.engines.base import EngineState, GenerationChunk, check_width
 from cloud_vllm.engines.detokenizer import Detokenizer
 from cloud_vllm.engines.output_grammar import ConfidenceTracker, GrammarCache
 from cloud_vllm.settings import Settings
+from cloud_vllm.telemetry import logs
 from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint
 from esrt.errors import EngineDied, EngineFailed, EsrtError
@@ -31,6 +33,9 @@ from esrt.languages import Language, language
 # vLLM's processes take about four seconds for a clean shutdown. vLLM's default timeout of five
 # seconds often expires, and a killed process leaves its shared memory behind.
 _SHUTDOWN_S = 20.0
+# An idle engine releases its resources within this time. The rest of a clean shutdown is the end of
+# the process's interpreter, which takes seconds and may be skipped.
+_GRACE_S = 1.0
 _WARM_UP_TOKENS = 16
 # The warm-up takes seconds. The timeout detects an engine that hangs from the start.
 _WARM_UP_S = 120.0
@@ -77,8 +82,8 @@ class VllmEngine:
             if isinstance(error, EsrtError):
                 raise
             raise EngineFailed(
-                f"vLLM could not load the decoder: {error}.",
-                "Read vLLM's messages above; check decoder/ and the memory settings.",
+                f"vLLM could not load the decoder: {str(error).rstrip('.')}.",
+                "Read the log's lines before this one; check decoder/ and the memory settings.",
             ) from error
         if self._state is EngineState.LOADING:
             self._state = EngineState.READY
@@ -136,7 +141,7 @@ class VllmEngine:
         kill_at = time.monotonic() + _SHUTDOWN_S
         while self._loading is not None and not self._loading.done():
             # The loading thread cannot be cancelled, but returns when its child process ends.
-            for child in set(multiprocessing.active_children()) - self._earlier_children:
+            for child in self._children():
                 if time.monotonic() < kill_at:
                     child.terminate()
                 else:
@@ -149,12 +154,27 @@ class VllmEngine:
             # Wakes the generators that wait for output, which a closed engine never sends.
             with suppress(EngineDeadError):
                 await llm.abort(list(self._requests))
-            await asyncio.to_thread(llm.shutdown, timeout=0.0 if hung else _SHUTDOWN_S)
+            await self._shut_down(llm, hung=hung)
             del llm
             # The engine is part of reference cycles. Its finalizer prints a traceback at exit.
             gc.unfreeze()
             gc.collect()
             _remove_shared_memory(self._shared)
+
+    async def _shut_down(self, llm: Any, *, hung: bool) -> None:
+        """End the engine's process; at the latest after a grace period it is killed."""
+        ending = asyncio.create_task(
+            asyncio.to_thread(llm.shutdown, timeout=0.0 if hung else _SHUTDOWN_S)
+        )
+        # Several processes of one model need longer: each ends its own workers.
+        one_process = self._settings.tensor_parallel == 1
+        if not (await asyncio.wait([ending], timeout=_GRACE_S if one_process else None))[0]:
+            for child in self._children():
+                child.kill()
+        await ending
+
+    def _children(self) -> set[BaseProcess]:
+        return set(multiprocessing.active_children()) - self._earlier_children
 
     def _load(self) -> None:
         env_defaults.prepare()
@@ -167,12 +187,13 @@ class VllmEngine:
         arguments = vllm_params.engine_arguments(self._checkpoint, self._settings)
         # Not a local variable: an import above keeps this frame alive, and so the engine after
         # `close`.
-        self._llm = AsyncLLMEngine.from_engine_args(arguments)
+        with logs.logged_processes():
+            self._llm = AsyncLLMEngine.from_engine_args(arguments)
         width = self._llm.model_config.get_hidden_size()
         check_width(width, self._checkpoint.config.decoder_width)
         self._tokenizer: Any = self._llm.get_tokenizer()
         self._grammars = GrammarCache(self._tokenizer)
-        for child in set(multiprocessing.active_children()) - self._earlier_children:
+        for child in self._children():
             self._shared |= _shared_memory(child.pid)
         self._dtype = getattr(torch, self._settings.dtype)
 
@@ -200,7 +221,7 @@ class VllmEngine:
             raise EngineFailed(
                 f"vLLM loaded the decoder, but wrote no {_WARM_UP_TOKENS} tokens within"
                 f" {_WARM_UP_S:g} s.",
-                "Read vLLM's messages above; check the GPU.",
+                "Read the log's lines before this one; check the GPU.",
             ) from error
 
     def _aborted(self) -> EngineFailed:

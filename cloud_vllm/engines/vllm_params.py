@@ -42,6 +42,8 @@ def engine_arguments(checkpoint: Checkpoint, settings: Settings) -> AsyncEngineA
         # vLLM's metrics are part of /metrics.
         disable_log_stats=False,
         stream_interval=settings.stream_interval,
+        # Progress bars are no log records.
+        use_tqdm_on_load=False,
     )
 
 

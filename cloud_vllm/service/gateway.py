@@ -30,6 +30,7 @@ class GatewayService:
         settings: Settings,
         engine: Engine,
         clock: Callable[[], float] = time.monotonic,
+        on_ready: Callable[[Checkpoint], None] = lambda _: None,
     ) -> None:
         self.checkpoint = checkpoint
         self.preprocessor = PacketPreprocessor(checkpoint, settings)
@@ -38,6 +39,7 @@ class GatewayService:
         self.metrics = Metrics(lambda: self.limits.admitted)
         self._deadline_s = settings.deadline_s
         self._engine = engine
+        self._on_ready = on_ready
         self._failed = False
         stored = self.metrics.gauge("esrt_features_bytes", "Bytes of packets kept in memory.")
         stored.set_function(lambda: self.packets.size)
@@ -69,7 +71,7 @@ class GatewayService:
             LanguageError: an unknown or untrained direction, or a target language named twice.
         """
         codes, config = ",".join(tgt).split(","), self.checkpoint.config
-        directions = [direction(src, code) for code in codes]
+        directions = [direction(src, code, config.languages) for code in codes]
         for source, target in directions:
             check_trained(config.name, config.languages, (source, target))
         if len(set(codes)) < len(codes):
@@ -161,3 +163,6 @@ class GatewayService:
         except Exception as error:
             self._failed = True
             _log.error("The engine failed to start.", exc_info=error)
+        else:
+            if self._engine.state is EngineState.READY:
+                self._on_ready(self.checkpoint)

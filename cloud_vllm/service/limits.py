@@ -81,7 +81,7 @@ class Limits:
             and self._key_answers[key] + answers > self._key_slots
         ):
             raise TooManyRequests(
-                f"This key has {self._key_answers[key]} answers under way; its limit is"
+                f"This key has {self._key_answers[key]} answers in progress; its limit is"
                 f" {self._key_slots}.",
                 "Wait for an answer before the next request.",
                 _KEY_RETRY_S,

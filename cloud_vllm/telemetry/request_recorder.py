@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 METRICS_PATH = "/metrics"
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS"})
-_ROUTINE = frozenset({"/healthz", "/readyz", METRICS_PATH})
+_READINESS_PATH = "/readyz"
+_ROUTINE = frozenset({"/healthz", _READINESS_PATH, METRICS_PATH})
 
 
 class RequestRecorder:
@@ -49,7 +50,8 @@ class RequestRecorder:
             "generated_tokens": context.generated_tokens,
             "ms": round(seconds * 1e3, 3),
         }
-        routine = route in _ROUTINE and status < 400
+        # A readiness probe fails while the engine loads.
+        routine = route in _ROUTINE and (status < 400 or route == _READINESS_PATH)
         logs.request(fields, routine=routine)
         if self._traces and not routine:
             self._traces.record(Headers(scope=scope), context, fields, seconds)

@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 from cloud_vllm.api.app import create_app
 from cloud_vllm.engines import EngineState, GenerationChunk
 from cloud_vllm.settings import Settings
+from esrt.checkpoint import Checkpoint
 from esrt.errors import CheckpointError, EngineFailed
 from tests.cloud_vllm.helpers import (
     EVENTS,
@@ -35,9 +36,10 @@ def _ready(settings: Settings, engine: ScriptedEngine, **changes: float) -> Fast
 
 
 def test_alive_but_not_ready_while_loading(settings: Settings, packet: Packets) -> None:
-    engine = ScriptedEngine(END)
-    with TestClient(create_app(settings, engine)) as client:
+    engine, ready = ScriptedEngine(END), list[Checkpoint]()
+    with TestClient(create_app(settings, engine, on_ready=ready.append)) as client:
         assert client.get("/healthz").status_code == 200
+        assert ready == []
         assert client.get("/v1/models").status_code == 200
         response = client.get("/readyz")
         assert_problem(response, 503, "not-ready", "loading")
@@ -47,6 +49,7 @@ def test_alive_but_not_ready_while_loading(settings: Settings, packet: Packets) 
         client.portal.call(engine.started.set)
         wait_until_ready(client)
         assert client.post(URL, content=packet(), headers=PACKET).status_code == 200
+        assert [checkpoint.folder for checkpoint in ready] == [settings.checkpoint]
     assert engine.state is EngineState.CLOSED
 
 

@@ -1,8 +1,12 @@
 """Errors of the command line: one line and an exit code."""
 
+import json
+import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,11 +14,14 @@ import pytest
 from esrt.bundled import REPOSITORY
 from esrt.checkpoint import Checkpoint
 
+SETTINGS = "See: python -m cloud_vllm settings"
 
-def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+
+def _run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "cloud_vllm", *arguments],
         cwd=REPOSITORY,
+        env={**os.environ, **variables},
         capture_output=True,
         text=True,
         timeout=120,
@@ -25,6 +32,8 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def _assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
     assert result.returncode == 2
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    for library in ("pydantic", "Value error", "Input should", "Error parsing"):
+        assert library not in result.stderr
     assert "Traceback" not in result.stderr
     for word in words:
         assert word in line
@@ -38,8 +47,74 @@ def test_a_missing_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value"), [("--engine", "llama"), ("--port", "-1"), ("--port", "65536")]
 )
-def test_an_invalid_setting(option: str, value: str) -> None:
-    _assert_refused(_run(option, value), option.removeprefix("--"), "See --help")
+def test_an_invalid_option(option: str, value: str) -> None:
+    _assert_refused(_run(option, value), f"{option} is '{value}', expected ", SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("ESRT_PORT", "tcp://10.0.0.1:80", ("whole number from 0", "enableServiceLinks: false")),
+        ("ESRT_CORS_ORIGINS", "app.example", ("'app.example'", "https://app.example", SETTINGS)),
+        ("ESRT_CORS_ORIGINS", "[1", ("'[1'", "separated by commas")),
+        ("ESRT_LOG_FORMAT", "yaml", ("json or text",)),
+    ],
+)
+def test_an_invalid_variable(variable: str, value: str, words: tuple[str, ...]) -> None:
+    _assert_refused(_run(**{variable: value}), variable, *words)
+
+
+def test_a_port_in_use_is_told_before_the_libraries_are_imported() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code = f"""
+import sys
+from cloud_vllm.__main__ import app
+try:
+    app(["--port", "{port}"])
+except SystemExit as end:
+    assert end.code == 2
+sys.exit("torch" in sys.modules or "uvicorn" in sys.modules)
+"""
+        command = [sys.executable, "-c", code]
+        assert subprocess.run(command, cwd=REPOSITORY, check=False).returncode == 0
+
+
+def test_an_unknown_variable_is_a_line_of_the_log(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none")
+    result = _run("--checkpoint", missing, "--port", "0", ESRT_PROT="1", ESRT_KEY_FILE="")
+    warning, loading, error = result.stderr.splitlines()
+    assert json.loads(warning)["message"].endswith("Did you mean ESRT_PORT?")
+    assert json.loads(warning)["level"] == "warning"
+    assert json.loads(loading)["message"].startswith(f"Loading {missing} with vLLM.")
+    assert error.startswith("error: No checkpoint")
+
+
+def test_the_settings_are_printed_at_80_columns() -> None:
+    text = _run("settings").stdout
+    assert max(map(len, text.splitlines())) <= 80
+    assert "ESRT_PORT=8080" in text
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5])
+def test_ctrl_c_at_the_start_takes_one_line(checkpoint: Checkpoint, seconds: float) -> None:
+    """An interrupt while the libraries are imported, and one later."""
+    arguments = "--checkpoint", str(checkpoint.folder), "--engine", "transformers", "--port", "0"
+    with subprocess.Popen(
+        [sys.executable, "-m", "cloud_vllm", *arguments],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A background process may ignore SIGINT, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        assert process.stderr is not None
+        assert "Loading" in process.stderr.readline()
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        lines = process.stderr.readlines()
+    assert process.returncode == 0
+    assert [json.loads(line)["message"] for line in lines] == ["Stopping."]
 
 
 def test_a_port_in_use(checkpoint: Checkpoint) -> None:

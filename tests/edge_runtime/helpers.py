@@ -35,6 +35,7 @@ DONE: dict[str, Any] = {
     "model": "tiny",
     "fingerprint": FINGERPRINT,
     "finish": "stop",
+    "confidence": {"transcript": -0.01, "translation": None},
     "tokens": {"features": 12, "generated": 9},
     "timings_ms": {"decode": 0.1, "project": 0.2, "first_token": 0.5, "total": 1.0},
 }

@@ -3,6 +3,9 @@
 import gzip
 import json
 import socket
+import ssl
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,6 +62,20 @@ def failure(url: str, call: Call, **options: Any) -> EsrtError:
     return caught.value
 
 
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that signs itself, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    chain, key = folder / "chain.pem", folder / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+         "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1", "-addext",
+         "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", chain],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return chain, key
+
+
 def closed_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -112,11 +129,12 @@ def test_a_key_that_is_refused(gateway: Gateway, call: Call) -> None:
 def test_the_answer(gateway: Gateway, call: Call) -> None:
     with Client(gateway.url) as client:
         done = call(client)
-    assert (done.source, done.target) == ("eng", "deu")
+    assert (done.src, done.tgt) == ("eng", "deu")
     assert (done.transcript, done.translation) == (DONE["transcript"], DONE["translation"])
     assert (done.model, done.fingerprint, done.finish) == ("tiny", FINGERPRINT, "stop")
+    assert done.confidence == DONE["confidence"]
     assert done.tokens == DONE["tokens"]
-    assert done.server_ms == DONE["timings_ms"]
+    assert done.timings_ms == DONE["timings_ms"]
 
 
 def test_events_are_typed(gateway: Gateway) -> None:
@@ -238,6 +256,68 @@ def test_a_server_that_is_not_there(call: Call) -> None:
     assert isinstance(error, ServerError)
     assert url in error.cause
     assert "python -m cloud_vllm" in error.remedy
+
+
+@both
+def test_an_address_without_a_scheme_is_one_of_http(gateway: Gateway, call: Call) -> None:
+    for server in (
+        gateway.url.removeprefix("http://"),
+        gateway.url.replace("http://127.0.0.1", "localhost"),
+    ):
+        with Client(server) as client:
+            assert call(client).translation == DONE["translation"]
+
+
+@pytest.fixture
+def tls_server(gateway: Gateway, certificate: tuple[Path, Path]) -> Iterator[str]:
+    """The gateway behind TLS, with a certificate that no authority signed: its host and port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    server = gateway.server()
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@both
+def test_a_certificate_that_is_not_trusted(
+    tls_server: str, certificate: tuple[Path, Path], call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = failure(f"https://{tls_server}", call)
+    assert error.exit_code == 3
+    assert "is not trusted: self-signed certificate." in error.cause
+    assert "SSL_CERT_FILE" in error.remedy
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    with Client(f"https://{tls_server}") as client:
+        assert call(client).translation == DONE["translation"]
+    error = failure(f"https://{tls_server.replace('127.0.0.1', 'localhost')}", call)
+    assert "Hostname mismatch" in error.cause
+    assert "host name" in error.remedy
+
+
+@both
+def test_http_and_https_are_confused(gateway: Gateway, tls_server: str, call: Call) -> None:
+    error = failure(f"http://{tls_server}", call)
+    assert f"https://{tls_server}" in error.remedy
+    assert ".." not in str(error)
+    plain = closed_port()
+    with socket.create_server(("127.0.0.1", int(plain.rpartition(":")[2]))) as server:
+        thread = threading.Thread(target=answer_in_plain_http, args=[server], daemon=True)
+        thread.start()
+        error = failure(plain.replace("http", "https"), call)
+        thread.join()
+    assert plain in error.remedy
+    assert "does not answer with TLS" in error.cause
+
+
+def answer_in_plain_http(server: socket.socket) -> None:
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
 
 
 @both
@@ -378,11 +458,11 @@ def test_times_that_no_float_holds(gateway: Gateway) -> None:
     done = DONE | {"timings_ms": {"total": 10**400, "decode": 1}}
     gateway.answer = lambda exchange: exchange.send(200, done)
     with Client(gateway.url) as client:
-        assert translate(client).server_ms == {"decode": 1.0}
+        assert translate(client).timings_ms == {"decode": 1.0}
 
 
 @pytest.mark.parametrize(
-    "url", ["", "localhost:8080", "ftp://host", "http://", "http://[::1", "http://a..b"]
+    "url", ["", "ftp://host", "8080:localhost", "http://", "http://[::1", "http://a..b"]
 )
 def test_invalid_addresses(url: str) -> None:
     with pytest.raises(RequestError) as caught:

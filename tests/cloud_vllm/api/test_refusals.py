@@ -68,6 +68,8 @@ def test_media_type_parameters_and_case_are_ignored(client: TestClient, packet: 
 def test_languages(client: TestClient, packet: Packets, query: str, kind: str, word: str) -> None:
     response = client.post(f"/v1/translate{query}", content=packet(), headers=PACKET)
     assert_problem(response, 422, kind, word)
+    if kind == "language" and word != "both":
+        assert response.json()["remedy"] == f"Use one of: {' '.join(TINY.languages)}."
 
 
 def test_a_wrong_fingerprint_is_reported_with_both_values(

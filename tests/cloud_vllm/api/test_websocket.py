@@ -225,7 +225,7 @@ def test_a_client_that_does_not_read_is_disconnected(
 def test_the_log_does_not_hold_the_query(
     settings: Settings,
     packet: Packets,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
@@ -236,7 +236,7 @@ def test_the_log_does_not_hold_the_query(
     ):
         connection.send(packet())
         receive_next(connection)
-    written = capsys.readouterr().err
+    written = capfd.readouterr().err
     assert PATH.partition("?")[0] in written
     assert "hush" not in written
 
@@ -244,7 +244,8 @@ def test_the_log_does_not_hold_the_query(
 @pytest.mark.parametrize(
     ("path", "headers", "status", "kind"),
     [
-        ("/v1/stream?src=eng", {}, 422, "language"),
+        ("/v1/stream?src=eng", {}, 422, "request"),
+        ("/v1/stream?src=eng&tgt=", {}, 422, "language"),
         ("/v1/stream?src=eng&tgt=xxx", {}, 422, "language"),
         ("/v1/stream?src=eng&tgt=deu&tgt=fra", {}, 422, "language"),
         (PATH, {"Origin": "https://else.example"}, 403, "forbidden"),

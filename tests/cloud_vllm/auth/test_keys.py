@@ -109,7 +109,11 @@ def test_ids_are_unique(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_commands(file: Path) -> None:
-    key = _run(file, "create", "--name", "Anna", "--scope", "metrics").stdout.strip()
+    created = _run(file, "create", "--name", "Anna", "--scope", "metrics")
+    key = created.stdout.strip()
+    assert key.split("_")[1] in created.stderr
+    assert "Authorization: Bearer KEY" in created.stderr
+    assert key.split("_", 2)[2] not in created.stderr
     (line,) = _run(file, "list").stdout.splitlines()
     key_id, scope, _, name = line.split()
     assert (key_id, scope, name) == (key.split("_")[1], "metrics", "Anna")
@@ -121,6 +125,12 @@ def test_the_commands(file: Path) -> None:
     assert again.stderr.startswith("error: ")
     assert f"python -m cloud_vllm keys list --key-file {file}" in again.stderr
     assert again.stderr.count("\n") == 1
+
+
+def test_a_new_key_comes_with_its_use(file: Path) -> None:
+    created = _run(file, "create", "--name", "Anna")
+    assert "the scope translate" in created.stderr
+    assert "export ESRT_API_KEY=KEY" in created.stderr
 
 
 def test_a_request_needs_a_key(guarded: TestClient, file: Path, packet: Packets) -> None:

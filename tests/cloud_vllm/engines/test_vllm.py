@@ -1,5 +1,6 @@
 """The real service: a gateway process with vLLM, on the tiny checkpoint, over a socket."""
 
+import json
 import os
 import re
 import signal
@@ -7,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import psutil
@@ -69,6 +71,21 @@ def service(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
     finally:
         for child in _living(family):
             child.kill()
+
+
+def test_every_line_of_a_start_is_json_and_the_last_says_ready(
+    service: Service, checkpoint: Checkpoint
+) -> None:
+    records = _records(service.log)
+    loading, *_, ready = [record for record in records if record["logger"] == "cloud_vllm"]
+    address = service.gateway.address
+    assert loading["message"] == f"Loading {checkpoint.folder} with vLLM. Listening on {address}."
+    expected = rf"Ready after \d+ s: {checkpoint.config.name}, 2 languages, {address}\. Try: "
+    assert re.match(expected, ready["message"])
+    assert ready["message"].endswith(f"--from eng --to deu --server {address}")
+    # Probes of readiness, which fail while the engine loads, are no lines.
+    assert not [record for record in records if record.get("route") == "/readyz"]
+    assert not [record for record in records if record["level"] in ("error", "critical")]
 
 
 @pytest.mark.parametrize("split", ["qformer", "adapter"])
@@ -189,6 +206,7 @@ def test_sigterm_finishes_running_requests_and_leaves_no_process(
     assert service.gateway.process.wait(STOP_S) == 0
     _, alive = psutil.wait_procs(_living(family), timeout=5)
     assert _living(alive) == []
+    assert [record["message"] for record in _records(service.log)].count("Stopping.") == 1
     log = service.log[earlier:]
     assert "Traceback" not in log
     # The processes that were killed could not remove theirs.
@@ -202,6 +220,10 @@ def _translate(service: Service, body: bytes, source: str, target: str) -> dict:
     assert response.status_code == 200, response.text
     answer: dict = response.json()  # type: ignore[type-arg]
     return answer
+
+
+def _records(log: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.splitlines()]
 
 
 def _engine_process(service: Service) -> psutil.Process:

@@ -56,7 +56,7 @@ def test_the_long_run_is_exact() -> None:
 def test_concurrency_limit_of_a_key() -> None:
     limits = Limits(Settings(key_max_concurrency=3))
     with limits.admit("a", 2), limits.admit("a"):
-        with pytest.raises(TooManyRequests, match="3 answers under way"), limits.admit("a"):
+        with pytest.raises(TooManyRequests, match="3 answers in progress"), limits.admit("a"):
             pass
         with limits.admit("b", 9), limits.admit(None):
             assert limits.admitted == 13

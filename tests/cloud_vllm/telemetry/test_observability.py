@@ -103,6 +103,17 @@ def test_a_request_is_one_line_without_contents(
     assert "hello" not in caplog.text
 
 
+def test_probes_are_logged_at_the_level_debug(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    loading = ScriptedEngine()
+    with TestClient(create_app(settings, loading)) as client:
+        assert client.get("/readyz").status_code == 503
+        assert client.get("/healthz").status_code == 200
+    assert {line["level"] for line in lines(caplog)} == {"debug"}
+
+
 def test_errors_are_logged(
     gateway: TestClient,
     engine: ScriptedEngine,
