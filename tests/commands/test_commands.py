@@ -201,7 +201,7 @@ print(json.dumps(texts))
 
 
 def test_help_knows_the_options(workspace: Workspace) -> None:
-    """All texts come from one process, which imports the libraries once."""
+    """One process prints every help text, so it imports the libraries once."""
     shown = options_shown()
     done = subprocess.run(
         [sys.executable, "-c", HELP],
