@@ -32,8 +32,7 @@ def test_a_talk_is_cut_at_its_pauses_and_translated_with_a_key(
     server = ".venv/bin/python -m cloud_vllm"
     created = workspace.run(f"{server} keys create --key-file keys.json --name talk")
     gateway = workspace.serve(f"{server} --key-file keys.json")
-    if not (workspace.folder / "build/artifacts/esrt-nano-onnx-int8").exists():
-        workspace.run(".venv/bin/python export/to_onnx.py")
+    workspace.ensure_artifact()
     command = f".venv/bin/python -m examples.translate_talk {shlex.quote(str(talk))}"
     output = workspace.run(command, gateway, ESRT_API_KEY=created.split()[-1])
     transcripts = output.splitlines()[::2]
