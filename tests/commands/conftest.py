@@ -19,6 +19,7 @@ from esrt.bundled import REPOSITORY
 from tests.deploy.helpers import free_port
 from tests.docs.test_docs import FILES
 
+ARTIFACT = "build/artifacts/esrt-nano-onnx-int8"
 ADDRESS = "http://127.0.0.1:8080"
 # Commands that send to the gateway's default address and have an option for another one.
 CLIENTS = re.compile(r"(-m edge_runtime translate|esrt-edge translate|-m examples\.\w+)")
@@ -82,6 +83,11 @@ class Workspace:
         assert done.returncode == 0, f"{command}\n{done.stdout}"
         self.outputs[typed] = done.stdout
         return done.stdout
+
+    def ensure_artifact(self) -> None:
+        """Export the bundled model, unless a command of a document has done so."""
+        if not (self.folder / ARTIFACT).exists():
+            self.run(".venv/bin/python export/to_onnx.py")
 
     def serve(self, command: str, **environment: str) -> str:
         """Start a gateway by its command, unless it runs; return its address once it is ready."""

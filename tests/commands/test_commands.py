@@ -137,6 +137,7 @@ def test_the_readme_shows_what_the_demo_prints(workspace: Workspace) -> None:
 def test_the_readme_s_python_example_translates(workspace: Workspace) -> None:
     example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert example
+    workspace.ensure_artifact()
     gateway = workspace.serve(".venv/bin/python -m cloud_vllm")
     (workspace.folder / "build/example.py").write_text(example[1].replace(ADDRESS, gateway))
     assert workspace.run(".venv/bin/python build/example.py") == f"{TRANSLATION}\n"
@@ -201,7 +202,7 @@ print(json.dumps(texts))
 
 
 def test_help_knows_the_options(workspace: Workspace) -> None:
-    """All texts come from one process, which imports the libraries once."""
+    """One process prints every help text, so it imports the libraries once."""
     shown = options_shown()
     done = subprocess.run(
         [sys.executable, "-c", HELP],
