@@ -88,7 +88,7 @@ def show_settings(
         bool, typer.Option("--markdown", help="Print the text of docs/settings.md.")
     ] = False,
 ) -> None:
-    """List all settings: environment variable, default, form and meaning."""
+    """List the settings with their variables and defaults."""
     reference = settings_reference.markdown() if as_markdown else settings_reference.text()
     typer.echo(reference, nl=False)
 
