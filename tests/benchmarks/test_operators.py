@@ -1,18 +1,16 @@
 """Profiles of operators, on a tiny model."""
 
-from pathlib import Path
-
 import pytest
 
 from benchmarks.encode.measures import EAGER, ET_INT8, ORT_INT8
 from benchmarks.operators import profiles
-from tests.tiny_checkpoint import tiny_checkpoint
+from esrt.checkpoint import Checkpoint
+from tests.export.helpers import Exporter
 
 
-def test_every_runtime_reports_its_operators(tmp_path: Path) -> None:
-    checkpoint = tiny_checkpoint(tmp_path / "tiny")
-    artifacts = profiles.exported(checkpoint, tmp_path)
-    rows = profiles.rows("tiny", profiles.measure(checkpoint, 2.0, artifacts, 1, 2))
+def test_every_runtime_reports_its_operators(lively: Checkpoint, artifacts: Exporter) -> None:
+    folders = {kind: artifacts(kind, "int8").folder for kind in ("executorch", "onnx")}
+    rows = profiles.rows("tiny", profiles.measure(lively, 2.0, folders, 1, 2))
     assert {row["backend"] for row in rows} == {EAGER, ET_INT8, ORT_INT8}
     # One encoder layer with 6 linear layers and one Q-Former layer with 10.
     linear = {
