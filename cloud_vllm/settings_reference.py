@@ -31,6 +31,7 @@ GROUPS = {
 # Variables with the prefix that other parts read.
 OTHER_VARIABLES = {
     "ESRT_API_KEY": "API key that `python -m edge_runtime translate` sends to the gateway.",
+    "ESRT_SERVER": "Address of the gateway, for `examples/curl.sh`.",
 }
 # Variables of libraries. The gateway sets a default where the environment sets none.
 LIBRARY_VARIABLES = {
