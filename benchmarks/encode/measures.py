@@ -130,7 +130,7 @@ def measure_small(
 
 
 class _Edge:
-    """A backend with the interface of the edge model, for `training.evaluate.translate`."""
+    """A backend with the interface of the edge model, for `training.translation.translate`."""
 
     def __init__(self, encode: Encode, projector: Projector, config: ModelConfig) -> None:
         self._encode, self._projector, self.config = encode, projector, config

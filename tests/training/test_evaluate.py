@@ -85,7 +85,6 @@ def run_command(
     def run(*arguments: str | Path) -> None:
         words = ["evaluate", "--corpus", tmp_path / "corpus", *arguments]
         monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-        monkeypatch.delitem(sys.modules, "training.evaluate")
         runpy.run_module("training.evaluate", run_name="__main__")
 
     return run

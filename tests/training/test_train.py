@@ -19,7 +19,7 @@ from esrt.bundled import REPOSITORY
 from esrt.checkpoint import open_checkpoint
 from esrt.cli import exit_on_error
 from tests.training.helpers import first_examples, recipe, save_split
-from training import train, translation
+from training import train, training_run, translation
 from training.corpus.build import Corpus
 from training.data import Batch
 from training.recipe import Recipe, Task
@@ -33,7 +33,7 @@ ASR_THEN_SRT = [{"until": 0.5, "tasks": {"asr": 1}}, {"until": 1, "tasks": {"srt
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Save and validate after every step, and validate quickly."""
-    monkeypatch.setattr(train, "SAVE_EVERY_SECONDS", 0)
+    monkeypatch.setattr(training_run, "SAVE_EVERY_SECONDS", 0)
     monkeypatch.setattr(translation, "MAX_NEW_TOKENS", 4)
 
 
