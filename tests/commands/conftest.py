@@ -50,7 +50,9 @@ class Workspace:
         kept = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("ESRT_", "VIRTUAL_ENV")) and not name.lower().endswith("_proxy")
+            # `make test` sets MAKELEVEL and others, with which `make demo` prints more lines.
+            if not name.startswith(("ESRT_", "MAKE", "MFLAGS", "VIRTUAL_ENV"))
+            and not name.lower().endswith("_proxy")
         }
         activated = str(Path(sys.prefix) / "bin")
         path = [one for one in os.environ["PATH"].split(":") if one != activated]
