@@ -1,5 +1,5 @@
 # make demo    speech in, translation out, on the bundled model
-# make test    every check and every test, in less than 20 minutes on two cores
+# make test    every check and every test, in about 25 minutes on two cores
 # make check   lint, types, import rules and the unit tests, in less than 3 minutes
 # make runner  the C++ runner of .pte files, for this machine and for ARM
 #
@@ -19,7 +19,11 @@ INITIAL := build/initial/models/esrt-nano
 UNIT_TESTS := tests/test_code_quality.py tests/docs tests/esrt tests/edge_runtime tests/cloud_vllm
 CROSS := cmake g++ g++-aarch64-linux-gnu qemu-user-static
 
-.PHONY: demo test check setup espeak nginx promtool cross corpus train codec evaluate ablation export runner clean
+.PHONY: help demo test check setup espeak nginx promtool cross corpus train codec evaluate ablation export runner clean
+
+# The lines at the head of this file.
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 demo: setup
 	$(RUN) demo.py "$(CLIP)" --from $(FROM) --to $(TO)

@@ -82,8 +82,8 @@ def exit_on_error() -> Iterator[None]:
     except ModuleNotFoundError as error:
         print_line(
             "error",
-            f"The package {error.name} is not installed. Install the extra of this command: pip"
-            " install 'esrt[edge]', 'esrt[cloud]' or 'esrt[export]'.",
+            f"The package {error.name} is not installed. Install the extra of this command in a"
+            " clone: pip install '.[edge]', '.[cloud]' or '.[export]'.",
         )
         raise SystemExit(2) from None
     except EsrtError as error:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from edge_runtime import Client, encode_audio, open_artifact, read_audio
+from esrt.cli import exit_on_error
 from esrt.languages import direction
 from esrt.prompt import TextDelta
 
@@ -37,4 +38,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_error():
+        main()

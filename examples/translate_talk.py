@@ -14,7 +14,7 @@ from edge_runtime import Artifact, Audio, encode_audio, open_artifact, read_audi
 
 FRAME = 320  # samples in 20 ms, the unit in which loudness is measured
 PAUSE = 20  # quiet frames, 0.4 s, that end a segment
-MARGIN = 5  # frames kept before and after the speech of a segment
+MARGIN = 3  # frames kept around a segment; esrt-nano does not bear more before the speech
 QUIET = 0.02  # a frame is quiet below this share of the loudest frame
 
 

