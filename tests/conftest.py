@@ -1,5 +1,7 @@
-"""A small checkpoint and its artifacts, exported once a session for the tests of all folders."""
+"""A small checkpoint, its artifacts and a TLS certificate, made once for all folders."""
 
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,3 +24,17 @@ def artifacts(lively: "Checkpoint", tmp_path_factory: pytest.TempPathFactory) ->
     from tests.export.artifacts import exporter
 
     return exporter(lively, tmp_path_factory.mktemp("artifacts"))
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that signs itself, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    chain, key = folder / "chain.pem", folder / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+         "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1", "-addext",
+         "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", chain],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return chain, key

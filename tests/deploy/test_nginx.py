@@ -4,7 +4,6 @@ import asyncio
 import json
 import select
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
@@ -78,17 +77,10 @@ class GatedEngine(ScriptedEngine):
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a self-signed certificate."""
-    folder = tmp_path_factory.mktemp("tls")
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-         "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1", "-addext",
-         "subjectAltName=IP:127.0.0.1", "-keyout", folder / "key.pem",
-         "-out", folder / "chain.pem"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return folder
+def certificate(certificate: tuple[Path, Path]) -> Path:
+    """The folder of the shared certificate, in which nginx finds chain.pem and key.pem."""
+    chain, _ = certificate
+    return chain.parent
 
 
 @pytest.fixture(scope="module")
