@@ -82,7 +82,7 @@ def translate(
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Translate the speech in FILE; languages are ISO 639-3 codes such as eng or deu.
+    """Translate the speech in FILE; a language is a code or name such as deu, de or German.
 
     If the gateway requires an API key, set the environment variable ESRT_API_KEY.
     """
