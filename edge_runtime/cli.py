@@ -11,11 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
+from edge_runtime.address import API_KEY_VARIABLE, parse_address
 from edge_runtime.answer import Done
 from edge_runtime.artifact import Artifact, open_artifact
 from edge_runtime.audio import Audio, read_audio
 from edge_runtime.backends import DEFAULT_THREADS
-from edge_runtime.client import API_KEY_VARIABLE, Client, authorization, parse_address
+from edge_runtime.client import Client, authorization
 from edge_runtime.encoder import Encoded, encode_audio
 from edge_runtime.report import LivePrinter, measurements, print_measurements, warnings_for
 from esrt.bundled import ARTIFACT
