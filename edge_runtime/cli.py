@@ -22,6 +22,7 @@ from edge_runtime.report import LivePrinter, measurements, print_measurements, w
 from esrt.bundled import ARTIFACT
 from esrt.cli import application, print_line
 from esrt.cli import run as run_command
+from esrt.cores import MAX_THREADS
 from esrt.errors import EsrtError
 from esrt.files import replace_file
 from esrt.languages import Language, check_trained, direction
@@ -57,7 +58,10 @@ CodecOption = Annotated[
     ),
 ]
 ThreadsOption = Annotated[
-    int, typer.Option("--threads", metavar="COUNT", min=1, help="CPU threads of the encoder.")
+    int,
+    typer.Option(
+        "--threads", metavar="COUNT", min=1, max=MAX_THREADS, help="CPU threads of the encoder."
+    ),
 ]
 JsonOption = Annotated[
     bool,

@@ -69,7 +69,7 @@ def test_a_port_in_use_is_told_before_the_libraries_are_imported() -> None:
         port = str(taken.getsockname()[1])
         code = f"""
 import sys
-from cloud_vllm.__main__ import app
+from cloud_vllm.cli import app
 try:
     app(["--port", "{port}"])
 except SystemExit as end:
@@ -140,7 +140,7 @@ def test_a_certificate_without_its_key(tmp_path: Path) -> None:
 
 
 def test_help_lists_the_options_without_importing_torch() -> None:
-    code = "import cloud_vllm.__main__, sys; sys.exit('torch' in sys.modules)"
+    code = "import cloud_vllm.cli, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
     text = _run("--help").stdout
     for option in ("--checkpoint", "--engine", "--host", "--port", "--key-file", "keys"):
@@ -150,7 +150,7 @@ def test_help_lists_the_options_without_importing_torch() -> None:
 def test_wrong_settings_are_reported_without_importing_torch() -> None:
     code = """
 import sys
-from cloud_vllm.__main__ import app
+from cloud_vllm.cli import app
 try:
     app(["--host", "0.0.0.0"])
 except SystemExit as end:

@@ -95,6 +95,15 @@ def test_usage_errors_are_one_line(target: str) -> None:
     assert errors == "error: No such option: --no-such-option. Add --help to see the options.\n"
 
 
+def test_a_misspelt_command_is_proposed() -> None:
+    ((code, _, errors),) = run("-m edge_runtime", "trnslate")[0]
+    assert code == 2
+    assert errors == (
+        "error: No such command 'trnslate'. Did you mean 'translate'? Add --help to see the"
+        " options.\n"
+    )
+
+
 def test_wrong_values_have_no_words_of_pydantic() -> None:
     results, _ = run(
         "-m edge_runtime", "translate x --codec mp3 --from eng --to deu", "encode x --threads two"
