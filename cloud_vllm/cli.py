@@ -16,6 +16,7 @@ from cloud_vllm.settings import Settings
 from cloud_vllm.settings_reader import read_settings, warn_of_unknown_variables
 from cloud_vllm.telemetry import logs
 from esrt.cli import VersionOption, exit_on_error, plain_app, run
+from esrt.errors import CheckpointError
 
 if TYPE_CHECKING:
     # Not imported at run time: it imports torch, which takes seconds.
@@ -99,8 +100,15 @@ def _serve(settings: Settings) -> None:
     env_defaults.prepare()
     warn_of_unknown_variables()
     listener.check_exposure(settings)
+    if settings.engine == "vllm":
+        env_defaults.check()
     if settings.key_file:
         keys.read(settings.key_file)
+    if not settings.checkpoint.is_dir():
+        raise CheckpointError(
+            f"No checkpoint in {settings.checkpoint}: it is no folder.",
+            "Name a checkpoint's folder, like models/esrt-nano.",
+        )
     with listener.listen(settings) as socket:
         address = listener.address(socket, settings)
         _log.info(

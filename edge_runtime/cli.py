@@ -77,7 +77,10 @@ def translate(
     source: Annotated[str, typer.Option("--from", metavar="LANG", help="Spoken language.")],
     target: Annotated[str, typer.Option("--to", metavar="LANG", help="Language to write.")],
     server: Annotated[
-        str, typer.Option("--server", metavar="URL", help="Address of the gateway.")
+        str,
+        typer.Option(
+            "--server", metavar="URL", envvar="ESRT_SERVER", help="Address of the gateway."
+        ),
     ] = DEFAULT_SERVER,
     artifact: ArtifactOption = ARTIFACT,
     codec: CodecOption = None,

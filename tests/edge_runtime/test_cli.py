@@ -79,6 +79,17 @@ def test_the_api_key_comes_from_the_environment(
     assert "secret" not in result.stdout + result.stderr
 
 
+def test_the_server_and_the_languages_as_a_user_gives_them(
+    gateway: Gateway, artifact: Path, utterance: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ESRT_SERVER", gateway.url)
+    result = run(
+        "translate", utterance, "--from", "en-GB", "--to", "Deutsch", "--artifact", artifact
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert gateway.exchanges[0].query == {"src": "eng", "tgt": "deu"}
+
+
 @pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
 def test_translate_json(gateway: Gateway, artifact: Path, utterance: Path, stream: str) -> None:
     result = run(

@@ -115,6 +115,25 @@ def test_wrong_values_have_no_words_of_pydantic() -> None:
 
 
 @pytest.mark.parametrize(
+    ("target", "lines", "option"),
+    [
+        ("-m edge_runtime", ["encode x --out y --threads 3000000000"], "--threads"),
+        ("-m edge_runtime", ["encode x --out y --threads 0"], "--threads"),
+        ("-m cloud_vllm", ["--port 70000", "--port 1e400", "--port -1"], "--port"),
+        ("-m cloud_vllm.capacity", [f"gemma-3-4b --gpus {10**30}"], "--gpus"),
+        ("-m cloud_vllm.capacity", ["gemma-3-4b --gpu-gib 1e400"], "--gpu-gib"),
+        ("-m cloud_vllm.capacity", ["gemma-3-4b --tokens-per-s inf"], "not finite"),
+        ("export/to_onnx.py", ["--seconds 1e400", "--seconds nan", "--seconds -1"], "not take"),
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range_are_one_line(target: str, lines: list[str], option: str) -> None:
+    for code, text, errors in run(target, *lines)[0]:
+        assert (code, text) == (2, "")
+        assert option in errors
+        assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("target", "code", "names"),
     [
         ("-m benchmarks", None, "bandwidth cloud encode full_size operators privacy"),
