@@ -119,6 +119,8 @@ class Client:
             if not response.headers.get("content-type", "").startswith(EVENT_STREAM):
                 raise invalid_answer(self._server, "is not an event stream")
             for event in self._events(response):
+                if event.event == "waiting":  # the engine is busy or being rebuilt
+                    continue
                 now = perf_counter()
                 first_event = first_event or now
                 match event.event:

@@ -12,9 +12,9 @@ from cloud_vllm.engines.parent_death import end_with_parent
 end_with_parent()
 
 
-class OneProcess(UniProcExecutor):
+class OneProcess(UniProcExecutor):  # type: ignore[misc]
     """The decoder runs in the engine's process."""
 
 
-class SeveralProcesses(MultiprocExecutor):
+class SeveralProcesses(MultiprocExecutor):  # type: ignore[misc]
     """Each GPU has a process of its own, which vLLM ends with the engine's process."""

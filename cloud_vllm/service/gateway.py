@@ -136,7 +136,7 @@ class GatewayService:
             )
             for languages in directions
         ]
-        return merge_streams(streams) if multi_target else streams[0]
+        return merge_streams(streams, self._engine) if multi_target or streamed else streams[0]
 
     async def translate_segment(
         self, body: bytes, direction: tuple[Language, Language], context: RequestContext

@@ -49,6 +49,10 @@ def configure(style: Literal["json", "text"]) -> None:
     # At the level "info", uvicorn logs the address and the query of each websocket, even where its
     # access log is off.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    # uvicorn logs an error for each websocket that is answered with a problem document.
+    logging.getLogger("uvicorn.error").addFilter(
+        lambda record: record.msg != "ASGI callable returned without completing handshake."
+    )
     # Until these libraries configure their own levels.
     for library in ("torch", "vllm"):
         logging.getLogger(library).setLevel(logging.WARNING)

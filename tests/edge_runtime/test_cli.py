@@ -249,7 +249,7 @@ def test_bad_audio(gateway: Gateway, artifact: Path, tmp_path: Path, command: st
     ("source", "target", "words"),
     [
         ("eng", "eng", "both 'eng'"),
-        ("en", "deu", "'en'"),
+        ("qqq", "deu", "'qqq'"),
         ("eng", "xxx", "'xxx'"),
         ("eng", "jpn", "Japanese"),
     ],
