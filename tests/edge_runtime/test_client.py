@@ -460,6 +460,20 @@ def test_invalid_addresses(url: str) -> None:
     assert repr(url) in caught.value.cause
 
 
+def test_events_of_waiting_are_no_text(gateway: Gateway) -> None:
+    def answer(exchange: ServedRequest) -> None:
+        waiting = [("waiting", {"status": "rebuilding"})] * 3
+        exchange.stream([*waiting, *EVENTS[:2], waiting[0], *EVENTS[2:]])
+
+    gateway.answer = answer
+    with Client(gateway.url) as client:
+        *deltas, done = client.stream(PACKET, language("eng"), language("deu"))
+    assert [delta.text for delta in deltas if isinstance(delta, TextDelta)] == [
+        data["text"] for name, data in EVENTS if name != "done"
+    ]
+    assert isinstance(done, Done)
+
+
 @pytest.mark.parametrize(
     "url",
     [
