@@ -61,7 +61,7 @@ class EventStream(StreamingResponse):
         )
 
     async def whole(self) -> Response:
-        """All events in one answer, for HTTP/1.0, which has no chunks."""
+        """Collect the events for a client of HTTP/1.0, whose answers have no chunks."""
         async with aclosing(self._events):
             body = b"".join([event async for event in self._events])
         return Response(body, media_type=MEDIA_TYPE, headers={"Cache-Control": "no-store"})

@@ -1,9 +1,11 @@
 """Help, version and usage errors, alike for every command."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,6 +114,31 @@ def test_wrong_values_have_no_words_of_pydantic() -> None:
         assert code == 2
         assert words in errors
         assert not re.search(r"Value error|unable to parse|validation", errors)
+
+
+def test_a_missing_package_is_one_line(tmp_path: Path) -> None:
+    """Packages of the extras that cannot be imported; `--version` needs none of them."""
+    for name in ("fastapi", "pydantic_settings", "httpx", "soundfile", "torch", "onnx"):
+        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError(name={name!r})")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
+    scripts = [f"-c 'from esrt.scripts import {name}; {name}()'" for name in ("edge", "gateway")]
+    for command in ["-m edge_runtime", "-m cloud_vllm", *scripts]:
+        for arguments in ("keys list" if "cloud" in command else "encode x --out y", "--version"):
+            done = subprocess.run(
+                ["bash", "-c", f"{sys.executable} {command} {arguments}"],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if arguments == "--version":
+                assert (done.returncode, done.stdout) == (0, f"esrt {esrt.__version__}\n")
+            else:
+                assert done.returncode == 2
+                assert re.fullmatch(
+                    r"error: The package \w+ is not installed\. .*\n", done.stderr
+                ), done.stderr
 
 
 @pytest.mark.parametrize(
