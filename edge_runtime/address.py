@@ -32,7 +32,8 @@ def parse_address(server: str) -> httpx.URL:
             f"Give the address alone, and the API key in {API_KEY_VARIABLE}.",
         )
     raise RequestError(
-        f"{server!r} is not the address of a server.", "Give one like http://127.0.0.1:8080."
+        f"{server!r} is not the address of a server.",
+        "Give one like http://127.0.0.1:8080, by --server or ESRT_SERVER.",
     )
 
 

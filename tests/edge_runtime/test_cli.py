@@ -90,6 +90,19 @@ def test_the_server_and_the_languages_as_a_user_gives_them(
     assert gateway.exchanges[0].query == {"src": "eng", "tgt": "deu"}
 
 
+@pytest.mark.parametrize("options", [["--json"], ["--stream"], ["--no-stream"]])
+def test_full_standard_output_is_one_line(
+    gateway: Gateway, artifact: Path, utterance: Path, options: list[str]
+) -> None:
+    command = [sys.executable, "-m", "edge_runtime", "translate", str(utterance), *ENG_DEU]
+    command += ["--server", gateway.url, "--artifact", str(artifact), *options]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            command, cwd=REPOSITORY, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    refused(result, 2, "No space left on device")
+
+
 @pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
 def test_translate_json(gateway: Gateway, artifact: Path, utterance: Path, stream: str) -> None:
     result = run(
