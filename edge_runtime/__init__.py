@@ -5,7 +5,8 @@ from edge_runtime.artifact import Artifact, open_artifact
 from edge_runtime.audio import Audio, read_audio
 from edge_runtime.backends import Backend, ExecuTorchBackend, OnnxBackend
 from edge_runtime.client import Client
-from edge_runtime.encoder import Encoded, EncodeTimes, encode_audio
+from edge_runtime.encoder import Encoded, EncodeTimes, encode_speech
+from edge_runtime.speech import Speech, prepare_speech, read_speech
 
 __all__ = [
     "Artifact",
@@ -18,7 +19,10 @@ __all__ = [
     "Encoded",
     "ExecuTorchBackend",
     "OnnxBackend",
-    "encode_audio",
+    "Speech",
+    "encode_speech",
     "open_artifact",
+    "prepare_speech",
     "read_audio",
+    "read_speech",
 ]

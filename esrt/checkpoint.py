@@ -5,7 +5,8 @@ A checkpoint is a folder with these parts:
 - ``config.json``: the model's configuration,
 - ``edge.safetensors``: weights of encoder, Q-Former and projector,
 - ``decoder/``: a Gemma 3 causal language model with its tokenizer, in transformers' format,
-- ``codec.safetensors``: tables of the transform codecs; may be missing.
+- ``codec.safetensors``: tables of the transform codecs; may be missing,
+- ``confidence.json``: threshold of the confidence, by the model's evaluation; may be missing.
 """
 
 import copy
@@ -32,6 +33,7 @@ from esrt.wire import CODEC_TABLES_FILE, CodecTables, read_codec_tables
 CONFIG_FILE = "config.json"
 EDGE_FILE = "edge.safetensors"
 DECODER_FOLDER = "decoder"
+CONFIDENCE_FILE = "confidence.json"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Checkpoint:
     folder: Path
     config: ModelConfig
     fingerprint: str
+    # Mean log-probability below which an answer is uncertain; None without an evaluation.
+    confidence_threshold: float | None = None
 
     @property
     def decoder(self) -> Path:
@@ -89,7 +93,7 @@ class Checkpoint:
 class RandomCheckpoint(Checkpoint):
     """A configuration with random weights, fixed by the seed; it has no files and no decoder."""
 
-    seed: int
+    seed: int = 0
 
     def edge_model(self) -> EdgeModel:
         """Encoder, Q-Former and projector in float32, in evaluation mode."""
@@ -101,7 +105,7 @@ class RandomCheckpoint(Checkpoint):
 def random_checkpoint(config: ModelConfig, seed: int = 0) -> RandomCheckpoint:
     """Random weights for a configuration, for tests and measurements of size and speed."""
     fingerprint = digest(config, [("random", torch.tensor([seed]))])
-    return RandomCheckpoint(Path(f"random:{config.name}"), config, fingerprint, seed)
+    return RandomCheckpoint(Path(f"random:{config.name}"), config, fingerprint, seed=seed)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -114,12 +118,29 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     try:
         config = ModelConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text("utf-8")))
         (folder / DECODER_FOLDER / "config.json").stat()
-        return Checkpoint(folder, config, fingerprint(config, folder / EDGE_FILE))
+        digested = fingerprint(config, folder / EDGE_FILE)
+        return Checkpoint(folder, config, digested, _confidence_threshold(folder, digested))
     except OSError as error:
         reason = error.strerror or error  # safetensors' errors have no strerror
         raise CheckpointError(f"No checkpoint in {folder}: {reason}.", remedy) from error
     except (ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"The checkpoint in {folder} is damaged: {error}.", remedy) from error
+
+
+def _confidence_threshold(folder: Path, fingerprint: str) -> float | None:
+    """The threshold in `CONFIDENCE_FILE`; ``None`` without the file."""
+    path = folder / CONFIDENCE_FILE
+    if not path.is_file():
+        return None
+    remedy = "Make it again: python -m benchmarks.confidence, or delete it."
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        threshold = float(data["threshold"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}.", remedy) from error
+    if data.get("fingerprint") != fingerprint:
+        raise CheckpointError(f"{path} was made for other weights.", remedy)
+    return threshold
 
 
 def save_checkpoint(

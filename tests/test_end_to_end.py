@@ -17,10 +17,10 @@ from transformers import AutoTokenizer, Gemma3ForCausalLM
 from cloud_vllm.process import start_gateway
 from edge_runtime.answer import Done
 from edge_runtime.artifact import Artifact, open_artifact
-from edge_runtime.audio import read_audio
 from edge_runtime.backends import Backend
 from edge_runtime.client import Client
-from edge_runtime.encoder import encode_audio
+from edge_runtime.encoder import encode_speech
+from edge_runtime.speech import read_speech
 from esrt import features
 from esrt.bundled import CHECKPOINT, REPOSITORY, SAMPLES
 from esrt.checkpoint import Checkpoint, open_checkpoint
@@ -28,6 +28,7 @@ from esrt.languages import direction
 from esrt.model import generate_greedy
 from esrt.prompt import separator, split_target
 from esrt.wire import Codec, CodecTables
+from export import parity
 from tests.golden.front_end_vectors import VECTORS
 
 pytestmark = pytest.mark.vllm
@@ -79,10 +80,8 @@ def unsplit(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     answers = []
     for clip in CLIPS:
         pair = direction(clip["language"], target_of(clip))
-        audio = read_audio(SAMPLES / clip["file"])
-        mel = features.log_mel_features(
-            audio.samples, frame_multiple=checkpoint.config.frame_multiple
-        )
+        audio = parity.read_audio(clip["file"])
+        mel = features.log_mel_features(audio, frame_multiple=checkpoint.config.frame_multiple)
         with torch.inference_mode():
             embeddings = edge(torch.from_numpy(mel[None]))
         tokens = torch.tensor([embeddings.shape[1]])
@@ -98,8 +97,8 @@ def translate(
     codec: Codec,
     codec_tables: CodecTables | None = None,
 ) -> Done:
-    audio = read_audio(SAMPLES / clip["file"])
-    packet = encode_audio(audio, backend, codec, codec_tables).packet
+    speech = read_speech(SAMPLES / clip["file"], backend.manifest.front_end)
+    packet = encode_speech(speech, backend, codec, codec_tables).packet
     with Client(server) as client:
         events = list(client.stream(packet, *direction(clip["language"], target_of(clip))))
     done = events.pop()
