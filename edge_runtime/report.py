@@ -73,8 +73,8 @@ def measurements(
     """An answer and its measurements as a JSON object.
 
     The answer has the names of the HTTP interface. Beside it stand the client's own measurements:
-    ``audio`` and ``packet`` with their sizes (``pcm_bytes`` is that of the speech), and ``client_ms``, the milliseconds of each stage on
-    the device and of the network, in order.
+    ``audio`` and ``packet`` with their sizes (``pcm_bytes`` is that of the speech), and
+    ``client_ms``, the milliseconds of each stage on the device and of the network, in order.
 
     Args:
         speech: the speech.

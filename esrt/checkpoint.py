@@ -14,7 +14,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -44,7 +44,7 @@ class Checkpoint:
     config: ModelConfig
     fingerprint: str
     # Mean log-probability below which an answer is uncertain; None without an evaluation.
-    confidence_threshold: float | None = None
+    confidence_threshold: float | None = field(default=None, kw_only=True)
 
     @property
     def decoder(self) -> Path:
@@ -93,7 +93,7 @@ class Checkpoint:
 class RandomCheckpoint(Checkpoint):
     """A configuration with random weights, fixed by the seed; it has no files and no decoder."""
 
-    seed: int = 0
+    seed: int
 
     def edge_model(self) -> EdgeModel:
         """Encoder, Q-Former and projector in float32, in evaluation mode."""
@@ -105,7 +105,7 @@ class RandomCheckpoint(Checkpoint):
 def random_checkpoint(config: ModelConfig, seed: int = 0) -> RandomCheckpoint:
     """Random weights for a configuration, for tests and measurements of size and speed."""
     fingerprint = digest(config, [("random", torch.tensor([seed]))])
-    return RandomCheckpoint(Path(f"random:{config.name}"), config, fingerprint, seed=seed)
+    return RandomCheckpoint(Path(f"random:{config.name}"), config, fingerprint, seed)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -119,7 +119,12 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         config = ModelConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text("utf-8")))
         (folder / DECODER_FOLDER / "config.json").stat()
         digested = fingerprint(config, folder / EDGE_FILE)
-        return Checkpoint(folder, config, digested, _confidence_threshold(folder, digested))
+        return Checkpoint(
+            folder,
+            config,
+            digested,
+            confidence_threshold=_confidence_threshold(folder, digested),
+        )
     except OSError as error:
         reason = error.strerror or error  # safetensors' errors have no strerror
         raise CheckpointError(f"No checkpoint in {folder}: {reason}.", remedy) from error

@@ -1,9 +1,9 @@
 """Generator of the front end's golden vectors: recording, speech, log-mel, features, packet.
 
 Speech and log-mel are computed by the program in docs/front-end.md, which shares no code with
-`esrt.speech` and `esrt.features`; the features by the bundled esrt-nano in torch. Both calculate in float64 and are
-rounded to float32. `python -m tests.golden.make_front_end` writes tests/golden/front_end/ again;
-the output is always the same.
+`esrt.speech` and `esrt.features`; the features by the bundled esrt-nano in torch. Both calculate in
+float64 and are rounded to float32. `python -m tests.golden.make_front_end` writes
+tests/golden/front_end/ again; the output is always the same.
 """
 
 import json
