@@ -24,7 +24,10 @@ COMMANDS = {
     "-m benchmarks": ("",),
     **{
         f"-m benchmarks.{name}": ("",)
-        for name in "bandwidth cloud encode full_size operators privacy runner.build".split()
+        for name in (
+            *("bandwidth", "cloud", "encode", "full_size", "operators", "privacy", "robustness"),
+            "runner.build",
+        )
     },
     "-m training.corpus": ("", "build", "samples"),
     **{f"-m training.{name}": ("",) for name in "ablation codec evaluate train".split()},
@@ -116,7 +119,7 @@ def test_wrong_values_have_no_words_of_pydantic() -> None:
 @pytest.mark.parametrize(
     ("target", "code", "names"),
     [
-        ("-m benchmarks", 0, "bandwidth cloud encode full_size operators privacy"),
+        ("-m benchmarks", 0, "bandwidth cloud encode full_size operators privacy robustness"),
         ("-m edge_runtime", 2, "translate encode"),
         ("-m export", 2, "coreml executorch onnx"),
     ],
