@@ -6,11 +6,19 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus, WebSocketException
 
 from edge_runtime import Artifact, Audio, encode_audio, open_artifact, read_audio
+from edge_runtime.client import authorization, parse_address
+from edge_runtime.problems import problem_error
+from esrt.cli import exit_on_error
+from esrt.errors import AudioError, ServerError
+from esrt.languages import direction
+from esrt.network import is_loopback
 
 FRAME = 320  # samples in 20 ms, the unit in which loudness is measured
 PAUSE = 20  # quiet frames, 0.4 s, that end a segment
@@ -19,10 +27,16 @@ QUIET = 0.02  # a frame is quiet below this share of the loudest frame
 
 
 def segments(audio: Audio, max_seconds: float) -> Iterator[Audio]:
-    """Speech between pauses; a segment longer than `max_seconds` is divided evenly."""
+    """Speech between pauses; a segment longer than `max_seconds` is divided evenly.
+
+    Raises:
+        AudioError: the audio is silent or shorter than a frame.
+    """
     frames = audio.samples[: len(audio.samples) // FRAME * FRAME].reshape(-1, FRAME)
     loudness = np.sqrt(np.mean(frames**2, axis=1))
-    speech = np.flatnonzero(loudness > QUIET * loudness.max())
+    speech = np.flatnonzero(loudness > QUIET * loudness.max(initial=0))
+    if not len(speech):
+        raise AudioError("The talk has no speech.", "Name a file with speech.")
     for run in np.split(speech, np.flatnonzero(np.diff(speech) > PAUSE) + 1):
         start, end = max(run[0] - MARGIN, 0) * FRAME, (run[-1] + 1 + MARGIN) * FRAME
         samples = audio.samples[start:end]
@@ -30,11 +44,11 @@ def segments(audio: Audio, max_seconds: float) -> Iterator[Audio]:
             yield Audio(piece)
 
 
-async def send(stream: ClientConnection, files: list[Path], artifact: Artifact) -> None:
+async def send(stream: ClientConnection, talks: list[Audio], artifact: Artifact) -> None:
     """Encode and send every segment, then announce the end."""
     backend, tables = artifact.backend(), artifact.codec_tables()
-    for file in files:
-        for segment in segments(read_audio(file), artifact.manifest.front_end.max_seconds):
+    for talk in talks:
+        for segment in segments(talk, artifact.manifest.front_end.max_seconds):
             packet = encode_audio(segment, backend, codec_tables=tables).packet
             await stream.send(packet)  # waits while the gateway has enough segments to decode
     await stream.send("end")
@@ -51,15 +65,42 @@ async def receive(stream: ClientConnection) -> None:
 
 
 async def translate(options: argparse.Namespace) -> None:
-    """Send and receive at the same time."""
-    key = os.environ.get("ESRT_API_KEY")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    address = options.server.replace("http", "ws", 1)  # https becomes wss
-    url = f"{address}/v1/stream?src={options.source}&tgt={options.target}"
+    """Send and receive at the same time.
+
+    Raises:
+        EsrtError: an argument, a file or the server is at fault.
+    """
+    headers = authorization(os.environ.get("ESRT_API_KEY"))
     artifact = open_artifact(options.artifact)
-    async with connect(url, additional_headers=headers) as stream, asyncio.TaskGroup() as tasks:
-        tasks.create_task(send(stream, options.files, artifact))
-        tasks.create_task(receive(stream))
+    source, target = direction(options.source, options.target, artifact.manifest.languages)
+    address = parse_address(options.server)
+    url = address.copy_with(
+        scheme={"http": "ws", "https": "wss"}[address.scheme],
+        path=f"{address.path.rstrip('/')}/v1/stream",
+        params={"src": source.code, "tgt": target.code},
+    )
+    talks = [read_audio(file) for file in options.files]
+    proxy = None if is_loopback(address.host) else True  # True: the proxy of the environment
+    try:
+        async with connect(str(url), additional_headers=headers, proxy=proxy) as stream:
+            # If one side fails, its error ends both.
+            await asyncio.gather(send(stream, talks, artifact), receive(stream))
+    except InvalidStatus as error:
+        answer = error.response
+        raise problem_error(answer.status_code, problem(answer.body), options.server) from error
+    except (OSError, WebSocketException) as error:
+        raise ServerError(
+            f"The stream to the server {options.server} failed: {error}.",
+            "Check that the gateway runs and that --server names it.",
+        ) from error
+
+
+def problem(body: bytes) -> Any:
+    """The problem document of a rejected handshake; ``None`` if the body is not JSON."""
+    try:
+        return json.loads(body)
+    except ValueError:
+        return None
 
 
 def main() -> None:
@@ -70,7 +111,9 @@ def main() -> None:
     parser.add_argument("--to", dest="target", default="deu", help="language to write")
     parser.add_argument("--server", default="http://127.0.0.1:8080", help="gateway")
     parser.add_argument("--artifact", type=Path, default="build/artifacts/esrt-nano-onnx-int8")
-    asyncio.run(translate(parser.parse_args()))
+    options = parser.parse_args()
+    with exit_on_error():
+        asyncio.run(translate(options))
 
 
 if __name__ == "__main__":

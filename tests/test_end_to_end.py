@@ -153,6 +153,30 @@ def test_telephone_speech_comes_out_as_well(
     assert right >= expected - 2
 
 
+def test_quick_robustness_run_writes_the_report(
+    server: str, artifact: Artifact, tmp_path: Path
+) -> None:
+    out = tmp_path / "robustness.json"
+    command = [sys.executable, "-m", "benchmarks.robustness", "--quick", "--json", str(out)]
+    command += ["--server", server, "--artifact", str(artifact.folder)]
+    command += ["--report", str(tmp_path / "plots")]
+    done = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    record = json.loads(out.read_text("utf-8"))
+    clean, *rows = record["rows"]
+    assert clean["kept"] == clean["right"] == 2
+    assert len(rows) == 4
+    for row in rows:
+        assert row["kept"] + row["cautioned"] + row["refused"] + row["silent"] == 2
+        assert len(row["silent_failures"]) == row["silent"]
+        assert f"| {row['condition']} | {row['kept']} |" in done.stdout
+    assert sum(row["kept"] for row in rows) > 0
+    assert len(record["sounds"]) == 5
+    assert [bar["name"] for bar in record["bars"]] == [
+        *("clean_kept_pct", "silent_failures_pct", "non_speech_silent_pct")
+    ]
+    assert (tmp_path / "plots" / "robustness.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_command_line(server: str, artifact: Artifact) -> None:
     clip = CLIPS[0]
     command = [sys.executable, "-m", "edge_runtime", "translate", str(SAMPLES / clip["file"])]

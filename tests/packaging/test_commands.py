@@ -21,9 +21,13 @@ COMMANDS = {
     "export/to_executorch.py": ("",),
     "export/to_onnx.py": ("",),
     "demo.py": ("",),
+    "-m benchmarks": ("",),
     **{
         f"-m benchmarks.{name}": ("",)
-        for name in "bandwidth cloud encode full_size operators privacy runner.build".split()
+        for name in (
+            *("bandwidth", "cloud", "encode", "full_size", "operators", "privacy", "robustness"),
+            "runner.build",
+        )
     },
     "-m training.corpus": ("", "build", "samples"),
     **{f"-m training.{name}": ("",) for name in "ablation codec evaluate train".split()},
@@ -95,6 +99,13 @@ def test_usage_errors_are_one_line(target: str) -> None:
     assert errors == "error: No such option: --no-such-option. Add --help to see the options.\n"
 
 
+def test_the_demo_looks_at_the_file_before_the_languages() -> None:
+    (missing, present), _ = run("demo.py", "nope.wav", "models/esrt-nano/samples/eng-1.flac")
+    assert missing[0] == present[0] == 2
+    assert missing[2].startswith("error: nope.wav cannot be read")
+    assert present[2].startswith("error: The languages of the file are missing.")
+
+
 def test_wrong_values_have_no_words_of_pydantic() -> None:
     results, _ = run(
         "-m edge_runtime", "translate x --codec mp3 --from eng --to deu", "encode x --threads two"
@@ -108,7 +119,7 @@ def test_wrong_values_have_no_words_of_pydantic() -> None:
 @pytest.mark.parametrize(
     ("target", "code", "names"),
     [
-        ("-m benchmarks", None, "bandwidth cloud encode full_size operators privacy"),
+        ("-m benchmarks", 0, "bandwidth cloud encode full_size operators privacy robustness"),
         ("-m edge_runtime", 2, "translate encode"),
         ("-m export", 2, "coreml executorch onnx"),
     ],
