@@ -12,7 +12,14 @@ import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
-from edge_runtime import Artifact, Audio, encode_audio, open_artifact, read_audio
+from edge_runtime import (
+    Artifact,
+    Audio,
+    encode_speech,
+    open_artifact,
+    prepare_speech,
+    read_audio,
+)
 from edge_runtime.client import authorization, parse_address
 from edge_runtime.problems import problem_error
 from esrt.cli import exit_on_error
@@ -22,7 +29,7 @@ from esrt.network import is_loopback
 
 FRAME = 320  # samples in 20 ms, the unit in which loudness is measured
 PAUSE = 20  # quiet frames, 0.4 s, that end a segment
-MARGIN = 3  # frames kept around a segment; esrt-nano does not bear more before the speech
+MARGIN = 5  # frames kept around a segment
 QUIET = 0.02  # a frame is quiet below this share of the loudest frame
 
 
@@ -49,7 +56,11 @@ async def send(stream: ClientConnection, talks: list[Audio], artifact: Artifact)
     backend, tables = artifact.backend(), artifact.codec_tables()
     for talk in talks:
         for segment in segments(talk, artifact.manifest.front_end.max_seconds):
-            packet = encode_audio(segment, backend, codec_tables=tables).packet
+            try:
+                speech = prepare_speech(segment, artifact.manifest.front_end)
+            except AudioError:  # a cough, or music
+                continue
+            packet = encode_speech(speech, backend, codec_tables=tables).packet
             await stream.send(packet)  # waits while the gateway has enough segments to decode
     await stream.send("end")
 

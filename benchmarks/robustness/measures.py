@@ -14,7 +14,7 @@ import soundfile
 
 from benchmarks.robustness.conditions import Condition
 from benchmarks.robustness.recording import FLAC
-from edge_runtime import Artifact, Client, encode_audio, read_audio
+from edge_runtime import Artifact, Client, encode_speech, read_speech
 from edge_runtime.report import warnings_for
 from esrt.arrays import Float32Array
 from esrt.bundled import SAMPLES
@@ -85,12 +85,12 @@ class Phone:
     def translate(self, file: Path, source: str, target: str) -> Answer:
         """Translate a file as ``edge_runtime translate`` does."""
         try:
-            audio = read_audio(file, self._front_end)
-            packet = encode_audio(audio, self._backend, codec_tables=self._tables).packet
+            speech = read_speech(file, self._front_end)
+            packet = encode_speech(speech, self._backend, codec_tables=self._tables).packet
         except AudioError as error:
             return Answer(None, (str(error),))
         done = self._client.translate(packet, *direction(source, target))
-        return Answer(done.translation, tuple(warnings_for(file, audio, done)))
+        return Answer(done.translation, tuple(warnings_for(file, speech.recording, done)))
 
 
 def read_clips(folder: Path = SAMPLES) -> list[Clip]:
