@@ -7,7 +7,9 @@ checkpoint.
 """
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -28,9 +30,11 @@ from esrt.benchmark_report import BenchmarkReport
 from esrt.cli import VersionOption, run
 from esrt.errors import AudioError
 from esrt.languages import LANGUAGES
-from training.corpus.build import CORPUS, Corpus, load
+from training.corpus.build import CORPUS, Corpus, Example, load
 
 Sound = Callable[[Float32Array], Float32Array]
+
+_AT_ONCE = 16
 
 # Largest share of right answers to clean speech with a caution, in percent.
 CLEAN_CAUTIONS = 5
@@ -69,25 +73,30 @@ def answer_split(
     with (
         start_gateway("--checkpoint", str(checkpoint), log=folder / "gateway.log") as gateway,
         Client(gateway.address) as client,
+        ThreadPoolExecutor(_AT_ONCE) as pool,
     ):
         gateway.wait_until_ready()
-        for condition, sound in sounds.items():
-            answers[condition] = []
-            examples = track(list(enumerate(split.examples)), condition, transient=True)
-            for number, example in examples:
+
+        def translate(case: tuple[int, Example], sound: Sound) -> Answered | None:
+            number, example = case
+            try:
                 audio = Audio(sound(split.speech(example)))
-                try:
-                    speech = prepare_speech(audio, artifact.manifest.front_end)
-                except AudioError:
-                    continue
-                packet = encode_speech(speech, backend, codec_tables=tables).packet
-                others = [code for code in example.texts if code != example.language]
-                target = others[number % len(others)]
-                done = client.translate(packet, LANGUAGES[example.language], LANGUAGES[target])
-                lowest = lowest_confidence(done.confidence)
-                if lowest is not None:
-                    right = done.translation == example.texts[target]
-                    answers[condition].append(Answered(right, lowest))
+                speech = prepare_speech(audio, artifact.manifest.front_end)
+            except AudioError:
+                return None
+            packet = encode_speech(speech, backend, codec_tables=tables).packet
+            others = [code for code in example.texts if code != example.language]
+            target = others[number % len(others)]
+            done = client.translate(packet, LANGUAGES[example.language], LANGUAGES[target])
+            lowest = lowest_confidence(done.confidence)
+            right = done.translation == example.texts[target]
+            return None if lowest is None else Answered(right, lowest)
+
+        for condition, sound in sounds.items():
+            cases = list(enumerate(split.examples))
+            found = pool.map(partial(translate, sound=sound), cases)
+            shown = track(found, condition, total=len(cases), transient=True)
+            answers[condition] = [answer for answer in shown if answer]
     return answers
 
 

@@ -27,16 +27,30 @@ class SpeechSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         voice_windows: least number of such windows in speech.
     """
 
-    noise_share: float = 0.1
-    above_noise_db: float = 10.0
-    below_peak_db: float = 40.0
-    near_peak_db: float = 10.0
-    min_frames: int = 3
-    lead_seconds: float = 0.04
-    tail_seconds: float = 0.3
-    level_dbfs: float = -18.0
-    voice_probability: float = 0.5
-    voice_windows: int = 4
+    noise_share: float
+    above_noise_db: float
+    below_peak_db: float
+    near_peak_db: float
+    min_frames: int
+    lead_seconds: float
+    tail_seconds: float
+    level_dbfs: float
+    voice_probability: float
+    voice_windows: int
+
+
+DEFAULT_SETTINGS = SpeechSettings(
+    noise_share=0.1,
+    above_noise_db=10.0,
+    below_peak_db=40.0,
+    near_peak_db=10.0,
+    min_frames=3,
+    lead_seconds=0.04,
+    tail_seconds=0.3,
+    level_dbfs=-18.0,
+    voice_probability=0.5,
+    voice_windows=4,
+)
 
 
 class SpeechBounds(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ from esrt import bundled, features
 from esrt.checkpoint import open_checkpoint
 from esrt.config import ModelConfig
 from esrt.manifest import FrontEnd
-from esrt.speech import SpeechSettings
+from esrt.speech import DEFAULT_SETTINGS
 from tests.docs.tables import page, plain, tables
 from tests.golden.front_end_vectors import INDEX, RECORDINGS, VECTORS, Recording, Vector
 from tests.golden.make_front_end import program
@@ -41,7 +41,7 @@ def test_constants_are_those_of_the_code(names: dict[str, Any], config: ModelCon
         config.frame_multiple,
         config.padded_seconds,
         config.max_seconds,
-        SpeechSettings(),
+        DEFAULT_SETTINGS,
     )
     assert list(stated) == list(FrontEnd.__struct_fields__)
     for field, value in stated.items():
@@ -57,7 +57,7 @@ def test_constants_are_those_of_the_code(names: dict[str, Any], config: ModelCon
 def test_speech_settings_are_those_of_the_code() -> None:
     (fields,) = tables(PAGE, heading="Speech")
     stated = {plain(row["field of `speech`"]): float(row["esrt-nano"]) for row in fields}
-    assert stated == msgspec.to_builtins(SpeechSettings())
+    assert stated == msgspec.to_builtins(DEFAULT_SETTINGS)
 
 
 @pytest.mark.parametrize("recording", RECORDINGS, ids=lambda recording: recording.name)

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from esrt.arrays import Float32Array
 from esrt.bundled import REPOSITORY, SAMPLES
 from esrt.manifest import FORMAT, FrontEnd, Manifest, TensorSpec, sha256
-from esrt.speech import SpeechSettings
+from esrt.speech import DEFAULT_SETTINGS
 
 FINGERPRINT = "0123456789abcdef"
 STRIDE = 8
@@ -119,7 +119,7 @@ def front_end(**changes: Any) -> FrontEnd:
         "frame_multiple": STRIDE,
         "padded_seconds": None,
         "max_seconds": MAX_SECONDS,
-        "speech": SpeechSettings(),
+        "speech": DEFAULT_SETTINGS,
     }
     return FrontEnd(**{**defaults, **changes})
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from esrt.arrays import Float32Array
 from esrt.bundled import SAMPLES
 from esrt.features import HOP, SAMPLE_RATE
-from esrt.speech import SpeechSettings, find_speech, trim_and_level
+from esrt.speech import DEFAULT_SETTINGS, find_speech, trim_and_level
 
-SETTINGS = SpeechSettings()
+SETTINGS = DEFAULT_SETTINGS
 LEAD, TAIL = round(SETTINGS.lead_seconds * SAMPLE_RATE), round(SETTINGS.tail_seconds * SAMPLE_RATE)
 CLIPS = sorted(SAMPLES.glob("*.flac"))
 

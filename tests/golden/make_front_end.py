@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from esrt import bundled, wire
 from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint, open_checkpoint
-from esrt.speech import SpeechSettings
+from esrt.speech import DEFAULT_SETTINGS
 from esrt.wire import Codec, Split
 
 FOLDER = Path(__file__).parent / "front_end"
@@ -98,7 +98,7 @@ def files() -> Mapping[str, bytes]:
         )
         vectors.append(vector)
         contents |= stored
-    settings = msgspec.to_builtins(SpeechSettings())
+    settings = msgspec.to_builtins(DEFAULT_SETTINGS)
     found = []
     for name, pcm in recordings_with_silence().items():
         audio = scaled_pcm(pcm.tolist())

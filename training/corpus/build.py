@@ -20,7 +20,7 @@ import numpy as np
 from esrt.arrays import Float32Array
 from esrt.features import SAMPLE_RATE
 from esrt.files import replace_folder
-from esrt.speech import SpeechSettings, find_speech, trim_and_level
+from esrt.speech import DEFAULT_SETTINGS, find_speech, trim_and_level
 from training.corpus.speech import (
     UNSEEN_VARIANTS,
     VARIANTS,
@@ -85,7 +85,7 @@ class Corpus:
 
     def speech(self, example: Example) -> Float32Array:
         """Audio of an utterance as the front end prepares it, shape (samples,)."""
-        return trim_and_level(_cut(self.audio, example), SpeechSettings())
+        return trim_and_level(_cut(self.audio, example), DEFAULT_SETTINGS)
 
     def parallel_speech(self, example: Example) -> Float32Array:
         """Audio of an utterance by the reference voice, cut as `speech`; needs ``parallel_audio``.
@@ -93,7 +93,7 @@ class Corpus:
         The offset and the gain are those of the reference voice.
         """
         assert self.parallel_audio is not None
-        settings = SpeechSettings()
+        settings = DEFAULT_SETTINGS
         bounds = find_speech(_cut(self.audio, example), settings)
         audio = _cut(self.parallel_audio, example)
         own = find_speech(audio, settings)
