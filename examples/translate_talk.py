@@ -34,17 +34,13 @@ QUIET = 0.02  # a frame is quiet below this share of the loudest frame
 
 
 def segments(audio: Audio, max_seconds: float) -> Iterator[Audio]:
-    """Speech between pauses; a segment longer than `max_seconds` is divided evenly.
-
-    Raises:
-        AudioError: the audio is silent or shorter than a frame.
-    """
+    """Speech between pauses; a segment longer than `max_seconds` is divided evenly."""
     frames = audio.samples[: len(audio.samples) // FRAME * FRAME].reshape(-1, FRAME)
-    loudness = np.sqrt(np.mean(frames**2, axis=1))
+    loudness = frames.std(axis=1)  # without a constant offset
     speech = np.flatnonzero(loudness > QUIET * loudness.max(initial=0))
-    if not len(speech):
-        raise AudioError("The talk has no speech.", "Name a file with speech.")
     for run in np.split(speech, np.flatnonzero(np.diff(speech) > PAUSE) + 1):
+        if not len(run):
+            return  # silence
         start, end = max(run[0] - MARGIN, 0) * FRAME, (run[-1] + 1 + MARGIN) * FRAME
         samples = audio.samples[start:end]
         for piece in np.array_split(samples, int(np.ceil(len(samples) / 16_000 / max_seconds))):
@@ -52,8 +48,12 @@ def segments(audio: Audio, max_seconds: float) -> Iterator[Audio]:
 
 
 async def send(stream: ClientConnection, talks: list[Audio], artifact: Artifact) -> None:
-    """Encode and send every segment, then announce the end."""
-    backend, tables = artifact.backend(), artifact.codec_tables()
+    """Encode and send every segment, then announce the end.
+
+    Raises:
+        AudioError: no segment has a voice.
+    """
+    backend, tables, sent = artifact.backend(), artifact.codec_tables(), 0
     for talk in talks:
         for segment in segments(talk, artifact.manifest.front_end.max_seconds):
             try:
@@ -62,6 +62,9 @@ async def send(stream: ClientConnection, talks: list[Audio], artifact: Artifact)
                 continue
             packet = encode_speech(speech, backend, codec_tables=tables).packet
             await stream.send(packet)  # waits while the gateway has enough segments to decode
+            sent += 1
+    if not sent:
+        raise AudioError("No voice was found.", "Check the microphone, or name a file with speech.")
     await stream.send("end")
 
 

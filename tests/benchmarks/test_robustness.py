@@ -1,6 +1,7 @@
 """Robustness benchmark: conditions, files, outcomes, and the page with its figures."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -10,7 +11,6 @@ import pytest
 
 from benchmarks.robustness.conditions import CLEAN, Change, Condition, conditions
 from benchmarks.robustness.measures import (
-    Clip,
     Phone,
     measure,
     measure_sounds,
@@ -196,8 +196,8 @@ def quieter(gain: float) -> Change:
 
 def test_outcomes(phone: tuple[Phone, helpers.Gateway]) -> None:
     clips = [
-        Clip("one", helpers.speech(1.0), "eng", "deu", helpers.DONE["translation"]),
-        Clip("two", helpers.speech(2.0), "eng", "deu", "another"),
+        replace(CLIPS[0], name="one", reference=helpers.DONE["translation"]),
+        replace(CLIPS[1], name="two", reference="another"),
     ]
     answers: dict[int, dict[str, Any]] = {
         3: {"translation": "wrong"},  # a silent failure of the first clip
@@ -236,7 +236,7 @@ def test_a_sound_with_a_text_and_no_caution_is_a_silent_failure(
     phone: tuple[Phone, helpers.Gateway],
 ) -> None:
     edge, _ = phone
-    hum = ("hum", helpers.speech(1.0))
+    hum = ("hum", CLIPS[0].samples)  # passes for a voice
     rows = measure_sounds(edge, [hum, hum, ("silence", np.zeros(RATE, dtype=np.float32))])
     assert rows == [
         {"sound": "hum", "cautioned": 0, "refused": 0, "silent": 2},

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 
+from esrt.bundled import SAMPLES
 from examples import translate_talk
 from tests.deploy.helpers import free_port
 from tests.edge_runtime import helpers
@@ -28,7 +30,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def talk(tmp_path: Path) -> Path:
     """Two segments, with a pause between."""
-    one = helpers.speech(1.0)
+    one, _ = soundfile.read(SAMPLES / "eng-2.flac", dtype="float32")
     samples = np.concatenate([one, np.zeros(helpers.RATE, dtype=np.float32), one])
     return helpers.write_wav(tmp_path / "talk.wav", samples)
 
@@ -127,11 +129,12 @@ def test_silence(run: Run, tmp_path: Path, seconds: float) -> None:
     assert "is silent" in run.fails(2, tmp_path / "silence.wav")
 
 
-def test_a_talk_that_is_shorter_than_a_frame(run: Run, tmp_path: Path) -> None:
-    helpers.write_wav(tmp_path / "short.wav", helpers.speech(0.01))
+@pytest.mark.parametrize("seconds", [0.01, 2.0])
+def test_a_talk_without_a_voice(run: Run, tmp_path: Path, seconds: float) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, round(seconds * helpers.RATE))
+    helpers.write_wav(tmp_path / "noise.wav", noise.astype(np.float32))
     with gateway() as address:
-        line = run.fails(2, tmp_path / "short.wav", "--server", address)
-    assert "no speech" in line
+        assert "No voice was found" in run.fails(2, tmp_path / "noise.wav", "--server", address)
 
 
 def test_an_unknown_language(run: Run, talk: Path) -> None:
