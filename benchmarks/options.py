@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from esrt.cores import MAX_THREADS
 from esrt.errors import EsrtError
 from esrt.wire import Codec
 
@@ -40,5 +41,5 @@ RoundsOption = Annotated[
     int, typer.Option(metavar="COUNT", min=1, help="Rounds of the measurement.")
 ]
 ThreadsOption = Annotated[
-    int, typer.Option(metavar="COUNT", min=1, help="Threads of each backend.")
+    int, typer.Option(metavar="COUNT", min=1, max=MAX_THREADS, help="Threads of each backend.")
 ]

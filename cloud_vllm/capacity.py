@@ -5,6 +5,7 @@ or ``vllm bench throughput``, and is given as ``--tokens-per-s``.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,11 +14,13 @@ import typer
 
 from cloud_vllm.engines.base import PROMPT_TOKENS
 from esrt.cli import VersionOption, run
-from esrt.errors import CheckpointError
+from esrt.errors import CheckpointError, RequestError
 
 _GIB = 2**30
 # vLLM's own default for `gpu_memory_utilization`.
 _SHARE = 0.9
+# Greatest value of an option.
+_LARGEST = 10**9
 
 
 @dataclass(frozen=True)
@@ -123,19 +126,24 @@ def main(
         str,
         typer.Argument(metavar="DECODER", help=f"Checkpoint folder, or {' or '.join(GEMMA)}."),
     ],
-    gpu_gib: Annotated[float, typer.Option(metavar="GIB", min=1, help="Memory of one GPU.")] = 80.0,
+    gpu_gib: Annotated[
+        float, typer.Option(metavar="GIB", min=1, max=_LARGEST, help="Memory of one GPU.")
+    ] = 80.0,
     gpus: Annotated[
-        int, typer.Option(metavar="COUNT", min=1, help="GPUs of one replica: tensor parallel.")
+        int,
+        typer.Option(
+            metavar="COUNT", min=1, max=_LARGEST, help="GPUs of a replica: tensor parallel."
+        ),
     ] = 1,
     fp8: Annotated[bool, typer.Option("--fp8", help="Store weights as fp8.")] = False,
     reserve_gib: Annotated[
         float, typer.Option(metavar="GIB", min=0, help="GPU memory for other uses.")
     ] = 4.0,
     features: Annotated[
-        int, typer.Option(metavar="COUNT", min=1, help="Feature tokens of a packet.")
+        int, typer.Option(metavar="COUNT", min=1, max=_LARGEST, help="Feature tokens of a packet.")
     ] = 80,
     max_new_tokens: Annotated[
-        int, typer.Option(metavar="COUNT", min=1, help="ESRT_MAX_NEW_TOKENS.")
+        int, typer.Option(metavar="COUNT", min=1, max=_LARGEST, help="ESRT_MAX_NEW_TOKENS.")
     ] = 256,
     generated: Annotated[
         float, typer.Option(metavar="COUNT", min=1, help="Tokens of an average answer.")
@@ -147,6 +155,8 @@ def main(
     version: VersionOption = False,
 ) -> None:
     """Print GPU memory, concurrent answers and answers per second of one replica."""
+    if not all(map(math.isfinite, (gpu_gib, reserve_gib, generated, tokens_per_s or 0.0))):
+        raise RequestError("A number is not finite.", "Give memory and tokens as finite numbers.")
     max_tokens = features + PROMPT_TOKENS + max_new_tokens
     shape = read_shape(decoder)
     capacity = compute_capacity(

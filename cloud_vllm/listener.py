@@ -1,5 +1,6 @@
 """The listening socket, and the check of who can reach it; imports no web framework."""
 
+import errno
 import socket
 
 from cloud_vllm.settings import Settings
@@ -28,13 +29,18 @@ def listen(settings: Settings) -> socket.socket:
     Raises:
         RequestError: the address cannot be used.
     """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    is_ipv6 = ":" in settings.host
+    family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+    place = f"[{settings.host}]:{settings.port}" if is_ipv6 else f"{settings.host}:{settings.port}"
     try:
         return socket.create_server((settings.host, settings.port), family=family)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # an empty label of a host name
+        in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         raise RequestError(
-            f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}.",
-            "Choose another --port, or stop the process that listens there.",
+            f"Cannot listen on {place}: {getattr(error, 'strerror', None) or error}.",
+            "Choose another --port, or stop the process that listens there."
+            if in_use
+            else "Give another --host or --port: an address of this machine, a port that is free.",
         ) from error
 
 

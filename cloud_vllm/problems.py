@@ -6,12 +6,20 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
 
 from cloud_vllm.request_context import RequestContext, request_context_of
 from cloud_vllm.schemas import Problem
-from esrt.errors import EngineFailed, EsrtError, NotReady, RequestError, Unauthorized
+from esrt.errors import (
+    EngineFailed,
+    EsrtError,
+    MalformedRequest,
+    NotReady,
+    RequestError,
+    Unauthorized,
+)
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:esrt:problem:"
@@ -48,6 +56,22 @@ def incomplete(causes: str) -> RequestError:
     """The error for a request whose parameters are missing or have a wrong form."""
     remedy = "Name the languages as ?src=eng&tgt=deu; see /openapi.json for every parameter."
     return RequestError(f"The request is not complete: {causes}.", remedy)
+
+
+def check_single(query: QueryParams, *names: str) -> None:
+    """Check that a query has some parameters at most once.
+
+    Raises:
+        RequestError: the query repeats one of them.
+    """
+    repeated = [name for name in names if len(query.getlist(name)) > 1]
+    if repeated:
+        raise incomplete("; ".join(f"{name}: given more than once" for name in repeated))
+
+
+def malformed() -> MalformedRequest:
+    """The error for bytes that are no HTTP request."""
+    return MalformedRequest("The request is not HTTP/1.1.", "Send it by an HTTP library.")
 
 
 def install_handlers(app: FastAPI) -> None:

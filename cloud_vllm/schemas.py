@@ -14,10 +14,15 @@ class _Body(BaseModel):
 class TranslateParams(_Body):
     """Query parameters of `/v1/translate`."""
 
-    src: str = Field(description="Language spoken, ISO 639-3.", examples=["eng"])
+    src: str = Field(
+        description="Language spoken: an ISO 639 code, a language tag, or its English or native"
+        " name. The answer has ISO 639-3 codes.",
+        examples=["eng", "en-GB", "English"],
+    )
     tgt: list[str] = Field(
-        description="Languages to write; several by commas or by repeating the parameter.",
-        examples=[["deu"], ["deu,fra"]],
+        description="Languages to write, as for `src`; several by commas or by repeating the"
+        " parameter.",
+        examples=[["deu"], ["de,fr"]],
     )
     features: str | None = Field(
         None, description="A handle from /v1/features, in place of the body."

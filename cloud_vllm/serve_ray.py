@@ -42,6 +42,8 @@ class Gateway:
         self._settings = replica_settings(settings)
         logs.configure(self._settings.log_format)
         warn_of_unknown_variables()
+        if self._settings.engine == "vllm":
+            env_defaults.check()
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         """Return the gateway's app; Ray runs its lifespan, which starts to load the engine."""

@@ -1,4 +1,4 @@
-"""uvicorn: its TLS, its limits, and its shutdown."""
+"""uvicorn: its TLS, its limits, its answer to malformed HTTP, and its shutdown."""
 
 import logging
 import socket
@@ -6,8 +6,10 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from cloud_vllm import problems
 from cloud_vllm.api.websocket import END
 from cloud_vllm.settings import Settings
 from esrt.errors import RequestError
@@ -23,6 +25,21 @@ class Server(uvicorn.Server):
         """Close the sockets, finish running requests, and close the app."""
         _log.info("Stopping.")
         await super().shutdown(sockets)
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """HTTP whose answer to malformed requests is a problem document."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer bytes that are no HTTP request, and close the connection."""
+        problem = problems.from_error(problems.malformed()).model_dump_json().encode()
+        head = (
+            f"HTTP/1.1 400 Bad Request\r\nContent-Type: {problems.MEDIA_TYPE}\r\n"
+            f"Content-Length: {len(problem)}\r\nCache-Control: no-store\r\n"
+            "X-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + problem)
+        self.transport.close()
 
 
 class StreamProtocol(WebSocketsSansIOProtocol):
@@ -53,6 +70,7 @@ def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
         tls = {"ssl_certfile": settings.tls_certificate, "ssl_keyfile": settings.tls_key}
     config = uvicorn.Config(
         app,
+        http=HttpProtocol,
         ws=StreamProtocol,
         ws_max_size=MAX_PACKET_BYTES,
         # Packets are compressed already, and a small compressed message could fill the memory.

@@ -45,14 +45,14 @@ class Settings(BaseSettings):
     """The gateway's settings; the defaults serve esrt-nano on a CPU."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid"
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", allow_inf_nan=False
     )
 
     checkpoint: Path = Field(bundled.CHECKPOINT, description="Checkpoint folder.")
     engine: Literal["vllm", "transformers"] = Field(
         "vllm", description="Library that runs the decoder; transformers is the slow reference."
     )
-    host: str = Field("127.0.0.1", description="Address to listen on.")
+    host: str = Field("127.0.0.1", pattern=r"^[\w.:%-]*$", description="Address to listen on.")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free port.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="The decoder's precision."
@@ -159,5 +159,10 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _tls_is_complete(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
-            raise PydanticCustomError("incomplete", "tls_certificate and tls_key belong together")
+            given, missing = "tls_certificate", "tls_key"
+            if self.tls_certificate is None:
+                given, missing = missing, given
+            raise PydanticCustomError(
+                "incomplete", "{given} needs {missing}", {"given": given, "missing": missing}
+            )
         return self

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from cloud_vllm.settings import PREFIX, Settings
-from cloud_vllm.settings_reference import COMMAND, OTHER_VARIABLES, form, variable
+from cloud_vllm.settings_reference import COMMAND, OTHER_VARIABLES, RENAMED, form, variable
 from esrt.errors import RequestError
 
 # Variables that Kubernetes sets for each Service in the namespace of a pod.
@@ -38,12 +38,15 @@ def read_settings(values: Mapping[str, Any], name_of: Callable[[str], str]) -> S
         details = error.errors(include_url=False)
         causes = dict.fromkeys(_cause(detail, values, name_of) for detail in details)
         remedy = f"See: {COMMAND}"
-        if any(_SERVICE_ADDRESS.match(str(detail["input"])) for detail in details):
+        # Those of variables, not of options.
+        read = [d["input"] for d in details if d["loc"] and d["loc"][0] not in values]
+        if any(_SERVICE_ADDRESS.match(str(value)) for value in read):
             remedy = (
                 "Kubernetes sets such a variable for a Service of this name. Set the variable"
                 " yourself, or set enableServiceLinks: false."
             )
-        raise RequestError(f"{'; '.join(causes)}.", remedy) from error
+        cause = "; ".join(causes)
+        raise RequestError(cause if cause.endswith("?") else f"{cause}.", remedy) from error
 
 
 def warn_of_unknown_variables(environment: Mapping[str, str] = os.environ) -> None:
@@ -72,19 +75,23 @@ def warn_of_unknown_variables(environment: Mapping[str, str] = os.environ) -> No
 
 
 def _cause(detail: ErrorDetails, values: Mapping[str, Any], name_of: Callable[[str], str]) -> str:
-    if not detail["loc"]:
-        return detail["msg"]
+    if not detail["loc"]:  # of two settings
+        given, missing = detail["ctx"]["given"], detail["ctx"]["missing"]
+        name = name_of if given in values else variable
+        return f"{name(given)} is set without {name(missing)}, but they belong together"
     field = str(detail["loc"][0])
     if field not in Settings.model_fields:
         return f"{name_of(field)} is no setting. {_hint(field, Settings.model_fields)}"
-    name = name_of(field) if field in values else variable(field)
+    name = name_of if field in values else variable
     # For a list the error is that of one element.
     value = str(detail["input"])[:_LONGEST_VALUE]
-    return f"{name} is {value!r}, expected {form(field)}"
+    return f"{name(field)} is {value!r}, expected {form(field)}"
 
 
 def _hint(name: str, known: Iterable[str], prefix: str = "") -> str:
     # The prefix would make every variable similar.
-    names = [one.removeprefix(prefix) for one in known]
-    similar = difflib.get_close_matches(name[len(prefix) :], names, n=1)
-    return f"Did you mean {prefix}{similar[0]}?" if similar else f"See: {COMMAND}"
+    names = {one.removeprefix(prefix): one for one in known}
+    if prefix:
+        names |= {old.removeprefix(prefix): new for old, new in RENAMED.items()}
+    similar = difflib.get_close_matches(name.removeprefix(prefix), names, n=1)
+    return f"Did you mean {names[similar[0]]}?" if similar else f"See: {COMMAND}"

@@ -31,11 +31,23 @@ GROUPS = {
 # Variables with the prefix that other parts read.
 OTHER_VARIABLES = {
     "ESRT_API_KEY": "API key that the edge runtime sends to the gateway.",
-    "ESRT_SERVER": "Address of the gateway, for `examples/curl.sh`.",
+    "ESRT_SERVER": "Address of the gateway, the default of `--server`; `examples/curl.sh` reads it,"
+    " too.",
+}
+# Former names of settings.
+RENAMED = {
+    "ESRT_CANARY_S": "ESRT_PROBE_INTERVAL_S",
+    "ESRT_CANARY_TIMEOUT_S": "ESRT_PROBE_TIMEOUT_S",
+    "ESRT_FEATURES_BYTES": "ESRT_PACKET_STORE_BYTES",
+    "ESRT_FEATURES_S": "ESRT_PACKET_TTL_S",
+    "ESRT_KEY_AT_ONCE": "ESRT_KEY_MAX_CONCURRENCY",
+    "ESRT_MAX_RUNNING": "ESRT_MAX_CONCURRENT",
+    "ESRT_MAX_WAITING": "ESRT_QUEUE_SIZE",
 }
 # Variables of libraries. The gateway sets a default where the environment sets none.
 LIBRARY_VARIABLES = {
-    "OMP_NUM_THREADS": "Threads of the engine on a CPU; by default the number of cores minus one.",
+    "OMP_NUM_THREADS": "Threads of the engine on a CPU; by default one less than the cores that the"
+    " process may use.",
     "VLLM_LOGGING_LEVEL": "Lowest level of vLLM's log records; `WARNING` by default.",
     "OTEL_EXPORTER_OTLP_HEADERS": "HTTP headers of the traces, such as a login.",
     "OTEL_SERVICE_NAME": "Name of the service in the traces; `esrt-gateway` by default.",

@@ -1,5 +1,5 @@
 """``python -m edge_runtime``."""
 
-from edge_runtime.cli import main
+from esrt.scripts import edge
 
-main()
+edge()

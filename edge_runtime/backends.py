@@ -3,7 +3,6 @@
 To add a backend, write a class with `manifest` and `encode`, and add it to `_BACKENDS`.
 """
 
-import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from esrt.arrays import Float32Array
+from esrt.cores import usable_cores
 from esrt.errors import ArtifactError
 from esrt.features import HOP, MEL_BINS, N_FFT, SAMPLE_RATE
 from esrt.manifest import Manifest, verify_files
 from esrt.native_log import discard_native_log
 
 # A phone has about four fast cores; with more threads, the fast cores wait for the slow ones.
-DEFAULT_THREADS = min(4, os.cpu_count() or 1)
+DEFAULT_THREADS = min(4, usable_cores())
 
 _EXPORT = "Export the artifact again with this version."
 _ORT_FATAL = 4

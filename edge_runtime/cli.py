@@ -11,16 +11,18 @@ from typing import Annotated, Any
 
 import typer
 
+from edge_runtime.address import API_KEY_VARIABLE, parse_address
 from edge_runtime.answer import Done
 from edge_runtime.artifact import Artifact, open_artifact
 from edge_runtime.backends import DEFAULT_THREADS
-from edge_runtime.client import API_KEY_VARIABLE, Client, authorization, parse_address
+from edge_runtime.client import Client, authorization
 from edge_runtime.encoder import Encoded, encode_speech
 from edge_runtime.report import LivePrinter, measurements, print_measurements, warnings_for
 from edge_runtime.speech import Speech, read_speech
 from esrt.bundled import ARTIFACT
 from esrt.cli import application, print_line
 from esrt.cli import run as run_command
+from esrt.cores import MAX_THREADS
 from esrt.errors import EsrtError
 from esrt.files import replace_file
 from esrt.languages import Language, check_trained, direction
@@ -56,7 +58,10 @@ CodecOption = Annotated[
     ),
 ]
 ThreadsOption = Annotated[
-    int, typer.Option("--threads", metavar="COUNT", min=1, help="CPU threads of the encoder.")
+    int,
+    typer.Option(
+        "--threads", metavar="COUNT", min=1, max=MAX_THREADS, help="CPU threads of the encoder."
+    ),
 ]
 JsonOption = Annotated[
     bool,
@@ -72,7 +77,10 @@ def translate(
     source: Annotated[str, typer.Option("--from", metavar="LANG", help="Spoken language.")],
     target: Annotated[str, typer.Option("--to", metavar="LANG", help="Language to write.")],
     server: Annotated[
-        str, typer.Option("--server", metavar="URL", help="Address of the gateway.")
+        str,
+        typer.Option(
+            "--server", metavar="URL", envvar="ESRT_SERVER", help="Address of the gateway."
+        ),
     ] = DEFAULT_SERVER,
     artifact: ArtifactOption = ARTIFACT,
     codec: CodecOption = None,
@@ -82,7 +90,7 @@ def translate(
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Translate the speech in FILE; languages are ISO 639-3 codes such as eng or deu.
+    """Translate the speech in FILE; a language is a code or name such as deu, de or German.
 
     If the gateway requires an API key, set the environment variable ESRT_API_KEY.
     """

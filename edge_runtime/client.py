@@ -3,7 +3,7 @@
 import re
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -12,6 +12,7 @@ import httpx
 import msgspec
 from httpx_sse import EventSource, ServerSentEvent
 
+from edge_runtime.address import API_KEY_VARIABLE, find_proxy, parse_address
 from edge_runtime.answer import AnswerData, DeltaData, Done, timed
 from edge_runtime.problems import START_SERVER, invalid_answer, problem_error
 from esrt.errors import RequestError, ServerError
@@ -21,8 +22,6 @@ from esrt.prompt import TextDelta
 from esrt.wire import MEDIA_TYPE
 
 EVENT_STREAM = "text/event-stream"
-# An environment variable, because every user of a machine can read options in its process list.
-API_KEY_VARIABLE = "ESRT_API_KEY"
 CONNECT_SECONDS = 5.0
 # A large model behind a queue sends nothing until its first token.
 READ_SECONDS = 60.0
@@ -44,8 +43,8 @@ class Client:
         read_seconds: longest time without a byte from the server.
 
     Raises:
-        RequestError: the address is not an http(s) URL, the API key has invalid characters, or
-            the proxy or certificate settings of the environment are invalid.
+        RequestError: as for `parse_address`; the API key has invalid characters; or the proxy or
+            certificate settings of the environment are invalid.
     """
 
     def __init__(
@@ -55,20 +54,26 @@ class Client:
         self._server = str(address).rstrip("/")
         self._host = address.netloc.decode()
         self._loopback = is_loopback(address.host)
+        # A proxy would connect to its own loopback, and would read the API key.
+        proxy = None if self._loopback else find_proxy(address)
         try:
             self._http = httpx.Client(
                 timeout=httpx.Timeout(read_seconds, connect=min(CONNECT_SECONDS, read_seconds)),
                 headers={"Accept-Encoding": "identity", **authorization(api_key)},
-                # A proxy would connect to its own loopback, and would read the API key.
-                trust_env=not self._loopback,
+                proxy=proxy,
+                trust_env=False,
                 # The environment's certificates (SSL_CERT_FILE) apply to loopback as well.
                 verify=httpx.create_ssl_context(),
             )
-        except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+        except OSError as error:
             raise RequestError(
-                "The proxy or certificate settings of the environment are invalid:"
-                f" {_reason(error)}.",
-                "Correct or unset HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE.",
+                f"The certificates of the environment cannot be read: {_reason(error)}.",
+                "Correct or unset SSL_CERT_FILE and SSL_CERT_DIR.",
+            ) from error
+        except ImportError as error:
+            raise RequestError(
+                f"The proxy {proxy and proxy.url.host} cannot be used: {_reason(error)}.",
+                "Install the package, or correct HTTP_PROXY, HTTPS_PROXY and ALL_PROXY.",
             ) from error
 
     def __enter__(self) -> Self:
@@ -114,6 +119,8 @@ class Client:
             if not response.headers.get("content-type", "").startswith(EVENT_STREAM):
                 raise invalid_answer(self._server, "is not an event stream")
             for event in self._events(response):
+                if event.event == "waiting":  # the engine is busy or being rebuilt
+                    continue
                 now = perf_counter()
                 first_event = first_event or now
                 match event.event:
@@ -242,22 +249,6 @@ def authorization(api_key: str | None) -> dict[str, str]:
             f"Set {API_KEY_VARIABLE} to the key as it was shown, without spaces or line breaks.",
         )
     return {"Authorization": f"Bearer {api_key}"}
-
-
-def parse_address(server: str) -> httpx.URL:
-    """The URL of a gateway; an address without a scheme is one of http.
-
-    Raises:
-        RequestError: the address is not an http(s) URL with a host.
-    """
-    with suppress(httpx.InvalidURL, UnicodeError):
-        url = httpx.URL(server if "://" in server else f"http://{server}")
-        url.host.encode("idna")  # the resolver does the same, and fails on an empty label
-        if url.scheme in ("http", "https") and url.host:
-            return url
-    raise RequestError(
-        f"{server!r} is not the address of a server.", "Give one like http://127.0.0.1:8080."
-    )
 
 
 def _tls_error(error: BaseException | None) -> ssl.SSLError | None:

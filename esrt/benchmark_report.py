@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import platform
 import subprocess
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from esrt.cores import usable_cores
 from esrt.files import replace_file
 
 
@@ -85,7 +85,7 @@ def machine() -> dict[str, Any]:
     ]
     return {
         "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "architecture": platform.machine(),
         "system": platform.system(),
     }

@@ -1,10 +1,11 @@
 """Conventions of all commands: plain help, ``--version``, one line for an error, exit codes."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Annotated, NoReturn
+from contextlib import contextmanager, suppress
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
@@ -61,12 +62,15 @@ def run(
         app.command()(command)
         command = app
     with exit_on_error():
+        _check_standard_streams()
         try:
             code = command(arguments, standalone_mode=False)
+            sys.stdout.flush()
         except typer.TyperException as error:
             # Pydantic's words, which typer passes on, are left out.
             cause = re.sub(r"Value error, |, unable to parse .*|\.$", "", error.format_message())
-            raise RequestError(f"{cause}.", "Add --help to see the options.") from error
+            stop = "" if cause.endswith("?") else "."
+            raise RequestError(f"{cause}{stop}", "Add --help to see the options.") from error
     sys.exit(code or 0)
 
 
@@ -75,7 +79,8 @@ def exit_on_error() -> Iterator[None]:
     """Turn an `EsrtError`, an `OSError` or a missing package into one line and an exit code.
 
     Raises:
-        SystemExit: with the error's exit code; 2 for an `OSError` or a missing package.
+        SystemExit: with the error's exit code; 2 for an `OSError` or a missing package; 1 without
+            a line for a closed pipe.
     """
     try:
         yield
@@ -90,11 +95,48 @@ def exit_on_error() -> Iterator[None]:
         print_line("error", str(error))
         raise SystemExit(error.exit_code) from None
     except OSError as error:
-        path = f"{error.filename}: " if error.filename else ""
-        print_line("error", f"{path}{error.strerror or error}. Check the path and its permissions.")
+        if sys.stdout is not None:
+            _discard_unwritable(sys.stdout)
+        if isinstance(error, BrokenPipeError):  # as of `| head`
+            raise SystemExit(1) from None
+        place = error.filename or "Standard output or a file cannot be used"
+        cause = f"{place}: {error.strerror or error}."
+        print_line("error", f"{cause} Check the path, its permissions and the free space.")
         raise SystemExit(2) from None
 
 
 def print_line(label: str, message: str) -> None:
     """Print ``label: message`` on stderr as one line, without control characters."""
-    print(f"{label}: {printable(' '.join(message.split()))}", file=sys.stderr)
+    if sys.stderr is not None:  # `print` would take stdout instead
+        with suppress(OSError):
+            print(f"{label}: {printable(' '.join(message.split()))}", file=sys.stderr)
+        _discard_unwritable(sys.stderr)
+
+
+def _check_standard_streams() -> None:
+    """Open closed streams, whose descriptors other files would get.
+
+    Raises:
+        EsrtError: standard output is closed.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest descriptor that is free
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    if sys.stdout is None:
+        raise EsrtError("Standard output is closed.", "Redirect it to a file, or to /dev/null.")
+
+
+def _discard_unwritable(stream: TextIO) -> None:
+    """Discard the output of a stream that cannot be flushed.
+
+    Python would flush it again at its exit, and print a traceback.
+    """
+    try:
+        stream.flush()
+    except OSError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -96,6 +96,13 @@ class RequestError(EsrtError):
     type = "request"
 
 
+class MalformedRequest(EsrtError):
+    """Bytes that are not an HTTP request."""
+
+    status = 400
+    type = "bad-request"
+
+
 class IdempotencyKeyReused(RequestError):
     """Idempotency key that was already used for another request."""
 

@@ -17,7 +17,7 @@ from esrt.wire.codec import Split
 MANIFEST_FILE = "manifest.json"
 FORMAT = 2
 
-_REMEDY = "Export it again, by export/to_onnx.py, export/to_executorch.py or export/to_coreml.py."
+_REMEDY = "Export it again: python -m export onnx (or executorch, coreml)."
 
 
 class Precision(StrEnum):

@@ -1,8 +1,9 @@
 """Console scripts: each imports its command late, so that a missing extra is a one-line error."""
 
+import sys
 from importlib import import_module
 
-from esrt.cli import exit_on_error
+from esrt.cli import application, exit_on_error, run
 
 
 def edge() -> None:
@@ -12,7 +13,7 @@ def edge() -> None:
 
 def gateway() -> None:
     """Run ``esrt-gateway``, the same as ``python -m cloud_vllm``."""
-    _run("cloud_vllm.__main__")
+    _run("cloud_vllm.cli")
 
 
 def export() -> None:
@@ -26,5 +27,7 @@ def doctor() -> None:
 
 
 def _run(module: str) -> None:
+    if sys.argv[1:] == ["--version"]:  # needs no extra
+        run(application("Print the version."))
     with exit_on_error():
         import_module(module).main()

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
@@ -20,7 +20,8 @@ from edge_runtime import (
     prepare_speech,
     read_audio,
 )
-from edge_runtime.client import authorization, parse_address
+from edge_runtime.address import parse_address
+from edge_runtime.client import authorization
 from edge_runtime.problems import problem_error
 from esrt.cli import exit_on_error
 from esrt.errors import AudioError, ServerError
@@ -94,7 +95,8 @@ async def translate(options: argparse.Namespace) -> None:
         params={"src": source.code, "tgt": target.code},
     )
     talks = [read_audio(file) for file in options.files]
-    proxy = None if is_loopback(address.host) else True  # True: the proxy of the environment
+    # True: the proxy of the environment.
+    proxy: Literal[True] | None = None if is_loopback(address.host) else True
     try:
         async with connect(str(url), additional_headers=headers, proxy=proxy) as stream:
             # If one side fails, its error ends both.
@@ -109,7 +111,7 @@ async def translate(options: argparse.Namespace) -> None:
         ) from error
 
 
-def problem(body: bytes) -> Any:
+def problem(body: bytes | bytearray) -> Any:
     """The problem document of a rejected handshake; ``None`` if the body is not JSON."""
     try:
         return json.loads(body)

@@ -1,6 +1,7 @@
 """Speech to translation with all real parts: exported encoder, packet, gateway, vLLM."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 import soxr
 import torch
 from transformers import AutoTokenizer, Gemma3ForCausalLM
 
-from cloud_vllm.process import start_gateway
+from cloud_vllm.process import GatewayProcess, start_gateway
 from edge_runtime.answer import Done
 from edge_runtime.artifact import Artifact, open_artifact
 from edge_runtime.backends import Backend
@@ -63,12 +65,18 @@ def backend(artifact: Artifact) -> Backend:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a gateway process with the real engine on the bundled model."""
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """A gateway process with the real engine on the bundled model."""
     log = tmp_path_factory.mktemp("gateway") / "log"
     with start_gateway("--engine", "vllm", log=log) as gateway:
         gateway.wait_until_ready()
-        yield gateway.address
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def server(gateway: GatewayProcess) -> str:
+    """The gateway's address."""
+    return gateway.address
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +205,16 @@ def test_command_line(server: str, artifact: Artifact) -> None:
     assert list(answer["client_ms"]) == stages
     assert answer["confidence"]["translation"] < 0
     assert all(value > 0 for value in answer["client_ms"].values())
+
+
+def test_a_killed_gateway_leaves_no_process_and_no_shared_memory(gateway: GatewayProcess) -> None:
+    """The last test, because it ends the gateway."""
+    family = psutil.Process(gateway.process.pid).children(recursive=True)
+    assert any("EngineCore" in " ".join([one.name(), *one.cmdline()]) for one in family)
+    shared = re.findall(
+        r"/dev/shm/\S+", "".join(Path(f"/proc/{one.pid}/maps").read_text() for one in family)
+    )
+    gateway.process.kill()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
+    assert [name for name in shared if Path(name).exists()] == []

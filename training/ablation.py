@@ -4,7 +4,6 @@ Each variant of the recipe trains on short utterances of a few languages with un
 data, with the same number of steps and the same seed. The same command resumes killed runs.
 """
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from esrt.benchmark_report import BenchmarkReport
 from esrt.cli import VersionOption, run
+from esrt.cores import MAX_THREADS, usable_cores
 from training.corpus.build import CORPUS
 from training.recipe import read_recipe
 
@@ -29,8 +29,9 @@ def main(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the runs.")] = Path(
         "build/ablation"
     ),
-    threads: Annotated[int, typer.Option(metavar="COUNT", help="CPU threads.")] = os.cpu_count()
-    or 1,
+    threads: Annotated[
+        int, typer.Option(metavar="COUNT", min=1, max=MAX_THREADS, help="CPU threads.")
+    ] = usable_cores(),
     version: VersionOption = False,
 ) -> None:
     """Train and score every variant; print and write the scores."""

@@ -6,13 +6,13 @@ decoder's tokens on the Q-Former's output. The same command resumes a killed run
 On several devices: ``accelerate launch -m training.train RECIPE --out DIR``.
 """
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from esrt.cli import VersionOption, run
+from esrt.cores import MAX_THREADS, usable_cores
 from training.corpus.build import CORPUS, load
 from training.recipe import read_recipe
 
@@ -26,8 +26,9 @@ def main(
         Path, typer.Option(metavar="FOLDER", help="Folder of the run; resumed if it exists.")
     ],
     corpus: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the corpus.")] = CORPUS,
-    threads: Annotated[int, typer.Option(metavar="COUNT", help="CPU threads.")] = os.cpu_count()
-    or 1,
+    threads: Annotated[
+        int, typer.Option(metavar="COUNT", min=1, max=MAX_THREADS, help="CPU threads.")
+    ] = usable_cores(),
     version: VersionOption = False,
 ) -> None:
     """Train by a recipe; write OUT/checkpoint."""

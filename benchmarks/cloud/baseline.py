@@ -21,6 +21,7 @@ from typing import Any, Literal, Self, get_args
 
 from benchmarks.cloud.cases import Case
 from benchmarks.cloud.systems import Run
+from esrt.cores import usable_cores
 from esrt.errors import CheckFailed
 
 Kind = Literal["engine", "transformers"]
@@ -151,7 +152,7 @@ async def _transformers(checkpoint: Any, cases: list[Case]) -> tuple[Generate, C
     from esrt.prompt import separator
 
     # All cores, as torch does by default; the gateway's setting leaves one core to the gateway.
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(usable_cores())
     settings = Settings(checkpoint=checkpoint.folder)
     dtype = getattr(torch, settings.dtype)
     decoder = Gemma3ForCausalLM.from_pretrained(checkpoint.decoder, dtype=dtype).eval()

@@ -1,6 +1,5 @@
 """Representations, thresholds, table and plot of the privacy audit."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,16 @@ from benchmarks.privacy.representations import (
 from benchmarks.privacy.speakers import SpeakerSet
 from esrt.benchmark_report import BenchmarkReport, Threshold
 from esrt.checkpoint import Checkpoint
+from esrt.cores import usable_cores
 from esrt.wire import Codec
 from training.plots import save
 
 FOLDER = Path("build/privacy")
 FULL = (
     SpeakerSet(known=200, unseen=60, training=24, test=12),
-    Budget(500, 600, 1, os.cpu_count() or 1),
+    Budget(500, 600, 1, usable_cores()),
 )
-QUICK = SpeakerSet(known=16, unseen=8, training=6, test=7), Budget(20, 20, 1, os.cpu_count() or 1)
+QUICK = SpeakerSet(known=16, unseen=8, training=6, test=7), Budget(20, 20, 1, usable_cores())
 EER_MEL, EER_PACKET = 5.0, 35.0
 CHANCE = 50.0
 INVERTED = f"log-mel guessed from packet, {DEFAULT_CODEC}"

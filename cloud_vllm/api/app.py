@@ -15,7 +15,7 @@ from cloud_vllm.api import sse, websocket
 from cloud_vllm.api.handlers import Handlers
 from cloud_vllm.auth.keys import KeyRing
 from cloud_vllm.engines import Engine, Supervisor, create_engine
-from cloud_vllm.middleware.authentication import Authentication
+from cloud_vllm.middleware.authentication import PUBLIC_PATHS, Authentication
 from cloud_vllm.middleware.request_guard import RequestGuard
 from cloud_vllm.schemas import KeptFeatures, Problem, Translation, Translations
 from cloud_vllm.service.gateway import GatewayService
@@ -98,6 +98,8 @@ def create_app(
         version="1",
         summary="Speech features in, transcript and translation out.",
         lifespan=lifespan,
+        # A redirect would name the scheme and host that a proxy uses to reach the gateway.
+        redirect_slashes=False,
         # The interactive pages would load third-party scripts into this origin.
         docs_url=None,
         redoc_url=None,
@@ -144,10 +146,17 @@ def create_app(
     app.get("/healthz", tags=["state"])(handlers.healthz)
     app.get("/readyz", tags=["state"], responses=problems.responses(NotReady))(handlers.readyz)
     app.get("/metrics", tags=["state"], response_class=PlainTextResponse)(handlers.metrics)
+    for path, handler in (
+        ("/v1/models", handlers.models),
+        ("/healthz", handlers.healthz),
+        ("/readyz", handlers.readyz),
+        ("/metrics", handlers.metrics),
+    ):
+        app.head(path, include_in_schema=False)(handler)
     app.add_api_websocket_route(
         websocket.PATH, websocket.Streams(service, settings, keys, recorder).serve
     )
-    _describe_problems(app)
+    _complete_description(app)
     return app
 
 
@@ -168,17 +177,29 @@ def _packet_body(*, required: bool) -> dict[str, Any]:
     return {"requestBody": {"required": required, "description": description, "content": packet}}
 
 
-def _describe_problems(app: FastAPI) -> None:
-    """Add the problem schema to the OpenAPI document, and remove FastAPI's validation errors."""
+def _complete_description(app: FastAPI) -> None:
+    """Add problems and API keys to the OpenAPI document; remove FastAPI's validation errors."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            schemas = generate().setdefault("components", {}).setdefault("schemas", {})
+            document = generate()
+            components = document.setdefault("components", {})
+            schemas = components.setdefault("schemas", {})
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
             schemas["Problem"] = Problem.model_json_schema()
-        document: dict[str, Any] = generate()
-        return document
+            components["securitySchemes"] = {
+                "ApiKey": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API key. A gateway without a key file needs none.",
+                }
+            }
+            document["security"] = [{"ApiKey": []}, {}]
+            for path in PUBLIC_PATHS & document["paths"].keys():
+                document["paths"][path]["get"]["security"] = []
+        schema: dict[str, Any] = generate()
+        return schema
 
     app.openapi = openapi  # type: ignore[method-assign]

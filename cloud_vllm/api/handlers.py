@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Header, Path, Query, Request, Response
 from pydantic import BaseModel
@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from cloud_vllm.api.idempotency import AnswerStore, replay
 from cloud_vllm.api.request_body import check_media_type, check_no_body, read_body
 from cloud_vllm.api.sse import EventStream, accepts_events
+from cloud_vllm.problems import check_single
 from cloud_vllm.request_context import RequestContext, elapsed_ms, request_context_of
 from cloud_vllm.schemas import (
     KeptFeatures,
@@ -21,7 +22,6 @@ from cloud_vllm.schemas import (
     Models,
     Status,
     TranslateParams,
-    Translation,
     Translations,
 )
 from cloud_vllm.service.gateway import GatewayService
@@ -30,6 +30,8 @@ from cloud_vllm.settings import Settings
 from cloud_vllm.telemetry.metrics import CONTENT_TYPE
 from esrt.languages import LANGUAGES
 from esrt.wire import MAX_PACKET_BYTES, Split
+
+_T = TypeVar("_T")
 
 # Interval at which expired packets and answers are erased.
 _SWEEP_S = 1.0
@@ -107,12 +109,15 @@ class Handlers:
 
         The answer is JSON. With `Accept: text/event-stream` the answer is a stream: the events
         `transcript` and `translation` with parts of the text, then `done` with the content of the
-        JSON answer, or `error` with a problem document.
+        JSON answer, or `error` with a problem document. HTTP/1.0 has no chunks, so its clients get
+        all events at once. While no text comes for some seconds, for example because the engine is
+        being rebuilt, the event `waiting` repeats the state of the engine in `status`.
 
         Several languages are decoded at the same time. Their JSON answer is a list, `answers`. In
         a stream their events are interleaved; each text event names its language in `tgt`, and
         every language has its own `done`. If one language fails, the whole request fails.
         """
+        check_single(request.query_params, "src", "features")
         if params.features is None:
             check_media_type(request)
         else:
@@ -141,7 +146,10 @@ class Handlers:
             if claim is not None:
                 stream = claim.record_answers(stream, len(directions))
         if streamed:
-            return EventStream(stream, context)
+            events = EventStream(stream, context)
+            if request.scope["http_version"] == "1.0":
+                return await _unless_disconnected(request, events.whole())
+            return events
         answers = await _unless_disconnected(request, collect_answers(stream))
         if len(directions) == 1:
             return _json(answers[0])
@@ -188,9 +196,7 @@ def _json(body: BaseModel, status: int = 200) -> Response:
     return Response(body.model_dump_json(), status, media_type="application/json")
 
 
-async def _unless_disconnected(
-    request: Request, answer: Coroutine[Any, Any, list[Translation]]
-) -> list[Translation]:
+async def _unless_disconnected(request: Request, answer: Coroutine[Any, Any, _T]) -> _T:
     """Await the answer, but cancel it when the client disconnects.
 
     Raises:

@@ -9,16 +9,22 @@ from esrt.wire import MAX_PACKET_BYTES, MEDIA_TYPE
 
 
 def check_media_type(request: Request) -> None:
-    """Check the content type, before the body is read.
+    """Check content type and encoding, before the body is read.
 
     Raises:
-        MediaTypeError: the content type is not that of a packet.
+        MediaTypeError: the body is not that of a packet, or is compressed.
     """
     content_type = request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != MEDIA_TYPE:
         raise MediaTypeError(
             f"The body's content type is {content_type[:64] or 'not given'}.",
             f"Send a feature packet as {MEDIA_TYPE}; speech is encoded on the device, not here.",
+        )
+    encoding = ",".join(request.headers.getlist("content-encoding")).strip().lower()
+    if encoding not in ("", "identity"):
+        raise MediaTypeError(
+            f"The body's content encoding is {encoding[:64]}.",
+            "Send the packet without a content encoding: it is compressed already.",
         )
 
 

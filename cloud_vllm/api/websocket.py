@@ -121,6 +121,7 @@ class Streams:
         missing = [f"{name}: Field required" for name in ("src", "tgt") if name not in query]
         if missing:
             raise problems.incomplete("; ".join(missing))
+        problems.check_single(query, "src")
         directions = self._service.directions(query["src"], query.getlist("tgt"))
         if len(directions) > 1:
             raise LanguageError(

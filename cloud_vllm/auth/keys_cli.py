@@ -37,18 +37,23 @@ def create(
     """
     with exit_on_error():
         key = keys.create(key_file, name, scope)
+        key_id = keys.public_id(key)
         use = (
             "Use it on the device: export ESRT_API_KEY=KEY"
             if scope is keys.Scope.TRANSLATE
             else "Use it in the header of the monitor's requests: Authorization: Bearer KEY"
         )
         typer.echo(
-            f"Created the key {keys.public_id(key)} with the scope {scope} in {key_file}.\n"
+            f"Created the key {key_id} with the scope {scope} in {key_file}.\n"
             "Store the following line safely: the key file holds only its hash.\n"
             f"{use}",
             err=True,
         )
-        typer.echo(key)
+        try:
+            typer.echo(key)
+        except OSError:  # nobody has seen the key
+            keys.revoke(key_file, key_id)
+            raise
 
 
 @app.command(name="list")

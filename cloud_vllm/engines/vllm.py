@@ -6,6 +6,7 @@ Only this module and `vllm_params` import vllm. Written against vLLM 0.32.0.
 import asyncio
 import gc
 import multiprocessing
+import os
 import re
 import time
 import uuid
@@ -178,6 +179,7 @@ class VllmEngine:
 
     def _load(self) -> None:
         env_defaults.prepare()
+        _check_variables()
         from vllm import AsyncLLMEngine
 
         from cloud_vllm.engines import vllm_params
@@ -235,6 +237,24 @@ class VllmEngine:
         task = asyncio.get_running_loop().create_task(self._llm.abort(request))
         self._aborts.add(task)
         task.add_done_callback(self._aborts.discard)
+
+
+def _check_variables() -> None:
+    """Check that vLLM can read its variables; its own error does not always name the variable.
+
+    Raises:
+        EngineFailed: the value of a variable has a wrong form.
+    """
+    from vllm import envs
+
+    for name in sorted(envs.environment_variables.keys() & os.environ.keys()):
+        try:
+            envs.environment_variables[name]()
+        except Exception as error:
+            raise EngineFailed(
+                f"vLLM cannot read {name}={os.environ[name][:64]!r}: {error}.",
+                "Correct or unset it.",
+            ) from error
 
 
 def _shared_memory(process: int | None) -> set[str]:

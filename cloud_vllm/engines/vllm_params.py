@@ -10,10 +10,10 @@ from vllm.sampling_params import (
     SamplingParams,
     StructuredOutputsParams,
 )
-from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from cloud_vllm.engines.base import PROMPT_TOKENS
 from cloud_vllm.engines.output_grammar import LONGEST_PATTERN, OutputGrammar
+from cloud_vllm.engines.vllm_executors import OneProcess, SeveralProcesses
 from cloud_vllm.settings import Settings
 from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint
@@ -32,7 +32,9 @@ def engine_arguments(checkpoint: Checkpoint, settings: Settings) -> AsyncEngineA
         tensor_parallel_size=settings.tensor_parallel,
         # On a CPU vLLM's default is a separate worker process, for which the engine core
         # waits by spinning: that takes one of two cores.
-        distributed_executor_backend=(UniProcExecutor if settings.tensor_parallel == 1 else None),
+        distributed_executor_backend=OneProcess
+        if settings.tensor_parallel == 1
+        else SeveralProcesses,
         quantization=settings.quantization,
         # No two utterances share features, and no features may outlive their request.
         enable_prefix_caching=False,

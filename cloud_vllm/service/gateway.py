@@ -64,17 +64,17 @@ class GatewayService:
         """The directions of a request.
 
         Args:
-            src: code of the source language.
-            tgt: codes of the target languages; each string may hold several, separated by commas.
+            src: the source language, a code or name as for `esrt.languages.language`.
+            tgt: the target languages; each string may hold several, separated by commas.
 
         Raises:
             LanguageError: an unknown or untrained direction, or a target language named twice.
         """
-        codes, config = ",".join(tgt).split(","), self.checkpoint.config
-        directions = [direction(src, code, config.languages) for code in codes]
+        names, config = ",".join(tgt).split(","), self.checkpoint.config
+        directions = [direction(src, name, config.languages) for name in names]
         for source, target in directions:
             check_trained(config.name, config.languages, (source, target))
-        if len(set(codes)) < len(codes):
+        if len(set(directions)) < len(directions):
             raise LanguageError(
                 "The parameter 'tgt' names a language twice.", "Name each language once."
             )
@@ -136,7 +136,7 @@ class GatewayService:
             )
             for languages in directions
         ]
-        return merge_streams(streams) if multi_target else streams[0]
+        return merge_streams(streams, self._engine) if multi_target or streamed else streams[0]
 
     async def translate_segment(
         self, body: bytes, direction: tuple[Language, Language], context: RequestContext

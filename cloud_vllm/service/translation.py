@@ -13,6 +13,7 @@ from cloud_vllm.schemas import (
     ConfidenceInfo,
     Delta,
     LanguageDelta,
+    Status,
     Timings,
     TokenCounts,
     Translation,
@@ -24,11 +25,13 @@ from esrt.errors import DeadlineExceeded, EngineDied, EngineFailed
 from esrt.languages import Language
 from esrt.prompt import TargetSplitter, TextDelta
 
-# The name and the data of an event: `transcript`, `translation`, `done` or `error`.
+# The name and the data of an event: `transcript`, `translation`, `done`, `error` or `waiting`.
 Event = tuple[str, BaseModel]
 
 # Maximum attempts. If the engine dies this often, the request itself may be the cause.
 _ATTEMPTS = 3
+# Silence of a stream after which the client hears that it waits.
+_SILENCE_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -184,8 +187,14 @@ def _text_event(delta: TextDelta, target: str | None) -> Event:
     return delta.part, LanguageDelta(text=delta.text, tgt=target)
 
 
-async def merge_streams(streams: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[Event, None]:
-    """Interleave the events of several translations; the first error ends all of them."""
+async def merge_streams(
+    streams: list[AsyncGenerator[Event, None]], engine: Engine
+) -> AsyncGenerator[Event, None]:
+    """Interleave the events of one translation or several; the first error ends all of them.
+
+    While nothing comes, for example because the engine is rebuilt, yield ``waiting`` with the state
+    of the engine every few seconds.
+    """
     # Without a size limit, because an answer has a maximum length; None marks the end.
     queue: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
 
@@ -200,10 +209,19 @@ async def merge_streams(streams: list[AsyncGenerator[Event, None]]) -> AsyncGene
 
     tasks = [asyncio.create_task(pump(stream)) for stream in streams]
     try:
-        for _ in streams:
-            while (item := await queue.get()) is not None:
-                if isinstance(item, Exception):
-                    raise item
+        running = len(streams)
+        while running:
+            try:
+                # The timeout must not span a yield: it would cancel the consumer's code.
+                async with asyncio.timeout(_SILENCE_S):
+                    item = await queue.get()
+            except TimeoutError:
+                item = "waiting", Status(status=engine.state)
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                running -= 1
+            else:
                 yield item
     finally:
         for task in tasks:

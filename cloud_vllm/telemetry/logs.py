@@ -27,6 +27,11 @@ _VLLM_RECORD = re.compile(
 )
 # Files of vLLM whose warnings only describe the machine, and settings that the gateway chooses.
 _SETUP_FILES = frozenset({"cpu.py", "cpu_worker.py", "importing.py", "vllm.py"})
+# Lines of every start that ask for nothing: parts that a machine without a GPU lacks, notices to
+# the developers of PyTorch.
+_HARMLESS = re.compile(
+    r"Triton is installed, but doesn't include|NUMA binding: Using|/torch/utils/_pytree\.py:"
+)
 
 _encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
 _requests = logging.getLogger("cloud_vllm.requests")
@@ -49,9 +54,14 @@ def configure(style: Literal["json", "text"]) -> None:
     # At the level "info", uvicorn logs the address and the query of each websocket, even where its
     # access log is off.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    # uvicorn logs an error for each websocket that is answered with a problem document.
+    logging.getLogger("uvicorn.error").addFilter(
+        lambda record: record.msg != "ASGI callable returned without completing handshake."
+    )
     # Until these libraries configure their own levels.
     for library in ("torch", "vllm"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)
 
 
 @contextmanager
@@ -111,7 +121,7 @@ def _log_line(line: str) -> None:
             level = logging.DEBUG
         _engine.log(level, "%s: %s", record["process"], record["message"])
     elif line:
-        _output.info("%s", line)
+        _output.log(logging.DEBUG if _HARMLESS.search(line) else logging.INFO, "%s", line)
 
 
 class _LogStream(io.TextIOBase):

@@ -41,11 +41,14 @@ def _assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> No
 
 def test_a_missing_checkpoint(tmp_path: Path) -> None:
     folder = str(tmp_path / "none")
-    _assert_refused(_run("--checkpoint", folder), f"No checkpoint in {folder}", "models/esrt-nano")
+    result = _run("--checkpoint", folder)
+    _assert_refused(result, f"No checkpoint in {folder}", "models/esrt-nano")
+    assert "Loading" not in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--engine", "llama"), ("--port", "-1"), ("--port", "65536")]
+    ("option", "value"),
+    [("--engine", "llama"), ("--port", "-1"), ("--port", "65536"), ("--host", "http://a")],
 )
 def test_an_invalid_option(option: str, value: str) -> None:
     _assert_refused(_run(option, value), f"{option} is '{value}', expected ", SETTINGS)
@@ -58,6 +61,14 @@ def test_an_invalid_option(option: str, value: str) -> None:
         ("ESRT_CORS_ORIGINS", "app.example", ("'app.example'", "https://app.example", SETTINGS)),
         ("ESRT_CORS_ORIGINS", "[1", ("'[1'", "separated by commas")),
         ("ESRT_LOG_FORMAT", "yaml", ("json or text",)),
+        ("ESRT_HOST", "tcp://10.0.0.1:80", ("a host name or an IP address", "enableServiceLinks")),
+        ("ESRT_DEADLINE_S", "1e400", ("a number of seconds above 0",)),
+        ("ESRT_UPLOAD_S", "nan", ("a number of seconds above 0",)),
+        ("ESRT_TLS_KEY", "key.pem", ("set without ESRT_TLS_CERTIFICATE",)),
+        ("VLLM_PORT", "tcp://10.0.0.1:8000", ("whole number", "enableServiceLinks: false")),
+        ("VLLM_PORT", "70000", ("from 0 to 65535",)),
+        ("TMPDIR", f"/{'long' * 20}", ("81 bytes", "at most 70 bytes")),
+        ("VLLM_RPC_BASE_PATH", f"/{'long' * 20}", ("81 bytes", "at most 70 bytes")),
     ],
 )
 def test_an_invalid_variable(variable: str, value: str, words: tuple[str, ...]) -> None:
@@ -69,7 +80,7 @@ def test_a_port_in_use_is_told_before_the_libraries_are_imported() -> None:
         port = str(taken.getsockname()[1])
         code = f"""
 import sys
-from cloud_vllm.__main__ import app
+from cloud_vllm.cli import app
 try:
     app(["--port", "{port}"])
 except SystemExit as end:
@@ -78,6 +89,11 @@ sys.exit("torch" in sys.modules or "uvicorn" in sys.modules)
 """
         command = [sys.executable, "-c", code]
         assert subprocess.run(command, cwd=REPOSITORY, check=False).returncode == 0
+
+
+def test_the_environment_of_vllm_matters_to_vllm_only(tmp_path: Path) -> None:
+    arguments = "--engine", "transformers", "--checkpoint", str(tmp_path / "none")
+    _assert_refused(_run(*arguments, VLLM_PORT="tcp://10.0.0.1:80"), "No checkpoint")
 
 
 def test_an_unknown_variable_is_a_line_of_the_log() -> None:
@@ -136,11 +152,12 @@ def test_a_missing_key_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
 
 
 def test_a_certificate_without_its_key(tmp_path: Path) -> None:
-    _assert_refused(_run("--tls-certificate", str(tmp_path / "chain.pem")), "belong together")
+    result = _run("--tls-certificate", str(tmp_path / "chain.pem"))
+    _assert_refused(result, "--tls-certificate is set without --tls-key", "belong together")
 
 
 def test_help_lists_the_options_without_importing_torch() -> None:
-    code = "import cloud_vllm.__main__, sys; sys.exit('torch' in sys.modules)"
+    code = "import cloud_vllm.cli, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
     text = _run("--help").stdout
     for option in ("--checkpoint", "--engine", "--host", "--port", "--key-file", "keys"):
@@ -150,7 +167,7 @@ def test_help_lists_the_options_without_importing_torch() -> None:
 def test_wrong_settings_are_reported_without_importing_torch() -> None:
     code = """
 import sys
-from cloud_vllm.__main__ import app
+from cloud_vllm.cli import app
 try:
     app(["--host", "0.0.0.0"])
 except SystemExit as end:

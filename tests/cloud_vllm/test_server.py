@@ -51,7 +51,7 @@ def test_tls_files_that_cannot_be_used(settings: Settings, certificate: tuple[Pa
         changed = settings.model_copy(update=update)
         with pytest.raises(RequestError, match="--tls-certificate"):
             configure(create_app(changed, ready_engine(END)), changed)
-    with pytest.raises(ValidationError, match="belong together"):
+    with pytest.raises(ValidationError, match="tls_certificate needs tls_key"):
         Settings(tls_certificate=chain)
 
 

@@ -84,6 +84,30 @@ def test_the_api_key_comes_from_the_environment(
     assert "secret" not in result.stdout + result.stderr
 
 
+def test_the_server_and_the_languages_as_a_user_gives_them(
+    gateway: Gateway, artifact: Path, utterance: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ESRT_SERVER", gateway.url)
+    result = run(
+        "translate", utterance, "--from", "en-GB", "--to", "Deutsch", "--artifact", artifact
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert gateway.exchanges[0].query == {"src": "eng", "tgt": "deu"}
+
+
+@pytest.mark.parametrize("options", [["--json"], ["--stream"], ["--no-stream"]])
+def test_full_standard_output_is_one_line(
+    gateway: Gateway, artifact: Path, utterance: Path, options: list[str]
+) -> None:
+    command = [sys.executable, "-m", "edge_runtime", "translate", str(utterance), *ENG_DEU]
+    command += ["--server", gateway.url, "--artifact", str(artifact), *options]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            command, cwd=REPOSITORY, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    refused(result, 2, "No space left on device")
+
+
 @pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
 def test_translate_json(gateway: Gateway, artifact: Path, utterance: Path, stream: str) -> None:
     result = run(
@@ -252,7 +276,7 @@ def test_bad_audio(gateway: Gateway, artifact: Path, tmp_path: Path, command: st
     ("source", "target", "words"),
     [
         ("eng", "eng", "both 'eng'"),
-        ("en", "deu", "'en'"),
+        ("qqq", "deu", "'qqq'"),
         ("eng", "xxx", "'xxx'"),
         ("eng", "jpn", "Japanese"),
     ],

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from edge_runtime.address import find_proxy, parse_address
 from edge_runtime.answer import Done
 from edge_runtime.client import MAX_BODY_BYTES, Client
 from esrt.errors import (
@@ -447,7 +450,8 @@ def test_times_that_no_float_holds(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "ftp://host", "8080:localhost", "http://", "http://[::1", "http://a..b"]
+    "url",
+    ["", "ftp://host", "8080:localhost", "http://", "http://[::1", "http://a..b", "::1"],
 )
 def test_invalid_addresses(url: str) -> None:
     with pytest.raises(RequestError) as caught:
@@ -456,10 +460,120 @@ def test_invalid_addresses(url: str) -> None:
     assert repr(url) in caught.value.cause
 
 
-def test_proxy_settings_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ALL_PROXY", "nonsense://proxy:1")
-    with pytest.raises(RequestError, match="ALL_PROXY"):
+def test_events_of_waiting_are_no_text(gateway: Gateway) -> None:
+    def answer(exchange: ServedRequest) -> None:
+        waiting = [("waiting", {"status": "rebuilding"})] * 3
+        exchange.stream([*waiting, *EVENTS[:2], waiting[0], *EVENTS[2:]])
+
+    gateway.answer = answer
+    with Client(gateway.url) as client:
+        *deltas, done = client.stream(PACKET, language("eng"), language("deu"))
+    assert [delta.text for delta in deltas if isinstance(delta, TextDelta)] == [
+        data["text"] for name, data in EVENTS if name != "done"
+    ]
+    assert isinstance(done, Done)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://anna:hunter2@gateway.example:8080",
+        "anna:hunter2@gateway.example",
+        "https://:hunter2@gateway.example",
+        "http://anna:hunter2@",
+        "ftp://anna:hunter2@gateway.example",
+        "http://anna:hunter2@[::1",
+    ],
+)
+def test_a_password_in_an_address_is_refused_and_not_printed(url: str) -> None:
+    with pytest.raises(RequestError, match="ESRT_API_KEY") as caught:
+        Client(url)
+    assert "hunter2" not in str(caught.value)
+    assert "anna" not in str(caught.value)
+
+
+@pytest.mark.parametrize("port", ["65536", "70000", "99999999999", "0", "-1"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "http://gateway.example", "https://[::1]"])
+def test_a_port_out_of_range(host: str, port: str) -> None:
+    with pytest.raises(RequestError, match="Give a port from 1 to 65535") as caught:
+        Client(f"{host}:{port}")
+    assert port in caught.value.cause
+
+
+@pytest.mark.parametrize("url", ["http://host/a?b=1", "http://host#a"])
+def test_an_address_with_more_than_a_path(url: str) -> None:
+    with pytest.raises(RequestError, match="query or a fragment"):
+        Client(url)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["nonsense://proxy:1", "http://anna:hunter2@proxy:99999", "http://anna:hunt#er2@proxy:1",
+     "http://[::1", "http://", "http://anna:hunter2@:1"],
+)  # fmt: skip
+@pytest.mark.parametrize("variable", ["ALL_PROXY", "HTTP_PROXY"])
+@pytest.mark.usefixtures("proxy")
+def test_a_proxy_setting_that_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    for name in ("HTTP_PROXY", "ALL_PROXY"):
+        for spelling in (name, name.lower()):
+            monkeypatch.setenv(spelling, value if name == variable else "")
+    with pytest.raises(RequestError) as caught:
         Client("http://gateway.example:8080")
+    assert caught.value.cause.startswith(f"{variable} is not the address of a proxy")
+    assert "hunt" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("excepted", "host", "direct"),
+    [
+        ("::1/128,fd00::/8", "[fd00::7]", True),
+        ("::1/128,fd00::/8", "[fe00::7]", False),
+        ("[fd00::7]", "[fd00::7]", True),
+        ("fd00::7", "[fd00:0::7]", True),
+        ("[fd00::]/8", "[fd12::1]", True),
+        ("10.0.0.0/8, 192.168.1.0/24", "192.168.1.200", True),
+        ("10.0.0.0/8,192.168.1.0/24", "192.168.2.200", False),
+        ("10.0.0.0/8,fd00::/8", "gateway.example", False),
+        ("gateway.example", "gateway.example", True),
+        (".example", "gateway.example", True),
+        ("*.example", "gateway.EXAMPLE", True),
+        ("example", "gateway.example", True),
+        ("ample", "gateway.example", False),
+        ("gateway.example:1", "gateway.example", True),
+        ("gateway.example:2", "gateway.example", False),
+        ("a,*", "gateway.example", True),
+        ("//,/8,::/,[", "gateway.example", False),
+        ("", "gateway.example", False),
+    ],
+)
+def test_no_proxy(
+    proxy: str, monkeypatch: pytest.MonkeyPatch, excepted: str, host: str, direct: bool
+) -> None:
+    monkeypatch.setenv("NO_PROXY", excepted)
+    found = find_proxy(parse_address(f"http://{host}:1"))
+    assert (found is None) == direct
+    assert direct or (found is not None and str(found.url) == proxy)
+    Client(f"http://{host}:1").close()
+
+
+@given(st.text(), st.sampled_from(["gateway.example", "[fd00::7]", "10.1.2.3"]))
+def test_any_text_of_no_proxy(text: str, host: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("urllib.request.getproxies", lambda: {"http": "proxy:1", "no": text})
+        find_proxy(parse_address(f"http://{host}:1"))
+
+
+@given(st.text() | st.from_regex(r"(https?://)?[a-z.\[\]:]{1,20}(:[0-9]{1,9})?(/[a-z]*)?"))
+def test_any_text_is_an_address_or_refused(text: str) -> None:
+    try:
+        url = parse_address(text)
+    except RequestError as error:
+        assert str(error)
+    else:
+        assert url.host
+        assert url.port is None or 0 < url.port < 65536
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """Help, version and usage errors, alike for every command."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,6 +108,15 @@ def test_the_demo_looks_at_the_file_before_the_languages() -> None:
     assert present[2].startswith("error: The languages of the file are missing.")
 
 
+def test_a_misspelt_command_is_proposed() -> None:
+    ((code, _, errors),) = run("-m edge_runtime", "trnslate")[0]
+    assert code == 2
+    assert errors == (
+        "error: No such command 'trnslate'. Did you mean 'translate'? Add --help to see the"
+        " options.\n"
+    )
+
+
 def test_wrong_values_have_no_words_of_pydantic() -> None:
     results, _ = run(
         "-m edge_runtime", "translate x --codec mp3 --from eng --to deu", "encode x --threads two"
@@ -114,6 +125,50 @@ def test_wrong_values_have_no_words_of_pydantic() -> None:
         assert code == 2
         assert words in errors
         assert not re.search(r"Value error|unable to parse|validation", errors)
+
+
+def test_a_missing_package_is_one_line(tmp_path: Path) -> None:
+    """Packages of the extras that cannot be imported; `--version` needs none of them."""
+    for name in ("fastapi", "pydantic_settings", "httpx", "soundfile", "torch", "onnx"):
+        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError(name={name!r})")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
+    scripts = [f"-c 'from esrt.scripts import {name}; {name}()'" for name in ("edge", "gateway")]
+    for command in ["-m edge_runtime", "-m cloud_vllm", *scripts]:
+        for arguments in ("keys list" if "cloud" in command else "encode x --out y", "--version"):
+            done = subprocess.run(
+                ["bash", "-c", f"{sys.executable} {command} {arguments}"],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if arguments == "--version":
+                assert (done.returncode, done.stdout) == (0, f"esrt {esrt.__version__}\n")
+            else:
+                assert done.returncode == 2
+                assert re.fullmatch(
+                    r"error: The package \w+ is not installed\. .*\n", done.stderr
+                ), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "lines", "option"),
+    [
+        ("-m edge_runtime", ["encode x --out y --threads 3000000000"], "--threads"),
+        ("-m edge_runtime", ["encode x --out y --threads 0"], "--threads"),
+        ("-m cloud_vllm", ["--port 70000", "--port 1e400", "--port -1"], "--port"),
+        ("-m cloud_vllm.capacity", [f"gemma-3-4b --gpus {10**30}"], "--gpus"),
+        ("-m cloud_vllm.capacity", ["gemma-3-4b --gpu-gib 1e400"], "--gpu-gib"),
+        ("-m cloud_vllm.capacity", ["gemma-3-4b --tokens-per-s inf"], "not finite"),
+        ("export/to_onnx.py", ["--seconds 1e400", "--seconds nan", "--seconds -1"], "not take"),
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range_are_one_line(target: str, lines: list[str], option: str) -> None:
+    for code, text, errors in run(target, *lines)[0]:
+        assert (code, text) == (2, "")
+        assert option in errors
+        assert errors.count("\n") == 1
 
 
 @pytest.mark.parametrize(

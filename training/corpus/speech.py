@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from esrt.arrays import Float32Array
+from esrt.cores import usable_cores
 from esrt.errors import EsrtError
 from esrt.features import SAMPLE_RATE
 from training.corpus.synthesis_languages import SYNTHESIS_LANGUAGES
@@ -104,7 +105,7 @@ def speak_parallel(
     Raises:
         SpeechError: espeak-ng is not installed, or failed.
     """
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with ProcessPoolExecutor(usable_cores()) as pool:
         audio = pool.map(speak_samples, utterances, data, chunksize=32)
         return list(track(audio, description=description, total=len(utterances)))
 

@@ -93,6 +93,21 @@ def receive(connection: ClientConnection, segments: int) -> list[list[tuple[str,
     return found
 
 
+def test_a_segment_says_that_it_waits(
+    settings: Settings, packet: Packets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloud_vllm.service.translation._SILENCE_S", 0.1)
+    engine = GatedEngine()
+    with served(settings, engine) as (address, _), connect(address + PATH) as connection:
+        connection.send(packet(0, 1))
+        for _ in range(3):
+            message = json.loads(connection.recv(timeout=20))
+            assert message == {"segment": 0, "event": "waiting", "data": {"status": "ready"}}
+        engine.release(1)
+        (events,) = receive(connection, 1)
+        assert_stream_adds_up([event for event in events if event[0] != "waiting"])
+
+
 def test_segments_are_answered_in_order(client: TestClient, packet: Packets) -> None:
     with client.websocket_connect(PATH) as session:
         for number in range(8):

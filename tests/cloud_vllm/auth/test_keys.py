@@ -69,6 +69,18 @@ def test_only_a_whole_key_is_valid(file: Path) -> None:
         assert ring.find(guess) is None, guess
 
 
+def test_a_key_that_cannot_be_printed_is_revoked(file: Path) -> None:
+    command = [sys.executable, "-m", "cloud_vllm", "keys", "create", "--name", "a", "--key-file"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*command, str(file)], cwd=REPOSITORY, stdout=full, stderr=subprocess.PIPE, text=True,
+            check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert "error: Standard output or a file cannot be used" in done.stderr
+    assert not keys.read(file)
+
+
 def test_changes_take_effect_at_once(file: Path) -> None:
     key = keys.create(file, "a", Scope.TRANSLATE)
     ring = KeyRing(file)

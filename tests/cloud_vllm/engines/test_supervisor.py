@@ -13,7 +13,15 @@ from cloud_vllm.engines import EngineState, GenerationChunk, Supervisor
 from cloud_vllm.settings import Settings
 from esrt.checkpoint import Checkpoint
 from esrt.errors import EngineDied, EngineFailed
-from tests.cloud_vllm.helpers import EVENTS, PACKET, Packets, ScriptedEngine, call, parse_events
+from tests.cloud_vllm.helpers import (
+    EVENTS,
+    PACKET,
+    Packets,
+    ScriptedEngine,
+    assert_stream_adds_up,
+    call,
+    parse_events,
+)
 
 HELLO = GenerationChunk("hello", 1)
 END = GenerationChunk("<|eng|><|deu|>hallo", 3, "stop")
@@ -176,6 +184,28 @@ def test_requests_during_a_rebuild_wait(
             second.started.set()
             assert [status for status, _, _ in await asyncio.gather(*requests)] == [200, 200, 200]
             assert (await _ready(app))[0] == 200
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_says_that_the_engine_is_rebuilt(
+    checkpoint: Checkpoint, settings: Settings, packet: Packets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloud_vllm.service.translation._SILENCE_S", 0.1)
+
+    async def scenario() -> None:
+        first, second = MortalEngine(HELLO, END), MortalEngine(HELLO, END)
+        second.started.clear()
+        async with served(checkpoint, settings, EngineFactory(first, second)) as (app, _):
+            first.state = EngineState.FAILED
+            request = asyncio.create_task(call(app, [packet()], headers=EVENTS))
+            await asyncio.sleep(0.55)
+            second.started.set()
+            events = parse_events((await request)[1].decode())
+            waiting = [event for event in events if event[0] == "waiting"]
+            assert 3 <= len(waiting) <= 6
+            assert events[: len(waiting)] == [("waiting", {"status": "rebuilding"})] * len(waiting)
+            assert_stream_adds_up(events[len(waiting) :])
 
     asyncio.run(scenario())
 

@@ -86,6 +86,7 @@ def test_every_line_of_a_start_is_json_and_the_last_says_ready(
     # Probes of readiness, which fail while the engine loads, are no lines.
     assert not [record for record in records if record.get("route") == "/readyz"]
     assert not [record for record in records if record["level"] in ("error", "critical")]
+    assert not re.search("Triton|NUMA|_pytree", service.log)
 
 
 @pytest.mark.parametrize("split", ["qformer", "adapter"])

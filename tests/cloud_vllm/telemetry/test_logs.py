@@ -23,6 +23,9 @@ with logs.logged_output():
     line = "(EngineCore pid=7) %s 11-30 01:25:22 [%s:725] text"
     with logs.logged_processes():
         lines = ["bare", "", line % ("ERROR", "core.py"), line % ("WARNING", "cpu.py")]
+        lines += ["Triton is installed, but doesn't include CPU backend. Disabling Triton."]
+        lines += ["W1130 09:39:46 12 .venv/torch/utils/_pytree.py:630] <enum 'A'> is now supported"]
+        lines += ["[W1130 utils.cpp:68] Warning: NUMA binding: Using MEMBIND policy for memory"]
         child = subprocess.Popen(["printf", r"%s\n", *lines])
         trap = subprocess.Popen(["sh", "-c", "kill -INT $$; echo survived"])
         os.write(2, b"from C++\n")
