@@ -7,8 +7,8 @@ from esrt.bundled import REPOSITORY
 from tests.edge_runtime.helpers import python
 
 SHARED = {
-    *("arrays", "bundled", "cli", "errors", "features", "files", "languages", "manifest"),
-    *("native_log", "network", "prompt", "scripts", "speech", "wire"),
+    *("arrays", "bundled", "cli", "cores", "errors", "features", "files", "languages"),
+    *("manifest", "native_log", "network", "prompt", "scripts", "speech", "wire"),
 }
 # Backends import these when they are created.
 LATE = {"torch", "transformers", "onnxruntime", "executorch"}

@@ -118,5 +118,7 @@ def _requirements(model: ModelProto, manifest: Manifest) -> tuple[str, ...]:
         f"ONNX operator set {versions.get('', 0)}, file format {model.ir_version}; tried with"
         f" ONNX Runtime {manifest.tools.get('onnxruntime', '?')}; any CPU that ONNX Runtime"
         " supports",
+        "ONNX Runtime before 1.29 sends nothing; later official builds upload telemetry, unless"
+        " ORT_DISABLE_TELEMETRY is 1 before the library is loaded",
         *(f"operators of {domain}" for domain in sorted(used - {"", "ai.onnx"})),
     )
