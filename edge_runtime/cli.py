@@ -22,7 +22,7 @@ from esrt.bundled import ARTIFACT
 from esrt.cli import application, print_line
 from esrt.cli import run as run_command
 from esrt.errors import EsrtError
-from esrt.files import replace_file
+from esrt.files import refuse_input, replace_file
 from esrt.languages import Language, check_trained, direction
 from esrt.prompt import TextDelta
 from esrt.wire import Codec
@@ -117,6 +117,7 @@ def encode(
 ) -> None:
     """Encode the speech in FILE into a packet, without a server."""
     _check_writable(out)
+    refuse_input(out, file, *(artifact.iterdir() if artifact.is_dir() else ()))
     opened = open_artifact(artifact)
     audio, encoded = _encode(file, opened, codec, threads)
     with replace_file(out) as partial:
