@@ -24,7 +24,7 @@ from esrt.cli import application, print_line
 from esrt.cli import run as run_command
 from esrt.cores import MAX_THREADS
 from esrt.errors import EsrtError
-from esrt.files import replace_file
+from esrt.files import refuse_input, replace_file
 from esrt.languages import Language, check_trained, direction
 from esrt.prompt import TextDelta
 from esrt.wire import Codec
@@ -125,6 +125,7 @@ def encode(
 ) -> None:
     """Encode the speech in FILE into a packet, without a server."""
     _check_writable(out)
+    refuse_input(out, file, *(artifact.iterdir() if artifact.is_dir() else ()))
     opened = open_artifact(artifact)
     speech, encoded = _encode(file, opened, codec, threads)
     with replace_file(out) as partial:

@@ -31,9 +31,9 @@ def warnings_for(file: Path, audio: Audio, done: Done | None = None) -> list[str
         audio: the audio in the file.
         done: the answer, if there is one.
     """
-    warnings = []
+    name = os.fsencode(file).decode(errors="replace")  # JSON cannot hold undecodable bytes
+    warnings = [f"{name}: {warning}" for warning in audio.warnings]
     if audio.rate < MIN_CLEAR_RATE:
-        name = os.fsencode(file).decode(errors="replace")  # JSON cannot hold undecodable bytes
         warnings.append(
             f"{name} is sampled at {audio.rate} Hz; below {MIN_CLEAR_RATE} Hz most translations"
             " are wrong. Record at a higher rate."

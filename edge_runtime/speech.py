@@ -15,6 +15,8 @@ from esrt.manifest import FrontEnd
 from esrt.speech import SpeechSettings, find_speech
 
 _PCM_BYTES_PER_SAMPLE = 2
+# A recording may be longer than its speech; a longer one is a talk, to be cut at its pauses.
+LONGEST_RECORDING_SECONDS = 600.0
 
 
 @dataclass(frozen=True, eq=False)  # a generated == would fail on arrays
@@ -52,7 +54,8 @@ def read_speech(path: Path, front_end: FrontEnd) -> Speech:
     Raises:
         AudioError: as for `edge_runtime.audio.read_audio` and `prepare_speech`.
     """
-    return prepare_speech(read_audio(path), front_end, str(path))
+    audio = read_audio(path, LONGEST_RECORDING_SECONDS)
+    return prepare_speech(audio, front_end, str(path))
 
 
 def prepare_speech(audio: Audio, front_end: FrontEnd, name: str = "The recording") -> Speech:
