@@ -65,17 +65,15 @@ def export() -> None:
         raise SystemExit(code)  # the export has printed its error
 
 
-def check(file: Path, source: str, target: str) -> None:
-    """Check the arguments before the engine loads, which takes half a minute.
+def check_direction(source: str, target: str) -> None:
+    """Check the languages before the engine loads, which takes half a minute.
 
     Raises:
-        AudioError: the file has no usable speech.
         LanguageError: the model was not trained for the direction.
     """
     config = ModelConfig.from_dict(json.loads((CHECKPOINT / "config.json").read_text()))
     languages = direction(source, target, config.languages)
     check_trained(config.name, config.languages, languages)
-    read_audio(file)
 
 
 def main(
@@ -105,12 +103,13 @@ def main(
     """Translate a file with the phone side and the cloud side on this machine."""
     if file is None:
         file, source, target = CLIP, source or "eng", target or "deu"
-    elif source is None or target is None:
+    read_audio(file)  # without usable speech the languages do not matter
+    if source is None or target is None:
         raise RequestError("The languages of the file are missing.", "Pass --from and --to.")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # stops the gateway as well
     file = file.resolve()
     os.chdir(Path(__file__).parent)
-    check(file, source, target)
+    check_direction(source, target)
     environment = {name: v for name, v in os.environ.items() if name not in IGNORED_SETTINGS}
     with start_gateway("--engine", engine, log=GATEWAY_LOG, env=environment) as gateway:
         if not is_exported():

@@ -3,8 +3,10 @@
 import ast
 from pathlib import Path
 
+from esrt.cli import VersionOption, run
 
-def main() -> None:
+
+def main(version: VersionOption = False) -> None:
     """Print the first line of each benchmark's docstring, which holds its command."""
     folder = Path(__file__).parent
     for file in sorted(folder.rglob("*.py")):
@@ -14,4 +16,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -53,6 +53,10 @@ class ConfidenceInfo(_Body):
 
     transcript: float | None
     translation: float | None
+    threshold: float | None = Field(
+        description="An answer is uncertain if the lower of the two is below this, by the model's"
+        " evaluation; null if the model has none."
+    )
 
 
 class Translation(_Body):

@@ -30,7 +30,7 @@ GROUPS = {
 }  # fmt: skip
 # Variables with the prefix that other parts read.
 OTHER_VARIABLES = {
-    "ESRT_API_KEY": "API key that `python -m edge_runtime translate` sends to the gateway.",
+    "ESRT_API_KEY": "API key that the edge runtime sends to the gateway.",
     "ESRT_SERVER": "Address of the gateway, the default of `--server`; `examples/curl.sh` reads it,"
     " too.",
 }
@@ -53,9 +53,9 @@ LIBRARY_VARIABLES = {
     "OTEL_SERVICE_NAME": "Name of the service in the traces; `esrt-gateway` by default.",
     "OTEL_RESOURCE_ATTRIBUTES": "Attributes of the traces, `name=value`, separated by commas.",
     "OTEL_TRACES_SAMPLER": "Sampler of the traces; every request has a trace by default.",
-    "SSL_CERT_FILE": "PEM file of the certificates that `python -m edge_runtime` trusts.",
-    "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY": "Proxy of `python -m edge_runtime`; an"
-    " address on the same machine is reached without it.",
+    "SSL_CERT_FILE": "PEM file of the certificates that the edge runtime trusts.",
+    "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY": "Proxy of the edge runtime; an address"
+    " on the same machine is reached without it.",
 }
 
 _COLUMNS = 80
@@ -134,10 +134,10 @@ def text() -> str:
 def markdown() -> str:
     """The settings as a Markdown document, ``docs/settings.md``."""
     introduction = (
-        f"Every setting of the gateway is an environment variable. `{COMMAND}` prints this list;"
-        f" `{COMMAND} --markdown` wrote this page. An empty variable counts as unset. At its start"
-        " the gateway rejects a value of a wrong form, and warns of a variable that begins with"
-        f" `{PREFIX}` and is not listed here."
+        "Every setting of the gateway is an environment variable."
+        f" `.venv/bin/{COMMAND}` prints this list; with `--markdown` it wrote this page. An empty"
+        " variable counts as unset. At its start the gateway rejects a value of a wrong form, and"
+        f" warns of a variable that begins with `{PREFIX}` and is not listed here."
     )
     lines = ["# Settings", "", textwrap.fill(introduction, 100, break_on_hyphens=False)]
     for title, fields in GROUPS.items():

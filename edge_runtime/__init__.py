@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from edge_runtime.audio import Audio, read_audio
     from edge_runtime.backends import Backend, ExecuTorchBackend, OnnxBackend
     from edge_runtime.client import Client
-    from edge_runtime.encoder import Encoded, EncodeTimes, encode_audio
+    from edge_runtime.encoder import Encoded, EncodeTimes, encode_speech
+    from edge_runtime.speech import Speech, prepare_speech, read_speech
 
 __all__ = [
     "Artifact",
@@ -22,9 +23,12 @@ __all__ = [
     "Encoded",
     "ExecuTorchBackend",
     "OnnxBackend",
-    "encode_audio",
+    "Speech",
+    "encode_speech",
     "open_artifact",
+    "prepare_speech",
     "read_audio",
+    "read_speech",
 ]
 
 _MODULES = {
@@ -33,7 +37,8 @@ _MODULES = {
     "audio": ("Audio", "read_audio"),
     "backends": ("Backend", "ExecuTorchBackend", "OnnxBackend"),
     "client": ("Client",),
-    "encoder": ("EncodeTimes", "Encoded", "encode_audio"),
+    "encoder": ("EncodeTimes", "Encoded", "encode_speech"),
+    "speech": ("Speech", "prepare_speech", "read_speech"),
 }
 
 

@@ -60,7 +60,8 @@ class Done:
         finish: ``stop``; ``length`` if the answer was cut at the maximum length; ``repetition`` if
             it was cut because the text repeated itself.
         confidence: mean natural log-probability of the tokens of ``transcript`` and of
-            ``translation``; ``None`` for a part without tokens.
+            ``translation``, ``None`` for a part without tokens; and ``threshold``, below which
+            the model's evaluation calls an answer uncertain, ``None`` without an evaluation.
         tokens: token counts reported by the server.
         timings_ms: times reported by the server, in milliseconds.
         client_ms: times measured by the client.

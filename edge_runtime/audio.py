@@ -1,17 +1,19 @@
 """Reader of audio files: mono 16 kHz samples, or an error for a file without usable speech."""
 
+import shlex
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import soundfile
 import soxr
 
+from edge_runtime.containers import recordings
+from edge_runtime.decoders import Decoded, NoFfmpeg, NotReadable, decode
 from esrt.arrays import Float32Array
 from esrt.errors import AudioError
-from esrt.features import HOP, N_FFT, SAMPLE_RATE
-from esrt.manifest import FrontEnd
+from esrt.features import HOP, SAMPLE_RATE
 
 # Audio is silent if its peak is below -60 dBFS. The peak, unlike the mean power, is not lowered by
 # long pauses around one quiet word. It is measured around the mean to ignore a constant offset.
@@ -19,114 +21,135 @@ SILENCE_DBFS = -60.0
 # Float files may exceed full scale slightly. A peak of +20 dBFS means another unit, for example
 # integers written as floats, and a log-mel spectrogram far outside of the training data.
 MAX_PEAK = 10.0
-MIN_RATE, MAX_RATE = 4_000, 384_000
 # Lowest sample rate without a loss. Of 264 translations of nano's clips, 83 % were right at 16 kHz
 # and at 8 kHz, 22 % at 7 kHz, and 8 % at 6 kHz.
 MIN_CLEAR_RATE = 8_000
-_PCM_BYTES_PER_SAMPLE = 2
+# Channels cancel out if their average has less than this part of the amplitude that the loudest
+# channel alone would leave. Uncorrelated channels leave more than all of it; speech in opposite
+# phase under 5 dB weaker noise leaves 0.7 of it.
+_CANCELLED = 0.75
 
 
 @dataclass(frozen=True, eq=False)  # a generated == would fail on arrays
 class Audio:
-    """Speech.
+    """A recording.
 
     Attributes:
         samples: mono, 16 kHz, float32, nominally in [-1, 1], shape (samples,).
         rate: sample rate of the file, in Hz. Frequencies above half of it are missing.
+        warnings: sentences about lost parts of the file, or about a channel that was chosen.
     """
 
     samples: Float32Array
     rate: int = SAMPLE_RATE
+    warnings: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
         """Length in seconds."""
         return len(self.samples) / SAMPLE_RATE
 
-    @property
-    def pcm_bytes(self) -> int:
-        """Bytes of the audio as 16-bit 16 kHz PCM, the reference for the size of a packet."""
-        return len(self.samples) * _PCM_BYTES_PER_SAMPLE
 
-
-def read_audio(path: Path, front_end: FrontEnd | None = None) -> Audio:
-    """Read speech from an audio file in a format of libsndfile; channels are averaged.
+def read_audio(path: Path, max_seconds: float | None = None) -> Audio:
+    """Read an audio file; channels are averaged, joined recordings follow each other.
 
     Args:
         path: the file.
-        front_end: front end of the model; with it, the length is checked as well, and reading
-            stops once the audio is too long.
+        max_seconds: longest recording that is read; ``None`` for any.
 
     Raises:
         AudioError: the file is missing, not audio, empty, silent, not finite, far beyond full
-            scale, or too short or too long for the model; or its channels cancel out.
+            scale, or longer than ``max_seconds``.
     """
     try:
-        with path.open("rb") as stream:
-            _check_stream(stream, path)
-            audio = _read(stream, path, None if front_end is None else front_end.max_seconds)
+        _check_file(path)
+        with path.open("rb") as file:
+            audio = _read(file, path, max_seconds)
     except OSError as error:
         raise AudioError(
             f"{path} cannot be read: {error.strerror}.", "Name an existing audio file."
         ) from error
     _check_level(audio.samples, path)
-    if front_end is None:
-        return audio
-    return Audio(_fit(audio.samples, front_end, path), audio.rate)
+    return audio
 
 
-def shortest_samples(front_end: FrontEnd) -> int:
-    """Smallest number of 16 kHz samples that fills one window and one block of frames."""
-    return max(N_FFT, front_end.frame_multiple * HOP)
-
-
-def _check_stream(stream: BinaryIO, path: Path) -> None:
-    if not stream.seekable():
-        raise AudioError(f"{path} is a pipe.", "Write the audio to a file first.")
-    if not stream.read(1):
+def _check_file(path: Path) -> None:
+    status = path.stat()  # before it is opened: opening a named pipe waits for a writer
+    if stat.S_ISDIR(status.st_mode):
+        raise AudioError(f"{path} is a directory.", "Name an audio file.")
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError(f"{path} is a pipe or a device.", "Write the audio to a file first.")
+    if not status.st_size:
         raise AudioError(f"{path} is empty.", "Record or export the audio again.")
-    stream.seek(0)
 
 
-def _read(stream: BinaryIO, path: Path, max_seconds: float | None) -> Audio:
-    """Mono 16 kHz samples, read by the second because a header's sample count may be wrong."""
-    try:
-        with soundfile.SoundFile(stream) as file:
-            rate: int = file.samplerate
-            if not MIN_RATE <= rate <= MAX_RATE:
-                raise AudioError(
-                    f"{path} has a sample rate of {rate} Hz, not {MIN_RATE} to {MAX_RATE}.",
-                    "Convert it to 16000 Hz.",
+def _read(file: BinaryIO, path: Path, max_seconds: float | None) -> Audio:
+    """Mono 16 kHz samples of all recordings in a file."""
+    limit = None if max_seconds is None else max_seconds + HOP / SAMPLE_RATE
+    decoded, unreadable = Decoded(), None
+    for recording in recordings(file):
+        try:
+            one = decode(recording, path, limit)
+        except NotReadable as error:
+            unreadable = unreadable or _not_audio(path, error)
+            continue
+        decoded.parts += one.parts
+        decoded.missing += one.missing
+        decoded.damaged |= one.damaged
+        if max_seconds is not None and limit is not None and decoded.seconds > limit:
+            raise _too_long(path, max_seconds)
+    if not decoded.parts:
+        raise unreadable or AudioError(
+            f"{path} has no samples.", "Record or export the audio again."
+        )
+    warnings: list[str] = []
+    samples = np.concatenate([_mono(rate, part, path, warnings) for rate, part in decoded.parts])
+    if decoded.missing >= 0.05:
+        whole = decoded.seconds + decoded.missing
+        lost = f"about {decoded.missing:.1f} of {whole:.1f} s of the audio"
+        warnings.append(f"{lost} is damaged or missing, and was left out.")
+    elif decoded.damaged or unreadable:
+        warnings.append("the file is damaged or ends early; a part of the audio may be missing.")
+    lowest = min(rate for rate, _ in decoded.parts)
+    return Audio(samples, lowest, tuple(dict.fromkeys(warnings)))
+
+
+def _not_audio(path: Path, error: NotReadable) -> AudioError:
+    convert = f"ffmpeg -i {shlex.quote(str(path))} -ac 1 -ar 16000 out.wav"
+    if isinstance(error, NoFfmpeg):
+        return AudioError(
+            f"{path} is not audio that libsndfile reads: {error}.",
+            f"Install FFmpeg's decoders (pip install av), or convert the file ({convert}).",
+        )
+    return AudioError(f"{path} is not audio, or is damaged: {error}.", "Record or export it again.")
+
+
+def _mono(rate: int, channels: Float32Array, path: Path, warnings: list[str]) -> Float32Array:
+    """Average of the channels at 16 kHz, or the loudest channel if they cancel out.
+
+    Args:
+        rate: sample rate in Hz.
+        channels: samples, shape (samples, channels).
+        path: the file, for the messages.
+        warnings: gets a sentence if one channel was taken.
+    """
+    with np.errstate(all="ignore"):  # samples that are not finite are reported below
+        samples: Float32Array = channels.mean(axis=1, dtype=np.float32)
+        levels = channels.std(axis=0, dtype=np.float64)
+        count = len(levels)
+        # If only one of n channels has speech, the average keeps 1/n of its amplitude.
+        if count > 1 and samples.std(dtype=np.float64) < _CANCELLED * levels.max() / count:
+            loudest = int(levels.argmax())
+            samples = channels[:, loudest]
+            if not _is_silent(samples):
+                warnings.append(
+                    f"its {count} channels cancel out when they are averaged; only channel"
+                    f" {loudest + 1}, the loudest, was used."
                 )
-            blocks: list[Float32Array] = []
-            count, loudest = 0, 0.0
-            while len(block := file.read(rate, dtype="float32", always_2d=True)):
-                with np.errstate(all="ignore"):  # samples that are not finite are reported below
-                    blocks.append(block.mean(axis=1, dtype=np.float32))
-                    loudest = max(loudest, float(np.ptp(block, axis=0).max()) / 2)
-                count += len(block)
-                if max_seconds is not None and count > (max_seconds + HOP / SAMPLE_RATE) * rate:
-                    raise _too_long(path, max_seconds)
-            channels: int = file.channels
-    # soundfile raises TypeError for a file name in .raw, a format without a header.
-    except (soundfile.SoundFileError, TypeError) as error:
-        raise AudioError(
-            f"{path} is not audio that libsndfile reads: {_reason(error)}.",
-            "Convert it to WAV or FLAC.",
-        ) from error
-    if not blocks:
-        raise AudioError(f"{path} has no samples.", "Record or export the audio again.")
-    samples = np.concatenate(blocks)
     _check_finite(samples, path)  # resampling would spread one bad sample over many
-    _check_channels(samples, loudest, channels, path)
     if rate != SAMPLE_RATE:
         samples = soxr.resample(samples, rate, SAMPLE_RATE)
-    return Audio(samples, rate)
-
-
-def _reason(error: Exception) -> str:
-    """The message of libsndfile, without the Python object that soundfile puts before it."""
-    return str(getattr(error, "error_string", error)).rstrip(".")
+    return samples
 
 
 def _check_finite(samples: Float32Array, path: Path) -> None:
@@ -145,24 +168,8 @@ def _check_finite(samples: Float32Array, path: Path) -> None:
         )
 
 
-def _check_channels(samples: Float32Array, loudest: float, channels: int, path: Path) -> None:
-    """Reject a file whose channels cancel out when they are averaged.
-
-    If only one of n channels has speech, its average keeps 1/n of the amplitude. The threshold is
-    half of that, so that quiet channels are accepted.
-    """
-    if _is_silent(samples) and not _is_silent_peak(loudest / (2 * channels)):
-        raise AudioError(
-            f"{path} is silent after its {channels} channels are averaged: they cancel out.",
-            "Export only one channel, or invert one of them.",
-        )
-
-
 def _is_silent(samples: Float32Array) -> bool:
-    return not len(samples) or _is_silent_peak(float(np.abs(samples - samples.mean()).max()))
-
-
-def _is_silent_peak(peak: float) -> bool:
+    peak = float(np.abs(samples - samples.mean()).max()) if len(samples) else 0.0
     return peak < 10 ** (SILENCE_DBFS / 20)
 
 
@@ -174,23 +181,8 @@ def _check_level(samples: Float32Array, path: Path) -> None:
         )
 
 
-def _fit(samples: Float32Array, front_end: FrontEnd, path: Path) -> Float32Array:
-    shortest = shortest_samples(front_end)
-    if len(samples) < shortest:
-        raise AudioError(
-            f"{path} lasts {1000 * len(samples) / SAMPLE_RATE:.0f} ms; this model needs at least"
-            f" {1000 * shortest / SAMPLE_RATE:.0f} ms.",
-            "Record a whole word or sentence.",
-        )
-    longest = round(front_end.max_seconds * SAMPLE_RATE)
-    if len(samples) > longest + HOP:
-        raise _too_long(path, front_end.max_seconds)
-    # A recorder or the resampler may round the length up by as much as one hop.
-    return samples[:longest]
-
-
 def _too_long(path: Path, max_seconds: float) -> AudioError:
     return AudioError(
-        f"{path} lasts longer than the {max_seconds:g} s that this model takes in one packet.",
+        f"{path} lasts longer than {max_seconds:g} s.",
         "Cut it into shorter pieces, at pauses.",
     )

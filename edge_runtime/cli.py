@@ -14,17 +14,17 @@ import typer
 from edge_runtime.address import API_KEY_VARIABLE, parse_address
 from edge_runtime.answer import Done
 from edge_runtime.artifact import Artifact, open_artifact
-from edge_runtime.audio import Audio, read_audio
 from edge_runtime.backends import DEFAULT_THREADS
 from edge_runtime.client import Client, authorization
-from edge_runtime.encoder import Encoded, encode_audio
+from edge_runtime.encoder import Encoded, encode_speech
 from edge_runtime.report import LivePrinter, measurements, print_measurements, warnings_for
+from edge_runtime.speech import Speech, read_speech
 from esrt.bundled import ARTIFACT
 from esrt.cli import application, print_line
 from esrt.cli import run as run_command
 from esrt.cores import MAX_THREADS
 from esrt.errors import EsrtError
-from esrt.files import replace_file
+from esrt.files import refuse_input, replace_file
 from esrt.languages import Language, check_trained, direction
 from esrt.prompt import TextDelta
 from esrt.wire import Codec
@@ -102,7 +102,7 @@ def translate(
     manifest = opened.manifest
     languages = direction(source, target, manifest.languages)
     check_trained(manifest.model, manifest.languages, languages)
-    audio, encoded = _encode(file, opened, codec, threads)
+    speech, encoded = _encode(file, opened, codec, threads)
     printer = None if as_json else LivePrinter()
     try:
         with Client(server, api_key=api_key) as client:
@@ -110,8 +110,8 @@ def translate(
     finally:
         if printer:
             printer.end()
-    warnings = warnings_for(file, audio, done)
-    _print(measurements(audio, encoded, done, warnings=warnings), as_json)
+    warnings = warnings_for(file, speech.recording, done)
+    _print(measurements(speech, encoded, done, warnings=warnings), as_json)
 
 
 @app.command(short_help="Encode the speech in a file, without a server.")
@@ -125,12 +125,13 @@ def encode(
 ) -> None:
     """Encode the speech in FILE into a packet, without a server."""
     _check_writable(out)
+    refuse_input(out, file, *(artifact.iterdir() if artifact.is_dir() else ()))
     opened = open_artifact(artifact)
-    audio, encoded = _encode(file, opened, codec, threads)
+    speech, encoded = _encode(file, opened, codec, threads)
     with replace_file(out) as partial:
         partial.write_bytes(encoded.packet)
-    warnings = warnings_for(file, audio)
-    _print(measurements(audio, encoded, warnings=warnings), as_json)
+    warnings = warnings_for(file, speech.recording)
+    _print(measurements(speech, encoded, warnings=warnings), as_json)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -147,11 +148,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _encode(
     file: Path, artifact: Artifact, codec: Codec | None, threads: int
-) -> tuple[Audio, Encoded]:
+) -> tuple[Speech, Encoded]:
     # Audio first: a check of the audio takes milliseconds, a large encoder loads for seconds.
-    audio = read_audio(file, artifact.manifest.front_end)
+    speech = read_speech(file, artifact.manifest.front_end)
     backend = artifact.backend(threads=threads)
-    return audio, encode_audio(audio, backend, codec, artifact.codec_tables())
+    return speech, encode_speech(speech, backend, codec, artifact.codec_tables())
 
 
 def _translate(

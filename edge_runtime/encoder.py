@@ -1,10 +1,10 @@
-"""Audio to packet: log-mel, encoder and wire format, with the time of each stage."""
+"""Speech to packet: log-mel, encoder and wire format, with the time of each stage."""
 
 from dataclasses import dataclass
 from time import perf_counter
 
-from edge_runtime.audio import Audio
 from edge_runtime.backends import Backend
+from edge_runtime.speech import Speech
 from esrt import wire
 from esrt.features import log_mel_features
 
@@ -29,8 +29,8 @@ class Encoded:
     times: EncodeTimes
 
 
-def encode_audio(
-    audio: Audio,
+def encode_speech(
+    speech: Speech,
     backend: Backend,
     codec: wire.Codec | None = None,
     codec_tables: wire.CodecTables | None = None,
@@ -38,7 +38,7 @@ def encode_audio(
     """Encode speech into one packet.
 
     Args:
-        audio: the speech.
+        speech: the speech (`edge_runtime.speech.read_speech`).
         backend: the encoder.
         codec: codec of the packet; by default ``klt`` with codec tables, ``int8`` without.
         codec_tables: the model's tables for the transform codecs.
@@ -51,7 +51,7 @@ def encode_audio(
     manifest, front_end = backend.manifest, backend.manifest.front_end
     start = perf_counter()
     mel = log_mel_features(
-        audio.samples,
+        speech.samples,
         frame_multiple=front_end.frame_multiple,
         padded_seconds=front_end.padded_seconds,
     )
@@ -63,7 +63,7 @@ def encode_audio(
         fingerprint=manifest.fingerprint,
         split=manifest.split,
         codec=codec,
-        duration_ms=round(1000 * audio.seconds),
+        duration_ms=round(1000 * speech.seconds),
         codec_tables=codec_tables,
     )
     packed = perf_counter()

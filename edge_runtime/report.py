@@ -3,13 +3,14 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edge_runtime.answer import Done
 from edge_runtime.audio import MIN_CLEAR_RATE, Audio
 from edge_runtime.encoder import Encoded
+from edge_runtime.speech import Speech
 from esrt.errors import printable
 from esrt.prompt import TextDelta
 
@@ -30,9 +31,9 @@ def warnings_for(file: Path, audio: Audio, done: Done | None = None) -> list[str
         audio: the audio in the file.
         done: the answer, if there is one.
     """
-    warnings = []
+    name = os.fsencode(file).decode(errors="replace")  # JSON cannot hold undecodable bytes
+    warnings = [f"{name}: {warning}" for warning in audio.warnings]
     if audio.rate < MIN_CLEAR_RATE:
-        name = os.fsencode(file).decode(errors="replace")  # JSON cannot hold undecodable bytes
         warnings.append(
             f"{name} is sampled at {audio.rate} Hz; below {MIN_CLEAR_RATE} Hz most translations"
             " are wrong. Record at a higher rate."
@@ -41,6 +42,12 @@ def warnings_for(file: Path, audio: Audio, done: Done | None = None) -> list[str
         warnings.append("the answer was cut at the maximum length; send shorter speech.")
     if done is not None and done.finish == "repetition":
         warnings.append("the answer was cut because the text repeated itself.")
+    if done is not None and is_uncertain(done.confidence):
+        warnings.append(
+            "the model is uncertain of this answer: its confidence is"
+            f" {lowest_confidence(done.confidence):.3f}, below {done.confidence['threshold']:g}."
+            " Listen to the recording, or record again in a quieter place."
+        )
     if done is not None and not done.translation.strip():
         warnings.append(
             "the decoder wrote no translation; the speech may be outside the model's domain."
@@ -48,30 +55,46 @@ def warnings_for(file: Path, audio: Audio, done: Done | None = None) -> list[str
     return warnings
 
 
+def lowest_confidence(confidence: Mapping[str, float | None]) -> float | None:
+    """The lower confidence of transcript and translation; ``None`` without any."""
+    parts = [confidence.get("transcript"), confidence.get("translation")]
+    return min((part for part in parts if part is not None), default=None)
+
+
+def is_uncertain(confidence: Mapping[str, float | None]) -> bool:
+    """Whether an answer's confidence is below the threshold of the model's evaluation."""
+    lowest, threshold = lowest_confidence(confidence), confidence.get("threshold")
+    return lowest is not None and threshold is not None and lowest < threshold
+
+
 def measurements(
-    audio: Audio, encoded: Encoded, done: Done | None = None, *, warnings: Sequence[str] = ()
+    speech: Speech, encoded: Encoded, done: Done | None = None, *, warnings: Sequence[str] = ()
 ) -> dict[str, Any]:
     """An answer and its measurements as a JSON object.
 
     The answer has the names of the HTTP interface. Beside it stand the client's own measurements:
-    ``audio`` and ``packet`` with their sizes, and ``client_ms``, the milliseconds of each stage on
-    the device and of the network, in order.
+    ``audio`` and ``packet`` with their sizes (``pcm_bytes`` is that of the speech), and
+    ``client_ms``, the milliseconds of each stage on the device and of the network, in order.
 
     Args:
-        audio: the speech.
+        speech: the speech.
         encoded: the packet.
         done: the answer; its fields become part of the object.
         warnings: sentences for the object's ``warnings``.
     """
     times = dataclasses.asdict(encoded.times)
     result: dict[str, Any] = {
-        "audio": {"seconds": audio.seconds, "pcm_bytes": audio.pcm_bytes},
+        "audio": {
+            "recording_seconds": speech.recording.seconds,
+            "speech_seconds": speech.seconds,
+            "pcm_bytes": speech.pcm_bytes,
+        },
         "packet": {
             "bytes": len(encoded.packet),
             "codec": str(encoded.codec),
             "tokens": encoded.tokens,
             "width": encoded.width,
-            "times_smaller": audio.pcm_bytes / len(encoded.packet),
+            "times_smaller": speech.pcm_bytes / len(encoded.packet),
         },
         "client_ms": times,
         "warnings": list(warnings),
@@ -87,7 +110,11 @@ def print_measurements(measurements: dict[str, Any]) -> None:
     """Print the measurements as a compact table, with colours only on a terminal."""
     audio, packet = measurements["audio"], measurements["packet"]
     rows = [
-        ("audio", f"{audio['pcm_bytes']:,} bytes", f"{audio['seconds']:.2f} s, 16-bit 16 kHz"),
+        (
+            "speech",
+            f"{audio['pcm_bytes']:,} bytes",
+            f"{audio['speech_seconds']:.2f} s of {audio['recording_seconds']:.2f} s, 16-bit 16 kHz",
+        ),
         (
             "packet",
             f"{packet['bytes']:,} bytes",
@@ -103,6 +130,8 @@ def print_measurements(measurements: dict[str, Any]) -> None:
         )
         for stage, value in measurements["client_ms"].items()
     ]
+    if "confidence" in measurements:
+        rows.append(_confidence_row(measurements["confidence"]))
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
@@ -138,6 +167,13 @@ class LivePrinter:
         if self._part is not None:
             print(flush=True)
         self._part = None
+
+
+def _confidence_row(confidence: dict[str, float | None]) -> tuple[str, str, str]:
+    lowest = lowest_confidence(confidence)
+    threshold = confidence.get("threshold")
+    note = "" if threshold is None else f"caution below {threshold:g}"
+    return "confidence", "-" if lowest is None else f"{lowest:.3f}", note
 
 
 def _milliseconds(value: float | None) -> str:

@@ -5,7 +5,8 @@ A checkpoint is a folder with these parts:
 - ``config.json``: the model's configuration,
 - ``edge.safetensors``: weights of encoder, Q-Former and projector,
 - ``decoder/``: a Gemma 3 causal language model with its tokenizer, in transformers' format,
-- ``codec.safetensors``: tables of the transform codecs; may be missing.
+- ``codec.safetensors``: tables of the transform codecs; may be missing,
+- ``confidence.json``: threshold of the confidence, by the model's evaluation; may be missing.
 """
 
 import copy
@@ -13,7 +14,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,6 +33,7 @@ from esrt.wire import CODEC_TABLES_FILE, CodecTables, read_codec_tables
 CONFIG_FILE = "config.json"
 EDGE_FILE = "edge.safetensors"
 DECODER_FOLDER = "decoder"
+CONFIDENCE_FILE = "confidence.json"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Checkpoint:
     folder: Path
     config: ModelConfig
     fingerprint: str
+    # Mean log-probability below which an answer is uncertain; None without an evaluation.
+    confidence_threshold: float | None = field(default=None, kw_only=True)
 
     @property
     def decoder(self) -> Path:
@@ -114,12 +118,34 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     try:
         config = ModelConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text("utf-8")))
         (folder / DECODER_FOLDER / "config.json").stat()
-        return Checkpoint(folder, config, fingerprint(config, folder / EDGE_FILE))
+        digested = fingerprint(config, folder / EDGE_FILE)
+        return Checkpoint(
+            folder,
+            config,
+            digested,
+            confidence_threshold=_confidence_threshold(folder, digested),
+        )
     except OSError as error:
         reason = error.strerror or error  # safetensors' errors have no strerror
         raise CheckpointError(f"No checkpoint in {folder}: {reason}.", remedy) from error
     except (ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"The checkpoint in {folder} is damaged: {error}.", remedy) from error
+
+
+def _confidence_threshold(folder: Path, fingerprint: str) -> float | None:
+    """The threshold in `CONFIDENCE_FILE`; ``None`` without the file."""
+    path = folder / CONFIDENCE_FILE
+    if not path.is_file():
+        return None
+    remedy = "Make it again: python -m benchmarks.confidence, or delete it."
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        threshold = float(data["threshold"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}.", remedy) from error
+    if data.get("fingerprint") != fingerprint:
+        raise CheckpointError(f"{path} was made for other weights.", remedy)
+    return threshold
 
 
 def save_checkpoint(

@@ -7,6 +7,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 
+from esrt.errors import EsrtError
+
+
+def refuse_input(out: Path, *inputs: Path) -> None:
+    """Refuse an output file that is one of the inputs, also by another name or through a link.
+
+    Raises:
+        EsrtError: writing ``out`` would destroy an input.
+    """
+    for path in inputs:
+        if out.exists() and path.exists() and out.samefile(path):
+            raise EsrtError(f"{out} is an input of this command.", "Name another file.")
+
 
 @contextmanager
 def replace_file(path: Path, *, mode: int = 0o666) -> Iterator[Path]:

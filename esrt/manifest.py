@@ -11,10 +11,11 @@ from pathlib import Path
 import msgspec
 
 from esrt.errors import ArtifactError
+from esrt.speech import SpeechSettings
 from esrt.wire.codec import Split
 
 MANIFEST_FILE = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 _REMEDY = "Export it again: python -m export onnx (or executorch, coreml)."
 
@@ -56,7 +57,7 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FrontEnd(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Parameters that turn audio into the graph's input (`esrt.features`).
+    """Parameters that turn a recording into the graph's input (`esrt.speech`, `esrt.features`).
 
     Attributes:
         sample_rate: Hz.
@@ -67,6 +68,7 @@ class FrontEnd(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         padded_seconds: length that audio is padded or trimmed to; ``None`` encodes only what was
             spoken.
         max_seconds: longest speech of one packet.
+        speech: search for the speech in a recording, and its level.
     """
 
     sample_rate: int
@@ -76,6 +78,7 @@ class FrontEnd(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     frame_multiple: int
     padded_seconds: float | None
     max_seconds: float
+    speech: SpeechSettings
 
     @property
     def max_frames(self) -> int:

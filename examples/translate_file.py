@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from edge_runtime import Client, encode_audio, open_artifact, read_audio
+from edge_runtime import Client, encode_speech, open_artifact, read_speech
 from esrt.cli import exit_on_error
 from esrt.languages import direction
 from esrt.prompt import TextDelta
@@ -21,9 +21,9 @@ def main() -> None:
     options = parser.parse_args()
 
     artifact = open_artifact(options.artifact)
-    audio = read_audio(options.file, artifact.manifest.front_end)
-    encoded = encode_audio(audio, artifact.backend(), codec_tables=artifact.codec_tables())
-    print(f"{audio.pcm_bytes} bytes of audio, {len(encoded.packet)} bytes sent")
+    speech = read_speech(options.file, artifact.manifest.front_end)
+    encoded = encode_speech(speech, artifact.backend(), codec_tables=artifact.codec_tables())
+    print(f"{speech.pcm_bytes} bytes of speech, {len(encoded.packet)} bytes sent")
 
     part = None
     with Client(options.server, api_key=os.environ.get("ESRT_API_KEY")) as client:

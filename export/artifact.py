@@ -21,6 +21,7 @@ from esrt.manifest import (
     TensorSpec,
     sha256,
 )
+from esrt.speech import DEFAULT_SETTINGS
 from esrt.wire import Split
 from export.graph_io import INPUT, OUTPUT
 
@@ -105,6 +106,7 @@ def describe(
             frame_multiple=config.frame_multiple,
             padded_seconds=config.padded_seconds,
             max_seconds=config.max_seconds,
+            speech=DEFAULT_SETTINGS,
         ),
         languages=config.languages,
         entry=entry,

@@ -14,6 +14,7 @@ from esrt.config import ModelConfig
 from esrt.errors import CheckFailed, CheckpointError
 from esrt.features import FRAMES_PER_SECOND, HOP, log_mel_features
 from esrt.manifest import Precision
+from esrt.speech import DEFAULT_SETTINGS, trim_and_level
 from export.graph_io import Runner
 from export.tracing import DeviceGraph
 
@@ -78,9 +79,9 @@ def sample_mels(config: ModelConfig, lengths: Sequence[int] = ()) -> Iterator[Fl
 
 
 def read_audio(name: str) -> Float32Array:
-    """Read a bundled clip: mono, 16 kHz, (samples,)."""
+    """Read the speech of a bundled clip: mono, 16 kHz, (samples,)."""
     audio, _ = soundfile.read(SAMPLES / name, dtype="float32")
-    return np.asarray(audio)
+    return trim_and_level(audio, DEFAULT_SETTINGS)
 
 
 def _padded_seconds(samples: int, lengths: Sequence[int]) -> float:

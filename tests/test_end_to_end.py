@@ -19,10 +19,10 @@ from transformers import AutoTokenizer, Gemma3ForCausalLM
 from cloud_vllm.process import GatewayProcess, start_gateway
 from edge_runtime.answer import Done
 from edge_runtime.artifact import Artifact, open_artifact
-from edge_runtime.audio import read_audio
 from edge_runtime.backends import Backend
 from edge_runtime.client import Client
-from edge_runtime.encoder import encode_audio
+from edge_runtime.encoder import encode_speech
+from edge_runtime.speech import read_speech
 from esrt import features
 from esrt.bundled import CHECKPOINT, REPOSITORY, SAMPLES
 from esrt.checkpoint import Checkpoint, open_checkpoint
@@ -30,6 +30,7 @@ from esrt.languages import direction
 from esrt.model import generate_greedy
 from esrt.prompt import separator, split_target
 from esrt.wire import Codec, CodecTables
+from export import parity
 from tests.golden.front_end_vectors import VECTORS
 
 pytestmark = pytest.mark.vllm
@@ -87,10 +88,8 @@ def unsplit(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     answers = []
     for clip in CLIPS:
         pair = direction(clip["language"], target_of(clip))
-        audio = read_audio(SAMPLES / clip["file"])
-        mel = features.log_mel_features(
-            audio.samples, frame_multiple=checkpoint.config.frame_multiple
-        )
+        audio = parity.read_audio(clip["file"])
+        mel = features.log_mel_features(audio, frame_multiple=checkpoint.config.frame_multiple)
         with torch.inference_mode():
             embeddings = edge(torch.from_numpy(mel[None]))
         tokens = torch.tensor([embeddings.shape[1]])
@@ -106,8 +105,8 @@ def translate(
     codec: Codec,
     codec_tables: CodecTables | None = None,
 ) -> Done:
-    audio = read_audio(SAMPLES / clip["file"])
-    packet = encode_audio(audio, backend, codec, codec_tables).packet
+    speech = read_speech(SAMPLES / clip["file"], backend.manifest.front_end)
+    packet = encode_speech(speech, backend, codec, codec_tables).packet
     with Client(server) as client:
         events = list(client.stream(packet, *direction(clip["language"], target_of(clip))))
     done = events.pop()
@@ -160,6 +159,30 @@ def test_telephone_speech_comes_out_as_well(
         right += done.translation == clip["texts"][target_of(clip)]
         expected += wide == clip["texts"][target_of(clip)]
     assert right >= expected - 2
+
+
+def test_quick_robustness_run_writes_the_report(
+    server: str, artifact: Artifact, tmp_path: Path
+) -> None:
+    out = tmp_path / "robustness.json"
+    command = [sys.executable, "-m", "benchmarks.robustness", "--quick", "--json", str(out)]
+    command += ["--server", server, "--artifact", str(artifact.folder)]
+    command += ["--report", str(tmp_path / "plots")]
+    done = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    record = json.loads(out.read_text("utf-8"))
+    clean, *rows = record["rows"]
+    assert clean["kept"] == clean["right"] == 2
+    assert len(rows) == 4
+    for row in rows:
+        assert row["kept"] + row["cautioned"] + row["refused"] + row["silent"] == 2
+        assert len(row["silent_failures"]) == row["silent"]
+        assert f"| {row['condition']} | {row['kept']} |" in done.stdout
+    assert sum(row["kept"] for row in rows) > 0
+    assert len(record["sounds"]) == 5
+    assert [bar["name"] for bar in record["bars"]] == [
+        *("clean_kept_pct", "silent_failures_pct", "non_speech_silent_pct")
+    ]
+    assert (tmp_path / "plots" / "robustness.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_command_line(server: str, artifact: Artifact) -> None:

@@ -14,6 +14,7 @@ from rich.table import Table
 from esrt.benchmark_report import BenchmarkReport
 from esrt.cli import VersionOption, run
 from esrt.cores import MAX_THREADS, usable_cores
+from esrt.files import refuse_input
 from training.corpus.build import CORPUS
 from training.recipe import read_recipe
 
@@ -35,6 +36,7 @@ def main(
     version: VersionOption = False,
 ) -> None:
     """Train and score every variant; print and write the scores."""
+    refuse_input(json_file, recipe)
     # Imported here: torch takes seconds, which --help need not.
     import torch
 

@@ -9,6 +9,7 @@ import typer
 from esrt import bundled
 from esrt.benchmark_report import BenchmarkReport
 from esrt.cli import VersionOption, run
+from esrt.files import refuse_input
 from training.corpus.build import CORPUS, load, sentences
 
 
@@ -46,6 +47,9 @@ def main(
     version: VersionOption = False,
 ) -> None:
     """Translate a held-out split in every direction; print, write and plot the scores."""
+    if contaminated:
+        for out in filter(None, (json_file, plot)):
+            refuse_input(out, contaminated)
     # Imported here: torch takes seconds, which --help need not.
     from esrt.checkpoint import open_checkpoint
     from training.plots import heat_map

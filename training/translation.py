@@ -45,7 +45,8 @@ class Edge(Protocol):
         """Encode, as `esrt.model.EdgeModel.forward` does."""
 
 
-def _clean(audio: Float32Array) -> Float32Array:
+def unchanged(audio: Float32Array) -> Float32Array:
+    """Audio as it is: the clean condition."""
     return audio
 
 
@@ -56,7 +57,7 @@ def translate(
     tokenizer: PreTrainedTokenizerFast,
     corpus: Corpus,
     directions: int | None = None,
-    sound: Sound = _clean,
+    sound: Sound = unchanged,
     batch: int = 96,
 ) -> list[Prediction]:
     """Translate a split by greedy decoding. Each utterance is encoded once.

@@ -2,17 +2,14 @@
 
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_runtime.artifact import open_artifact
-from edge_runtime.audio import read_audio
-from edge_runtime.encoder import encode_audio
-from esrt.bundled import REPOSITORY, SAMPLES
-from esrt.errors import CheckFailed
+from benchmarks.artifacts import export_onnx
+from edge_runtime.encoder import encode_speech
+from edge_runtime.speech import read_speech
+from esrt.bundled import SAMPLES
 from esrt.wire import MEDIA_TYPE
 
 
@@ -62,16 +59,11 @@ def encode_clips(folder: Path, checkpoint: Path) -> list[Case]:
     Raises:
         CheckFailed: the export failed; its own message says why.
     """
-    out = folder / "onnx-int8"
-    command = [sys.executable, "export/to_onnx.py", "--checkpoint", str(checkpoint.resolve())]
-    command += ["--out", str(out.resolve())]
-    if subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL).returncode:
-        raise CheckFailed("The encoder could not be exported.", "See the message above.")
-    artifact, cases = open_artifact(out), list[Case]()
+    artifact, cases = export_onnx(checkpoint, folder), list[Case]()
     backend, codec_tables = artifact.backend(), artifact.codec_tables()
     for clip in json.loads((SAMPLES / "index.json").read_text("utf-8")):
-        audio = read_audio(SAMPLES / clip["file"], backend.manifest.front_end)
-        packet = encode_audio(audio, backend, codec_tables=codec_tables).packet
+        speech = read_speech(SAMPLES / clip["file"], backend.manifest.front_end)
+        packet = encode_speech(speech, backend, codec_tables=codec_tables).packet
         source = clip["language"]
         cases += [
             Case(clip["file"], packet, source, target)

@@ -160,6 +160,7 @@ class _Answer:
             confidence=ConfidenceInfo(
                 transcript=_rounded(last.confidence.transcript),
                 translation=_rounded(last.confidence.translation),
+                threshold=checkpoint.confidence_threshold,
             ),
             tokens=TokenCounts(features=len(job.packet.embeddings), generated=self.generated),
             timings_ms=Timings(

@@ -15,9 +15,6 @@ from tests.docs.test_docs import DOCUMENTS, ROOT
 
 # Documents in the order in which a reader needs them: artifacts, gateways and keys remain.
 ORDER = ("README.md", "examples/README.md", "docs/security.md")
-# In these documents `.venv/bin/` stands before every program of the environment. The others also
-# speak to operators, whose environment is active.
-FOR_NEWCOMERS = ("README.md", "CONTRIBUTING.md", "examples/README.md")
 # Commands that no test runs as typed; make's and Python's are checked as far as their options.
 NOT_RUN = {
     r"make (test|check)|\.ci/run": "it would run these tests again",
@@ -38,14 +35,14 @@ NOT_RUN = {
     " small checkpoint",
     r".* -m export\.doctor ARTIFACT.*": "a form with placeholders; tests/export/test_doctor.py",
     r"sudo nginx .*": "needs root; tests/deploy/test_nginx.py runs nginx with the file",
-    r"(ray|serve|export RAY_\w+).*": "starts a cluster; tests/cloud_vllm/test_serve_ray.py applies"
-    " the file",
+    r"(\.venv/bin/(ray|serve)|export RAY_\w+).*": "starts a cluster;"
+    " tests/cloud_vllm/test_serve_ray.py applies the file",
     r"(docker|podman|helm|.*kubectl) .*": "needs a container engine or a cluster",
     r"git clone .*": "the repository is here already",
     r"(pipx|pre-commit) .*": "pre-commit is not part of the environment;"
     " tests/docs/test_contributing.py compares its hooks with the tests",
 }
-SERVER = re.compile(r"(\.venv/bin/)?(python -m cloud_vllm|esrt-gateway)( --[^ ]+ [^ ]+)*")
+SERVER = re.compile(r"\.venv/bin/python -m cloud_vllm( --[^ ]+ [^ ]+)*")
 TRANSLATION = "Nehmen Sie die Tabletten 10 Tage lang."
 # Words in the output of commands whose success alone says little.
 OUTPUT = {
@@ -82,14 +79,8 @@ def ordered() -> list[Path]:
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_commands_run_as_typed(document: Path, workspace: Workspace) -> None:
-    environment, address = {}, ""
-    activated = f"{workspace.folder / '.venv' / 'bin'}:{workspace.environment()['PATH']}"
-    if str(document.relative_to(ROOT)) not in FOR_NEWCOMERS:
-        environment["PATH"] = activated
+    environment, address = dict[str, str](), ""
     for command in filter(is_run, block_commands(document)):
-        if command == "source .venv/bin/activate":
-            environment["PATH"] = activated
-            continue
         if SERVER.fullmatch(command):
             address = workspace.serve(command, **environment)
             continue
@@ -129,9 +120,26 @@ def test_the_readme_shows_what_the_demo_prints(workspace: Workspace) -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     shown = re.search(r"^```\w*\n(transcript: .*?)^```", text, re.DOTALL | re.MULTILINE)
     assert shown
-    labels = [re.split(r":|  ", line)[0] for line in shown[1].splitlines()]
+    lines = without_figures(shown[1])
     printed = workspace.outputs.get("make demo") or workspace.run("make demo")
-    assert [re.split(r":|  ", line)[0] for line in printed.splitlines()[-len(labels) :]] == labels
+    assert without_figures(printed)[-len(lines) :] == lines
+
+
+def without_figures(text: str) -> list[str]:
+    """Lines with every number as 0, and with single spaces."""
+    return [" ".join(re.sub(r"\d[\d.,]*", "0", line).split()) for line in text.splitlines()]
+
+
+def test_every_document_names_programs_of_the_environment_by_their_path() -> None:
+    bare = re.compile(r"(python3?|pytest|ray|serve) ")
+    found = [
+        f"{document.relative_to(ROOT)}: {command}"
+        for document in DOCUMENTS
+        if document.name != "CHANGELOG.md"
+        for command in (*block_commands(document), *inline_commands(document))
+        if bare.match(command)
+    ]
+    assert found == []
 
 
 def test_the_readme_s_python_example_translates(workspace: Workspace) -> None:

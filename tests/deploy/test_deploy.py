@@ -72,8 +72,22 @@ def test_selectors_match_the_pods() -> None:
     ):
         assert selector.items() <= labels.items()
     (scrape,) = next(values("prometheus.yml", "scrape_configs"))
-    keep = {rule["regex"] for rule in scrape["relabel_configs"] if rule.get("action") == "keep"}
-    assert keep == {labels["app"], container("kubernetes.yaml", "gateway")["ports"][0]["name"]}
+    (rule,) = [rule for rule in scrape["relabel_configs"] if rule.get("action") == "keep"]
+    assert rule["source_labels"] == [
+        f"__meta_kubernetes_pod_{name}"
+        for name in ("label_app", "container_name", "container_port_name")
+    ]
+    ports = {
+        f"{template['metadata']['labels']['app']};{item['name']};{port['name']}"
+        for name in ("kubernetes.yaml", "rayservice.yaml")
+        for template in values(name, "template")
+        for item in template["spec"]["containers"]
+        for port in item["ports"]
+    }
+    assert {port for port in ports if re.fullmatch(rule["regex"], port)} == {
+        "esrt-gateway;gateway;http",
+        "esrt-ray;ray-worker;serve",
+    }
 
 
 def test_variables_are_valid_settings() -> None:

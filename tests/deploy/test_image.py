@@ -1,9 +1,15 @@
 """The image: one name and version in all files, and a build context without anything else."""
 
+import json
 import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from cloud_vllm.auth import keys
 from esrt import __version__
 from esrt.bundled import REPOSITORY
 from tests.deploy.helpers import CONTAINERFILE, DEPLOY, MANIFESTS, pods
@@ -23,6 +29,26 @@ def test_all_files_name_the_same_image() -> None:
         item["image"] for name in MANIFESTS for pod in pods(name) for item in pod["containers"]
     }
     assert images == {IMAGE, "docker.io/library/nginx:1.30"}
+
+
+def test_keys_are_made_by_the_image_as_the_readme_says(tmp_path: Path) -> None:
+    readme = (DEPLOY / "README.md").read_text("utf-8")
+    before = f'podman run --rm --user 0 --volume "$PWD:/keys" {IMAGE} \\\n'
+    shown = re.findall(rf"^    {re.escape(before)} +(.*)$", readme, re.M)
+    (entry,) = re.findall(r"^ENTRYPOINT (.*)$", CONTAINERFILE, re.M)
+    program = [sys.executable, *json.loads(entry)[1:]]
+    listed = "none"
+    for arguments in shown:
+        words = shlex.split(arguments.replace("/keys/", f"{tmp_path}/").replace("1a2b3c4d", listed))
+        done = subprocess.run(
+            [*program, *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        if "list" in words:
+            listed = done.stdout.split()[0]
+    assert [arguments.split()[1] for arguments in shown] == ["create", "create", "list", "revoke"]
+    (left,) = keys.read(tmp_path / "keys.json")
+    assert left.scope is keys.Scope.METRICS
 
 
 def test_the_build_context_has_what_the_image_needs_and_nothing_large() -> None:

@@ -164,14 +164,20 @@ def test_only_prometheus_reaches_the_gateway_without_tls() -> None:
     assert image_environment()["ESRT_HOST"] == "0.0.0.0", "the probes come from the node"
 
 
-def test_ray_is_reached_by_its_own_pods_the_proxy_and_the_operator() -> None:
+def test_ray_is_reached_by_its_own_pods_the_proxy_prometheus_and_the_operator() -> None:
     (policy,) = kinds("rayservice.yaml", "NetworkPolicy")
     (proxy,) = kinds("rayservice.yaml", "Deployment")
     selected = policy["spec"]["podSelector"]["matchLabels"]
     (cluster,) = values("rayservice.yaml", "rayClusterConfig")
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         assert selected.items() <= group["template"]["metadata"]["labels"].items()
-    nodes, nginx, operator = policy["spec"]["ingress"]
+    nodes, nginx, prometheus, operator = policy["spec"]["ingress"]
+    (plain,) = kinds("kubernetes.yaml", "NetworkPolicy")
+    assert prometheus["from"] == plain["spec"]["ingress"][1]["from"]
+    assert prometheus["ports"] == [{"port": 8000}]
+    assert container("rayservice.yaml", "ray-worker")["ports"] == [
+        {"name": "serve", "containerPort": 8000}
+    ]
     assert nodes == {"from": [{"podSelector": {"matchLabels": selected}}]}
     labels = proxy["spec"]["template"]["metadata"]["labels"]
     assert nginx["from"] == [{"podSelector": {"matchLabels": labels}}]

@@ -14,6 +14,7 @@ import pytest
 from esrt.bundled import CHECKPOINT
 from esrt.checkpoint import open_checkpoint
 from esrt.manifest import FrontEnd, Manifest, Quantization, TensorSpec
+from esrt.speech import SpeechSettings
 from tests.docs.tables import Row, page, plain, tables
 
 PAGE = page("manifest.md")
@@ -21,10 +22,11 @@ STRUCTS: dict[str, type[msgspec.Struct]] = {
     "The manifest": Manifest,
     "A tensor of `inputs` or `outputs`": TensorSpec,
     "`front_end`": FrontEnd,
+    "`speech`": SpeechSettings,
     "`quantization`": Quantization,
 }
 NAMES = {str: "string", int: "integer", float: "number"}
-STRUCT_NAMES = {FrontEnd: "front end", Quantization: "quantization"}
+STRUCT_NAMES = {FrontEnd: "front end", SpeechSettings: "object", Quantization: "quantization"}
 EXAMPLE = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[-1]
 each_struct = pytest.mark.parametrize("heading", STRUCTS)
 
@@ -82,6 +84,7 @@ def test_the_example_is_a_manifest_of_the_bundled_model() -> None:
     assert manifest.front_end.frame_multiple == checkpoint.config.frame_multiple
     data = json.loads(EXAMPLE)
     whole = {"The manifest": data, "`front_end`": data["front_end"]}
+    whole["`speech`"] = data["front_end"]["speech"]
     for heading, values in whole.items():
         for row in rows(heading):
             value = values.get(plain(row["field"]))

@@ -21,7 +21,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def utterance(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An audio file with one second of speech."""
-    return helpers.write_wav(tmp_path_factory.mktemp("audio") / "speech.wav", helpers.speech(1.0))
+    return helpers.write_wav(tmp_path_factory.mktemp("audio") / "speech.wav", helpers.voice(1.0))
 
 
 @pytest.fixture

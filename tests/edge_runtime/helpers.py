@@ -18,8 +18,9 @@ import soundfile
 from onnx import TensorProto, helper, numpy_helper
 
 from esrt.arrays import Float32Array
-from esrt.bundled import REPOSITORY
+from esrt.bundled import REPOSITORY, SAMPLES
 from esrt.manifest import FORMAT, FrontEnd, Manifest, TensorSpec, sha256
+from esrt.speech import DEFAULT_SETTINGS
 
 FINGERPRINT = "0123456789abcdef"
 STRIDE = 8
@@ -35,7 +36,7 @@ DONE: dict[str, Any] = {
     "model": "tiny",
     "fingerprint": FINGERPRINT,
     "finish": "stop",
-    "confidence": {"transcript": -0.01, "translation": None},
+    "confidence": {"transcript": -0.01, "translation": None, "threshold": -0.04},
     "tokens": {"features": 12, "generated": 9},
     "timings_ms": {"decode": 0.1, "project": 0.2, "first_token": 0.5, "total": 1.0},
 }
@@ -64,11 +65,17 @@ PROBLEM = "application/problem+json"
 
 
 def speech(seconds: float, rate: int = RATE, channels: int = 1) -> Float32Array:
-    """A sound below 4 kHz with the loudness of syllables, the same at every rate."""
+    """A sound below 4 kHz with the loudness of syllables, the same at every rate; not a voice."""
     t = np.arange(round(seconds * rate)) / rate
     voice = sum(np.sin(2 * np.pi * hertz * t) / k for k, hertz in enumerate((140, 700, 1900), 1))
     mono = 0.2 * voice * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * t))
     return np.repeat(mono[:, None], channels, axis=1).astype(np.float32).squeeze()
+
+
+def voice(seconds: float) -> Float32Array:
+    """Speech of a bundled clip without a pause at its ends, repeated to the length, 16 kHz."""
+    words, _ = soundfile.read(SAMPLES / "hin-1.flac", dtype="float32", stop=30_000)
+    return np.resize(words, round(seconds * RATE))
 
 
 def write_wav(path: Path, samples: Float32Array, rate: int = RATE, subtype: str = "PCM_16") -> Path:
@@ -112,6 +119,7 @@ def front_end(**changes: Any) -> FrontEnd:
         "frame_multiple": STRIDE,
         "padded_seconds": None,
         "max_seconds": MAX_SECONDS,
+        "speech": DEFAULT_SETTINGS,
     }
     return FrontEnd(**{**defaults, **changes})
 

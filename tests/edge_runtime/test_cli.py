@@ -11,6 +11,7 @@ from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
+from soxr import resample
 
 from esrt import wire
 from tests.edge_runtime.helpers import (
@@ -20,6 +21,7 @@ from tests.edge_runtime.helpers import (
     MISMATCH,
     NOT_READY,
     PROBLEM,
+    RATE,
     REPOSITORY,
     WIDTH,
     Gateway,
@@ -28,6 +30,7 @@ from tests.edge_runtime.helpers import (
     run,
     speech,
     tiny_graph,
+    voice,
     write_wav,
 )
 
@@ -53,14 +56,16 @@ def test_translate(gateway: Gateway, artifact: Path, utterance: Path) -> None:
     assert lines[1].split(maxsplit=1) == ["translation:", DONE["translation"]]
     table = dict(line.split("  ", 1) for line in lines[2:])
     stages = ["log-mel", "encode", "pack", "network", "first token", "done"]
-    assert list(table) == ["audio", "packet", *stages]
-    assert "32,000 bytes" in table["audio"]
+    assert list(table) == ["speech", "packet", *stages, "confidence"]
+    assert "32,000 bytes" in table["speech"]
+    assert table["speech"].endswith("1.00 s of 1.00 s, 16-bit 16 kHz")
     assert f"{PACKET_BYTES} bytes" in table["packet"]
     assert f"{32_000 / PACKET_BYTES:.1f} times smaller" in table["packet"]
     assert all(table[stage].endswith(" ms") for stage in stages[:2])
     assert table["pack"].endswith(" ms  features to packet")
     assert table["network"].endswith(" ms  upload, queue and download")
     assert all(table[stage].endswith(" ms  since sending") for stage in stages[4:])
+    assert table["confidence"].split() == ["-0.010", "caution", "below", "-0.04"]
     assert "\x1b" not in result.stdout
     packet = wire.decode(gateway.exchanges[0].body)
     assert packet.fingerprint == FINGERPRINT
@@ -114,7 +119,8 @@ def test_translate_json(gateway: Gateway, artifact: Path, utterance: Path, strea
     # The names of the HTTP interface, and beside them the measurements of the client.
     assert {name: answer[name] for name in DONE} == DONE
     assert set(answer) - set(DONE) == {"audio", "packet", "client_ms", "warnings"}
-    assert answer["audio"] == {"seconds": 1.0, "pcm_bytes": 32_000}
+    audio = {"recording_seconds": 1.0, "speech_seconds": 1.0, "pcm_bytes": 32_000}
+    assert answer["audio"] == audio
     size = len(gateway.exchanges[0].body)
     assert answer["packet"] == {
         "bytes": size,
@@ -152,6 +158,11 @@ def warned(result: CompletedProcess[str], *warnings: str) -> None:
 
 
 CUT = "the answer was cut at the maximum length; send shorter speech."
+UNCERTAIN = (
+    "the model is uncertain of this answer: its confidence is -0.300, below -0.04. Listen to the"
+    " recording, or record again in a quieter place."
+)
+LOW = {"transcript": -0.3, "translation": -0.01, "threshold": -0.04}
 REPEATED = "the answer was cut because the text repeated itself."
 EMPTY = "the decoder wrote no translation; the speech may be outside the model's domain."
 
@@ -162,6 +173,8 @@ EMPTY = "the decoder wrote no translation; the speech may be outside the model's
     [
         ({"finish": "length"}, [CUT]),
         ({"finish": "repetition"}, [REPEATED]),
+        ({"confidence": LOW}, [UNCERTAIN]),
+        ({"confidence": LOW | {"threshold": None}}, []),
         ({"translation": ""}, [EMPTY]),
         ({"translation": " \n"}, [EMPTY]),
         ({"finish": "length", "translation": ""}, [CUT, EMPTY]),
@@ -194,7 +207,7 @@ def test_an_incomplete_answer_is_announced(
 def test_narrow_band_audio_is_announced(
     gateway: Gateway, artifact: Path, tmp_path: Path, rate: int
 ) -> None:
-    path = write_wav(tmp_path / "call.wav", speech(1.0, rate), rate)
+    path = write_wav(tmp_path / "call.wav", resample(voice(1.0), RATE, rate), rate)
     warning = (
         f"{path} is sampled at {rate} Hz; below 8000 Hz most translations are wrong."
         " Record at a higher rate."
@@ -206,7 +219,7 @@ def test_narrow_band_audio_is_announced(
 
 
 def test_a_warning_about_a_name_that_is_no_text(artifact: Path, tmp_path: Path) -> None:
-    path = write_wav(tmp_path / "a.wav", speech(1.0, 6_000), 6_000)
+    path = write_wav(tmp_path / "a.wav", resample(voice(1.0), RATE, 6_000), 6_000)
     path = path.rename(tmp_path / os.fsdecode(b"two\nlines \xff.wav"))
     result = run("encode", path, "--out", tmp_path / "packet", "--artifact", artifact, "--json")
     assert (result.returncode, result.stderr.count("\n")) == (0, 1), result.stderr
@@ -244,7 +257,8 @@ def bad_files(folder: Path) -> dict[str, Path]:
         "silent": write_wav(folder / "silent.wav", 0 * speech(1.0)),
         "not finite": write_wav(folder / "nan.wav", broken, subtype="FLOAT"),
         "at least": write_wav(folder / "short.wav", speech(0.05)),
-        "longer than the 4 s": write_wav(folder / "long\nname.wav", speech(5.0)),
+        "5.0 s of speech": write_wav(folder / "long\nname.wav", voice(5.0)),
+        "No voice": write_wav(folder / "tone.wav", speech(1.0)),
     }
 
 

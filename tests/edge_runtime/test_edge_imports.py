@@ -8,7 +8,7 @@ from tests.edge_runtime.helpers import python
 
 SHARED = {
     *("arrays", "bundled", "cli", "cores", "errors", "features", "files", "languages"),
-    *("manifest", "native_log", "network", "prompt", "scripts", "wire"),
+    *("manifest", "native_log", "network", "prompt", "scripts", "speech", "wire"),
 }
 # Backends import these when they are created.
 LATE = {"torch", "transformers", "onnxruntime", "executorch"}

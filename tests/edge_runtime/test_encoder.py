@@ -8,7 +8,8 @@ import pytest
 
 from edge_runtime.artifact import open_artifact
 from edge_runtime.audio import Audio
-from edge_runtime.encoder import encode_audio
+from edge_runtime.encoder import encode_speech
+from edge_runtime.speech import Speech
 from esrt import features, wire
 from esrt.arrays import Float32Array
 from esrt.errors import PacketContentError
@@ -24,6 +25,11 @@ from tests.edge_runtime.helpers import (
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden/learned"
+
+
+def as_speech(samples: Float32Array) -> Speech:
+    """Samples that are encoded as they are."""
+    return Speech(samples, 0.0, Audio(samples))
 
 
 class Recorder:
@@ -42,8 +48,8 @@ class Recorder:
 @pytest.mark.parametrize("codec", [codec for codec in wire.Codec if not codec.uses_tables])
 def test_the_packet_holds_the_features(artifact: Path, codec: wire.Codec) -> None:
     backend = open_artifact(artifact).backend(threads=1)
-    audio = Audio(speech(1.234))
-    encoded = encode_audio(audio, backend, codec)
+    audio = as_speech(speech(1.234))
+    encoded = encode_speech(audio, backend, codec)
     packet = wire.decode(encoded.packet)
     mel = features.log_mel_features(audio.samples, frame_multiple=STRIDE)
     expected = backend.encode(mel)
@@ -66,12 +72,12 @@ def test_codec_tables_make_klt_the_default(tmp_path: Path) -> None:
     assert codec_tables is not None
     features = np.tile(codec_tables.by_codec[wire.Codec.KLT].mean, (9, 1))
     backend = Recorder(describe(tmp_path), features)
-    assert encode_audio(Audio(speech(1.0)), backend).codec == "int8"
-    encoded = encode_audio(Audio(speech(1.0)), backend, codec_tables=codec_tables)
+    assert encode_speech(as_speech(speech(1.0)), backend).codec == "int8"
+    encoded = encode_speech(as_speech(speech(1.0)), backend, codec_tables=codec_tables)
     assert encoded.codec == "klt"
     decoded = wire.decode(encoded.packet, codec_tables).features
     np.testing.assert_allclose(decoded, features, atol=1e-4)
-    chosen = encode_audio(Audio(speech(1.0)), backend, wire.Codec.FP16, codec_tables)
+    chosen = encode_speech(as_speech(speech(1.0)), backend, wire.Codec.FP16, codec_tables)
     assert chosen.codec == "fp16"
 
 
@@ -81,11 +87,11 @@ def test_an_artifact_without_codec_tables(tmp_path: Path) -> None:
     assert open_artifact(tmp_path).codec_tables() is None
     backend = Recorder(manifest, np.ones((2, WIDTH), np.float32))
     with pytest.raises(PacketContentError, match="int8"):
-        encode_audio(Audio(speech(1.0)), backend, wire.Codec.KLT)
+        encode_speech(as_speech(speech(1.0)), backend, wire.Codec.KLT)
 
 
 def test_every_stage_is_timed(artifact: Path) -> None:
-    times = encode_audio(Audio(speech(1.0)), open_artifact(artifact).backend(threads=1)).times
+    times = encode_speech(as_speech(speech(1.0)), open_artifact(artifact).backend(threads=1)).times
     assert min(times.log_mel, times.encode, times.pack) > 0
 
 
@@ -98,7 +104,7 @@ def test_the_manifest_decides_about_padding(
     tiny_graph(tmp_path / "encoder.onnx")
     manifest = describe(tmp_path, front_end=front_end(padded_seconds=padded_seconds))
     backend = Recorder(manifest, np.ones((2, WIDTH), np.float32))
-    encoded = encode_audio(Audio(speech(1.001)), backend)
+    encoded = encode_speech(as_speech(speech(1.001)), backend)
     assert backend.mel.shape == (128, frames)
     assert wire.decode(encoded.packet).duration_ms == 1001
 
@@ -107,4 +113,4 @@ def test_features_that_are_not_finite_are_not_sent(tmp_path: Path) -> None:
     tiny_graph(tmp_path / "encoder.onnx")
     broken = Recorder(describe(tmp_path), np.full((2, WIDTH), np.nan, np.float32))
     with pytest.raises(PacketContentError):
-        encode_audio(Audio(speech(1.0)), broken)
+        encode_speech(as_speech(speech(1.0)), broken)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from edge_runtime.artifact import open_artifact
 from edge_runtime.audio import Audio
 from edge_runtime.backends import ExecuTorchBackend
-from edge_runtime.encoder import encode_audio
+from edge_runtime.encoder import encode_speech
+from edge_runtime.speech import Speech
 from esrt.errors import ArtifactError
 from esrt.manifest import Manifest
 from tests.edge_runtime.helpers import STRIDE, WIDTH, describe, front_end, python, run, speech
@@ -86,7 +87,9 @@ def test_two_backends_in_one_process(folder: Path) -> None:
 
 
 def test_audio_becomes_a_packet(folder: Path) -> None:
-    encoded = encode_audio(Audio(speech(1.0)), open_artifact(folder).backend(threads=1))
+    encoded = encode_speech(
+        Speech(speech(1.0), 0.0, Audio(speech(1.0))), open_artifact(folder).backend(threads=1)
+    )
     assert (encoded.tokens, encoded.width) == (13, WIDTH)
 
 

@@ -251,3 +251,27 @@ def test_a_checkpoint_can_be_moved(copied: Checkpoint) -> None:
     elsewhere = copied.folder.with_name("elsewhere")
     shutil.move(copied.folder, elsewhere)
     assert open_checkpoint(elsewhere).fingerprint == copied.fingerprint
+
+
+def test_the_threshold_of_the_confidence_is_read(copied: Checkpoint) -> None:
+    assert copied.confidence_threshold is None
+    file = copied.folder / "confidence.json"
+    file.write_text(json.dumps({"fingerprint": copied.fingerprint, "threshold": -0.25}))
+    assert open_checkpoint(copied.folder).confidence_threshold == -0.25
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "is damaged"),
+        ("[]", "is damaged"),
+        ('{"threshold": "low"}', "is damaged"),
+        ('{"threshold": -0.25, "fingerprint": "0123456789abcdef"}', "other weights"),
+    ],
+)
+def test_a_threshold_that_cannot_be_used_is_refused(
+    copied: Checkpoint, content: str, words: str
+) -> None:
+    (copied.folder / "confidence.json").write_text(content)
+    with pytest.raises(CheckpointError, match=words):
+        open_checkpoint(copied.folder)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from esrt.files import replace_file, replace_folder
+from esrt.errors import EsrtError
+from esrt.files import refuse_input, replace_file, replace_folder
 
 
 @pytest.fixture
@@ -114,3 +115,15 @@ def test_mode_of_a_folder(tmp_path: Path) -> None:
     with replace_folder(tmp_path / "folder"):
         pass
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o755
+
+
+def test_an_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
+    recipe, other, link = tmp_path / "recipe", tmp_path / "other", tmp_path / "link"
+    recipe.touch()
+    other.touch()
+    link.symlink_to(recipe)
+    refuse_input(tmp_path / "new", recipe, other)
+    refuse_input(other, recipe, tmp_path / "missing")
+    for out in (recipe, link):
+        with pytest.raises(EsrtError, match="is an input"):
+            refuse_input(out, other, recipe)

@@ -1,5 +1,6 @@
 """The front end's golden vectors: our own modules, two others, and their generator."""
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -12,9 +13,17 @@ from esrt.bundled import CHECKPOINT
 from esrt.checkpoint import open_checkpoint
 from esrt.features import HOP, MEL_BINS, SAMPLE_RATE, log_mel_features
 from esrt.model import EdgeModel
+from esrt.speech import SpeechSettings, find_speech, trim_and_level
 from esrt.wire import Codec, Split
 from tests.golden import make_front_end
-from tests.golden.front_end_vectors import FOLDER, INDEX, VECTORS, Vector
+from tests.golden.front_end_vectors import (
+    FOLDER,
+    INDEX,
+    RECORDINGS,
+    VECTORS,
+    Recording,
+    Vector,
+)
 
 each_vector = pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector.name)
 MAX_BYTES = 500_000
@@ -29,6 +38,18 @@ def near(found: Float32Array, expected: Float32Array, tolerance: float) -> None:
     assert found.dtype == np.float32
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("recording", RECORDINGS, ids=lambda recording: recording.name)
+def test_speech(recording: Recording) -> None:
+    settings = msgspec.convert(INDEX["speech_settings"], SpeechSettings)
+    bounds = find_speech(recording.audio, settings)
+    assert bounds is not None
+    expected = recording.bounds
+    assert (bounds.start, bounds.stop) == (expected.start, expected.stop)
+    assert bounds.offset == pytest.approx(expected.offset, abs=1e-7)
+    assert bounds.gain == pytest.approx(expected.gain, rel=1e-6)
+    near(trim_and_level(recording.audio, settings), recording.speech, 2e-5)
 
 
 @each_vector

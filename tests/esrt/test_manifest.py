@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from esrt.errors import ArtifactError
 from esrt.manifest import FORMAT, FrontEnd, Manifest, TensorSpec, read_manifest, sha256
+from esrt.speech import DEFAULT_SETTINGS
 
 CONTENT = {"model.onnx": b"graph", "data/weights.bin": b"\0\1\2"}
 many = settings(
@@ -40,7 +41,7 @@ def artifact(tmp_path: Path) -> Path:
         max_tokens=50,
         inputs=(TensorSpec("mel", "float32", (1, 128, None)),),
         outputs=(TensorSpec("features", "float32", (1, None, 24)),),
-        front_end=FrontEnd(16_000, 400, 160, 128, 8, None, 12.0),
+        front_end=FrontEnd(16_000, 400, 160, 128, 8, None, 12.0, DEFAULT_SETTINGS),
         languages=("eng", "deu"),
         entry="model.onnx",
         files={name: sha256(folder / name) for name in CONTENT},
@@ -117,7 +118,7 @@ def _keyed(data: Any) -> list[Place]:
 def test_every_missing_key_is_refused(artifact: Path) -> None:
     whole = load(artifact)
     keyed = _keyed(whole)
-    assert len(keyed) == 17 + 3 + 3 + 7
+    assert len(keyed) == 17 + 3 + 3 + 8 + 10
     for place in keyed:
         data = copy.deepcopy(whole)
         del at(data, place[:-1])[place[-1]]
@@ -126,7 +127,9 @@ def test_every_missing_key_is_refused(artifact: Path) -> None:
             read_manifest(artifact)
 
 
-@pytest.mark.parametrize("place", [(), ("inputs", 0), ("outputs", 0), ("front_end",)], ids=str)
+@pytest.mark.parametrize(
+    "place", [(), ("inputs", 0), ("outputs", 0), ("front_end",), ("front_end", "speech")], ids=str
+)
 def test_unknown_keys_are_refused(artifact: Path, place: Place) -> None:
     data = load(artifact)
     at(data, place)["colour"] = "blue"
@@ -166,7 +169,7 @@ def test_every_mistyped_value_is_refused(artifact: Path) -> None:
     [
         ("precision", "int4"),
         ("split", "decoder"),
-        ("format", 2),
+        ("format", 1),
         ("format", 0),
         ("feature_width", 24.0),
         ("model", None),

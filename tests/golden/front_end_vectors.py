@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esrt.arrays import Float32Array
+from esrt.speech import SpeechBounds
 
 FOLDER = Path(__file__).parent / "front_end"
 INDEX: dict[str, Any] = json.loads((FOLDER / "index.json").read_text("utf-8"))
@@ -32,6 +33,21 @@ class Vector:
         return self.pcm.astype(np.float32) / 32768
 
 
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """A recording, and the speech in it."""
+
+    name: str
+    pcm: NDArray[np.int16]
+    speech: Float32Array
+    bounds: SpeechBounds
+
+    @property
+    def audio(self) -> Float32Array:
+        """Samples in [-1, 1]."""
+        return self.pcm.astype(np.float32) / 32768
+
+
 def _array(entry: dict[str, Any], dtype: str) -> Any:
     return np.fromfile(FOLDER / entry["file"], dtype).reshape(entry["shape"])
 
@@ -47,4 +63,13 @@ VECTORS = [
         (FOLDER / entry["packet"]["file"]).read_bytes(),
     )
     for entry in INDEX["vectors"]
+]
+RECORDINGS = [
+    Recording(
+        entry["name"],
+        _array(entry["recording"], "<i2"),
+        _array(entry["speech"], "<f4"),
+        SpeechBounds(entry["start"], entry["stop"], entry["offset"], entry["gain"]),
+    )
+    for entry in INDEX["recordings"]
 ]

@@ -1,9 +1,9 @@
-"""Generator of the front end's golden vectors: 16-bit audio, log-mel, features, packet.
+"""Generator of the front end's golden vectors: recording, speech, log-mel, features, packet.
 
-The log-mel is computed by the program in docs/front-end.md, which shares no code with
-`esrt.features`; the features by the bundled esrt-nano in torch. Both calculate in float64 and are
-rounded to float32. `python -m tests.golden.make_front_end` writes tests/golden/front_end/ again;
-the output is always the same.
+Speech and log-mel are computed by the program in docs/front-end.md, which shares no code with
+`esrt.speech` and `esrt.features`; the features by the bundled esrt-nano in torch. Both calculate in
+float64 and are rounded to float32. `python -m tests.golden.make_front_end` writes
+tests/golden/front_end/ again; the output is always the same.
 """
 
 import json
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import soundfile
 import torch
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from esrt import bundled, wire
 from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint, open_checkpoint
+from esrt.speech import DEFAULT_SETTINGS
 from esrt.wire import Codec, Split
 
 FOLDER = Path(__file__).parent / "front_end"
@@ -53,11 +55,33 @@ def recordings() -> dict[str, tuple[Pcm, float | None]]:
     }
 
 
+def recordings_with_silence() -> dict[str, Pcm]:
+    """Recordings whose speech has to be found."""
+    speech, _ = soundfile.read(bundled.SAMPLES / "fra-1.flac", dtype="int16")
+    words = speech[7_000:13_000] / FULL_SCALE
+    random = np.random.default_rng(0)
+    room = 0.001 * random.standard_normal(16_000)
+    room[5_000:11_000] += words
+    knock = np.zeros(12_345)
+    knock[1_000:1_200] = 0.5 * random.standard_normal(200)  # too short to count
+    knock[4_000:10_000] += words / 5
+    return {
+        "room": _pcm(room / 5 + 0.1),  # quiet, with noise and an offset
+        "knock": _pcm(knock),
+        "clipped": _pcm(np.clip(8 * words, -1, 1)),  # speech from the first sample to the last
+    }
+
+
+def _pcm(audio: NDArray[np.float64]) -> Pcm:
+    return np.rint(np.clip(FULL_SCALE * audio, -FULL_SCALE, FULL_SCALE - 1)).astype(np.int16)
+
+
 @torch.inference_mode()
 def files() -> Mapping[str, bytes]:
     """Content of every file in the folder, by name."""
     checkpoint = open_checkpoint(bundled.CHECKPOINT)
-    log_mel = program()["log_mel"]
+    names = program()
+    log_mel, scaled_pcm = names["log_mel"], names["scaled_pcm"]
     encoder = checkpoint.edge_model().double().eval()
     # torch's fused attention takes no float32 mask beside float64 states.
     encoder.encoder.set_attn_implementation("eager")
@@ -65,7 +89,8 @@ def files() -> Mapping[str, bytes]:
     contents: dict[str, bytes] = {}
     vectors = []
     for name, (pcm, padded_seconds) in recordings().items():
-        mel = np.array(log_mel(pcm.tolist(), checkpoint.config.frame_multiple, padded_seconds))
+        audio = scaled_pcm(pcm.tolist())
+        mel = np.array(log_mel(audio, checkpoint.config.frame_multiple, padded_seconds))
         features = encoder.features(torch.from_numpy(mel[None])).numpy()[0]
         vector, stored = _vector(
             *(name, pcm, padded_seconds, mel.astype(np.float32), features.astype(np.float32)),
@@ -73,6 +98,25 @@ def files() -> Mapping[str, bytes]:
         )
         vectors.append(vector)
         contents |= stored
+    settings = msgspec.to_builtins(DEFAULT_SETTINGS)
+    found = []
+    for name, pcm in recordings_with_silence().items():
+        audio = scaled_pcm(pcm.tolist())
+        start, stop, offset, gain = names["find_speech"](audio, settings)
+        speech = np.array(names["speech"](audio, settings), "<f4")
+        recording_file, speech_file = f"{name}.recording.s16le", f"{name}.speech.f32le"
+        contents |= {recording_file: pcm.astype("<i2").tobytes(), speech_file: speech.tobytes()}
+        found.append(
+            {
+                "name": name,
+                "recording": {"file": recording_file, "shape": [len(pcm)]},
+                "speech": {"file": speech_file, "shape": [len(speech)]},
+                "start": start,
+                "stop": stop,
+                "offset": offset,
+                "gain": gain,
+            }
+        )
     index = {
         "model": checkpoint.config.name,
         "fingerprint": checkpoint.fingerprint,
@@ -80,6 +124,8 @@ def files() -> Mapping[str, bytes]:
         "sample_rate": RATE,
         "frame_multiple": checkpoint.config.frame_multiple,
         "vectors": vectors,
+        "speech_settings": settings,
+        "recordings": found,
     }
     return {**contents, "index.json": (json.dumps(index, indent=1) + "\n").encode()}
 

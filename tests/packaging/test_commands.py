@@ -23,9 +23,13 @@ COMMANDS = {
     "export/to_executorch.py": ("",),
     "export/to_onnx.py": ("",),
     "demo.py": ("",),
+    "-m benchmarks": ("",),
     **{
         f"-m benchmarks.{name}": ("",)
-        for name in "bandwidth cloud encode full_size operators privacy runner.build".split()
+        for name in (
+            *("bandwidth", "cloud", "encode", "full_size", "operators", "privacy", "robustness"),
+            "runner.build",
+        )
     },
     "-m training.corpus": ("", "build", "samples"),
     **{f"-m training.{name}": ("",) for name in "ablation codec evaluate train".split()},
@@ -97,6 +101,13 @@ def test_usage_errors_are_one_line(target: str) -> None:
     assert errors == "error: No such option: --no-such-option. Add --help to see the options.\n"
 
 
+def test_the_demo_looks_at_the_file_before_the_languages() -> None:
+    (missing, present), _ = run("demo.py", "nope.wav", "models/esrt-nano/samples/eng-1.flac")
+    assert missing[0] == present[0] == 2
+    assert missing[2].startswith("error: nope.wav cannot be read")
+    assert present[2].startswith("error: The languages of the file are missing.")
+
+
 def test_a_misspelt_command_is_proposed() -> None:
     ((code, _, errors),) = run("-m edge_runtime", "trnslate")[0]
     assert code == 2
@@ -163,7 +174,7 @@ def test_numbers_out_of_range_are_one_line(target: str, lines: list[str], option
 @pytest.mark.parametrize(
     ("target", "code", "names"),
     [
-        ("-m benchmarks", None, "bandwidth cloud encode full_size operators privacy"),
+        ("-m benchmarks", 0, "bandwidth cloud encode full_size operators privacy robustness"),
         ("-m edge_runtime", 2, "translate encode"),
         ("-m export", 2, "coreml executorch onnx"),
     ],

@@ -14,11 +14,13 @@ from importlib.metadata import version
 from pathlib import Path
 from random import Random
 
+import msgspec
 import numpy as np
 
 from esrt.arrays import Float32Array
 from esrt.features import SAMPLE_RATE
 from esrt.files import replace_folder
+from esrt.speech import DEFAULT_SETTINGS, find_speech, trim_and_level
 from training.corpus.speech import (
     UNSEEN_VARIANTS,
     VARIANTS,
@@ -82,13 +84,23 @@ class Corpus:
     parallel_audio: Samples | None = None
 
     def speech(self, example: Example) -> Float32Array:
-        """Audio of an utterance, shape (samples,), in [-1, 1]."""
-        return _cut(self.audio, example)
+        """Audio of an utterance as the front end prepares it, shape (samples,)."""
+        return trim_and_level(_cut(self.audio, example), DEFAULT_SETTINGS)
 
     def parallel_speech(self, example: Example) -> Float32Array:
-        """Audio of an utterance by the reference voice; needs ``parallel_audio``."""
+        """Audio of an utterance by the reference voice, cut as `speech`; needs ``parallel_audio``.
+
+        The offset and the gain are those of the reference voice.
+        """
         assert self.parallel_audio is not None
-        return _cut(self.parallel_audio, example)
+        settings = DEFAULT_SETTINGS
+        bounds = find_speech(_cut(self.audio, example), settings)
+        audio = _cut(self.parallel_audio, example)
+        own = find_speech(audio, settings)
+        if bounds is None or own is None:
+            return audio
+        place = {"start": bounds.start, "stop": bounds.stop}
+        return msgspec.structs.replace(own, **place).apply(audio)
 
     def in_languages(self, languages: Collection[str]) -> "Corpus":
         """Select the utterances and the texts in some languages."""

@@ -89,23 +89,26 @@ def _operation(run: dict[str, Any], node: Any, constants: set[str]) -> Operation
 
 
 def _weights(path: Path) -> Iterator[tuple[str, Float32Array]]:
-    """Int8 matrices of the file, transposed from ONNX's (inputs, outputs)."""
+    """8-bit matrices of the file, transposed from ONNX's (inputs, outputs)."""
     graph = onnx.load(path).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         # The quantizer derives the name of a MatMulInteger's scale from the weight's name.
         if node.op_type == "MatMulInteger":
-            weight = node.input[1]
+            weight, zero = node.input[1], node.input[3]
             scale = weight.removesuffix("_quantized") + "_scale"
         elif node.op_type == "DequantizeLinear":
-            weight, scale = node.input[:2]
+            weight, scale, zero = node.input
         else:
             continue
-        if weight not in tensors or scale not in tensors or len(tensors[weight].dims) != 2:
+        if not {weight, scale, zero} <= tensors.keys() or len(tensors[weight].dims) != 2:
             continue
-        if tensors[weight].data_type == onnx.TensorProto.INT8:
-            values = numpy_helper.to_array(tensors[weight]).astype(np.float32)
-            yield weight, (values * numpy_helper.to_array(tensors[scale])).T
+        if tensors[weight].data_type == onnx.TensorProto.UINT8:
+            values, scales, zeros = (
+                numpy_helper.to_array(tensors[name]).astype(np.float32)
+                for name in (weight, scale, zero)
+            )
+            yield weight, ((values - zeros) * scales).T
 
 
 def _requirements(model: ModelProto, manifest: Manifest) -> tuple[str, ...]:
@@ -115,5 +118,7 @@ def _requirements(model: ModelProto, manifest: Manifest) -> tuple[str, ...]:
         f"ONNX operator set {versions.get('', 0)}, file format {model.ir_version}; tried with"
         f" ONNX Runtime {manifest.tools.get('onnxruntime', '?')}; any CPU that ONNX Runtime"
         " supports",
+        "ONNX Runtime before 1.29 sends nothing; later official builds upload telemetry, unless"
+        " ORT_DISABLE_TELEMETRY is 1 before the library is loaded",
         *(f"operators of {domain}" for domain in sorted(used - {"", "ai.onnx"})),
     )

@@ -96,22 +96,28 @@ def _quantize(path: Path, mels: Iterable[Float32Array] | None, kept: Collection[
         if layer not in kept
         for name in (node, f"{node}_MatMul")  # onnxruntime first turns a Gemm into this
     ]
+    # Unsigned weights: without VNNI, x86-64 kernels multiply unsigned by signed 8-bit integers in
+    # sums of 16 bits that saturate, and features are wrong. Unsigned products are exact everywhere.
     options: dict[str, Any] = {
         "op_types_to_quantize": ["MatMul", "Gemm"],
         "nodes_to_quantize": selected,
         "per_channel": True,
-        "weight_type": QuantType.QInt8,
+        "weight_type": QuantType.QUInt8,
     }
+    symmetric = {"WeightSymmetric": True}
     if mels is None:
-        quantize_dynamic(prepared, path, **options)
+        quantize_dynamic(prepared, path, extra_options=symmetric, **options)
     else:
         quantize_static(
             prepared,
             path,
             _CalibrationMels(mels),
-            activation_type=QuantType.QUInt8,  # the type that x86-64 kernels multiply by int8
+            activation_type=QuantType.QUInt8,
             # Products feed operations in fp32 only, so their results are not quantized.
-            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
+            extra_options={
+                "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
+                **symmetric,
+            },
             **options,
         )
     for scratch in (prepared, _weights_file(prepared), _weights_file(path)):

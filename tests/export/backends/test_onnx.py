@@ -72,7 +72,7 @@ def test_the_int8_graph_multiplies_integers(artifacts: Exporter) -> None:
     assert len(integer) >= 12
     assert _constant_float_products(graph) == []
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    assert {weights[node.input[1]].data_type for node in integer} == {onnx.TensorProto.INT8}
+    assert {weights[node.input[1]].data_type for node in integer} == {onnx.TensorProto.UINT8}
 
 
 def test_the_fp32_graph_does_not(artifacts: Exporter) -> None:

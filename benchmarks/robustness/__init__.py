@@ -1,0 +1,1 @@
+"""Robustness of whole translations against the conditions of a recording."""
