@@ -1,11 +1,13 @@
 """Trimming of a recording to its speech, and the level of the speech, in plain arithmetic.
 
 This module is the reference for other languages, which docs/front-end.md describes. The search
-works on powers of 10 ms frames; whether the sound is a voice is not decided here.
+works on 10 ms frames of the difference between samples, in which the low frequencies of room noise
+are weak. Whether the sound is a voice is not decided here.
 """
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from esrt.arrays import Float32Array
 from esrt.features import HOP, SAMPLE_RATE
@@ -15,8 +17,9 @@ class SpeechSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Parameters of the search for speech, and of its level.
 
     Attributes:
-        noise_share: share of the frames whose power is at most the noise level.
-        above_noise_db: a frame is active above this level over the noise, within the next limits.
+        noise_share: share of the frames whose change is at most that of the noise.
+        above_noise_db: a frame is active if its change is this far above that of the noise, within
+            the next limits.
         below_peak_db: a frame further below the loudest frame is never active.
         near_peak_db: a frame nearer to the loudest frame is always active.
         min_frames: shortest run of active frames that counts.
@@ -88,18 +91,19 @@ def find_speech(audio: Float32Array, settings: SpeechSettings) -> SpeechBounds |
         return None
     samples = audio.astype(np.float64)
     offset = float(samples.mean())
-    power = ((samples[: frames * HOP] - offset) ** 2).reshape(frames, HOP).mean(axis=1)
-    noise, peak = np.sort(power)[int(settings.noise_share * frames)], power.max()
+    change = _frame_powers(np.diff(samples, prepend=samples[0]))
+    noise, peak = np.sort(change)[int(settings.noise_share * frames)], change.max()
     threshold = noise * _ratio(settings.above_noise_db)
     threshold = max(threshold, peak * _ratio(-settings.below_peak_db))
     threshold = min(threshold, peak * _ratio(-settings.near_peak_db))
-    active = power > threshold
+    active = change > threshold
     edges = np.flatnonzero(np.diff(active, prepend=False, append=False))
     starts, stops = edges[::2], edges[1::2]
     long = stops - starts >= settings.min_frames
     if not long.any():
         return None
     first, last = starts[long][0], stops[long][-1]
+    power = _frame_powers(samples - offset)
     level = power[first:last][active[first:last]].mean()
     return SpeechBounds(
         start=max(0, int(first) * HOP - round(settings.lead_seconds * SAMPLE_RATE)),
@@ -123,6 +127,13 @@ def trim_and_level(audio: Float32Array, settings: SpeechSettings) -> Float32Arra
     """
     bounds = find_speech(audio, settings)
     return audio if bounds is None else bounds.apply(audio)
+
+
+def _frame_powers(samples: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean square of each whole frame, shape (frames,)."""
+    frames = len(samples) // HOP
+    powers: NDArray[np.float64] = np.square(samples[: frames * HOP].reshape(-1, HOP)).mean(axis=1)
+    return powers
 
 
 def _ratio(decibels: float) -> float:

@@ -17,6 +17,7 @@ from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.errors import ArtifactError, CheckFailed
 from esrt.manifest import Activations, Precision, read_manifest, sha256
 from esrt.model import EdgeModel
+from esrt.speech import DEFAULT_SETTINGS
 from esrt.wire import Split
 from export import backends, parity, peak_memory, quantization_error
 from export.artifact import artifact_folder
@@ -109,6 +110,7 @@ def test_folder_and_manifest(artifact: Artifact, kind: str, lively: Checkpoint) 
         "frame_multiple": 8,
         "padded_seconds": None,
         "max_seconds": 4.0,
+        "speech": msgspec.to_builtins(DEFAULT_SETTINGS),
     }
     shapes: tuple[Any, Any] = (1, 128, None), (1, None, 24)
     lengths: tuple[float, ...] = ()

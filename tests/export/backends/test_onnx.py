@@ -136,8 +136,9 @@ def test_int8_reaches_the_layers_of_a_padded_model(tmp_path: Path) -> None:
     export(RECIPE, random_checkpoint(PADDED), out, Precision.INT8, Split.QFORMER)
     integer = [node for node in graph_of(out).node if node.op_type == "MatMulInteger"]
     # Six in the encoder's layer. In the Q-Former's, the layers that depend on the speech: k, v and
-    # out of the second attention and two of the feed-forward.
-    assert len(integer) == 11
+    # out of the second attention and two of the feed-forward. The inputs of five more are constant;
+    # some versions of ONNX Runtime compute them at export, others when the graph is loaded.
+    assert len(integer) in (11, 16)
 
 
 @pytest.mark.parametrize("precision", Precision)
