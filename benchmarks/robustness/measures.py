@@ -55,7 +55,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a user sees of a file.
+    """Text and warnings that a user gets for a file.
 
     Attributes:
         translation: text; ``None`` if the file was refused before anything was sent.
