@@ -67,7 +67,7 @@ class Answer:
     warnings: tuple[str, ...] = ()
 
     def outcome(self, kept: str | None = None, right: str | None = None) -> Outcome:
-        """Outcome, given the translation of the clip as it is and the right one, if it is speech."""
+        """Outcome, given the translation of the clip as it is, and the right one, of speech."""
         if self.translation is None:
             return Outcome.REFUSED
         if self.translation == kept:
