@@ -174,7 +174,8 @@ def test_quick_robustness_run_writes_the_report(
     assert clean["kept"] == clean["right"] == 2
     assert len(rows) == 4
     for row in rows:
-        assert row["kept"] + row["cautioned"] + row["refused"] + row["silent"] == 2
+        counts = ("kept", "corrected", "cautioned", "refused", "silent")
+        assert sum(row[count] for count in counts) == 2
         assert len(row["silent_failures"]) == row["silent"]
         assert f"| {row['condition']} | {row['kept']} |" in done.stdout
     assert sum(row["kept"] for row in rows) > 0

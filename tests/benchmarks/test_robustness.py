@@ -203,6 +203,7 @@ def test_outcomes(phone: tuple[Phone, helpers.Gateway]) -> None:
         3: {"translation": "wrong"},  # a silent failure of the first clip
         5: {"translation": ""},  # the client warns of it
         6: {"finish": "length"},  # kept, and cautioned without need
+        8: {"translation": "another"},  # the second clip's right translation
     }
 
     def answer(exchange: helpers.ServedRequest) -> None:
@@ -214,21 +215,23 @@ def test_outcomes(phone: tuple[Phone, helpers.Gateway]) -> None:
     changes = [
         Condition("half", CLEAN, quieter(0.5)),
         Condition("third", "noise", quieter(0.3)),
+        Condition("quarter", "noise", quieter(0.25)),
         Condition("nothing", "noise", quieter(0.0)),
     ]
-    clean, half, third, nothing = measure(edge, clips, changes)
+    clean, half, third, quarter, nothing = measure(edge, clips, changes)
     assert clean["outcomes"] == {"one": "kept", "two": "kept"}
     assert clean["right"] == 1
     assert half["outcomes"] == {"one": "silent failure", "two": "kept"}
     assert half["silent_failures"] == {"one": "wrong"}
     assert third["outcomes"] == {"one": "cautioned", "two": "kept"}
     assert third["needless_cautions"] == 1
+    assert quarter["outcomes"] == {"one": "kept", "two": "corrected"}
     assert nothing["outcomes"] == {"one": "refused", "two": "refused"}
-    assert len(translator.exchanges) == 6, "a refused file is not sent"
+    assert len(translator.exchanges) == 8, "a refused file is not sent"
     sounds = [{"sound": "hum", "cautioned": 1, "refused": 2, "silent": 1}]
-    values = {bar.name: bar.value for bar in bars([clean, half, third, nothing], sounds)}
+    values = {bar.name: bar.value for bar in bars([clean, half, third, quarter, nothing], sounds)}
     assert values["clean_kept_pct"] == 50
-    assert values["silent_failures_pct"] == pytest.approx(100 / 6, abs=0.01)
+    assert values["silent_failures_pct"] == pytest.approx(100 / 8)
     assert values["non_speech_silent_pct"] == 25
 
 
