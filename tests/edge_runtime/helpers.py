@@ -74,7 +74,7 @@ def speech(seconds: float, rate: int = RATE, channels: int = 1) -> Float32Array:
 
 def voice(seconds: float) -> Float32Array:
     """Speech of a bundled clip without a pause at its ends, repeated to the length, 16 kHz."""
-    words, _ = soundfile.read(SAMPLES / "hin-1.flac", dtype="float32", stop=30_000)
+    words, _ = soundfile.read(SAMPLES / "hin-1.flac", dtype="float32", start=3_200, stop=30_000)
     return np.resize(words, round(seconds * RATE))
 
 

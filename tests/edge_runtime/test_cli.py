@@ -55,16 +55,16 @@ def test_translate(gateway: Gateway, artifact: Path, utterance: Path) -> None:
     assert lines[0].split(maxsplit=1) == ["transcript:", DONE["transcript"]]
     assert lines[1].split(maxsplit=1) == ["translation:", DONE["translation"]]
     table = dict(line.split("  ", 1) for line in lines[2:])
-    stages = ["log-mel", "encode", "pack", "network", "first token", "done"]
+    stages = ["find speech", "log-mel", "encode", "pack", "network", "first token", "done"]
     assert list(table) == ["speech", "packet", *stages, "confidence"]
     assert "32,000 bytes" in table["speech"]
     assert table["speech"].endswith("1.00 s of 1.00 s, 16-bit 16 kHz")
     assert f"{PACKET_BYTES} bytes" in table["packet"]
     assert f"{32_000 / PACKET_BYTES:.1f} times smaller" in table["packet"]
-    assert all(table[stage].endswith(" ms") for stage in stages[:2])
+    assert all(table[stage].endswith(" ms") for stage in stages[:3])
     assert table["pack"].endswith(" ms  features to packet")
     assert table["network"].endswith(" ms  upload, queue and download")
-    assert all(table[stage].endswith(" ms  since sending") for stage in stages[4:])
+    assert all(table[stage].endswith(" ms  since sending") for stage in stages[5:])
     assert table["confidence"].split() == ["-0.010", "caution", "below", "-0.04"]
     assert "\x1b" not in result.stdout
     packet = wire.decode(gateway.exchanges[0].body)
@@ -130,6 +130,7 @@ def test_translate_json(gateway: Gateway, artifact: Path, utterance: Path, strea
         "times_smaller": 32_000 / size,
     }
     assert set(answer["client_ms"]) == {
+        "find_speech",
         "log_mel",
         "encode",
         "pack",
