@@ -202,7 +202,7 @@ def test_command_line(server: str, artifact: Artifact) -> None:
     assert answer["fingerprint"] == artifact.manifest.fingerprint
     assert answer["packet"]["codec"] == "klt"
     assert answer["packet"]["times_smaller"] > 64
-    stages = ["log_mel", "encode", "pack", "network", "first_token", "done"]
+    stages = ["find_speech", "log_mel", "encode", "pack", "network", "first_token", "done"]
     assert list(answer["client_ms"]) == stages
     assert answer["confidence"]["translation"] < 0
     assert all(value > 0 for value in answer["client_ms"].values())
