@@ -44,7 +44,12 @@ def start(folder: Path, script: str) -> subprocess.Popen[str]:
     file.write_text(script)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(
-        [sys.executable, str(file)], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, str(file)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A process started by nohup ignores SIGHUP, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
 
 
