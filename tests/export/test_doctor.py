@@ -142,7 +142,7 @@ def test_changed_weights(copied: Callable[[str, str], Path], lively: Checkpoint)
     folder = copied("onnx", "int8")
     model = onnx.load(folder / "model.onnx")
     tensor = next(t for t in model.graph.initializer if t.name.endswith("MatMul_1_quantized") or (
-        t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2))  # fmt: skip
+        t.data_type == onnx.TensorProto.UINT8 and len(t.dims) == 2))  # fmt: skip
     values = numpy_helper.to_array(tensor).copy()
     values[:] = np.random.default_rng(0).permutation(values.ravel()).reshape(values.shape)
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))

@@ -79,7 +79,9 @@ def test_the_wheel_is_for_python_from_3_11_on(wheel: Path) -> None:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = message_from_string(archive.read(name).decode())
     assert metadata["Requires-Python"] == ">=3.11"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"cloud", "edge", "export"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        *("cloud", "edge", "edge-formats", "export")
+    }
 
 
 def test_the_edge_extra_translates_a_file(scripts: Path, tmp_path: Path) -> None:

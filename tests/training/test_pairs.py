@@ -51,7 +51,8 @@ def test_parallel_speech_is_as_long_and_sounds_different(paired: Corpus) -> None
     assert len(drawn) > len(paired.examples) / 2
     for example in drawn:
         own, parallel = paired.speech(example), paired.parallel_speech(example)
-        assert own.shape == parallel.shape == (example.samples,)
+        assert own.shape == parallel.shape
+        assert example.samples / 2 < len(own) <= example.samples
         assert np.abs(parallel).max() > 0.05
         assert np.abs(own - parallel).max() > 0.05
 
