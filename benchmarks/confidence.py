@@ -6,12 +6,12 @@ answers to clean speech do not reach. The gateway reads it from ``confidence.jso
 checkpoint.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import track
@@ -25,14 +25,15 @@ from edge_runtime.encoder import encode_speech
 from edge_runtime.report import lowest_confidence
 from edge_runtime.speech import prepare_speech
 from esrt import bundled
-from esrt.arrays import Float32Array
 from esrt.benchmark_report import BenchmarkReport
 from esrt.cli import VersionOption, run
 from esrt.errors import AudioError
 from esrt.languages import LANGUAGES
 from training.corpus.build import CORPUS, Corpus, Example, load
 
-Sound = Callable[[Float32Array], Float32Array]
+if TYPE_CHECKING:
+    # Not imported at run time: it imports torch, which --help need not.
+    from training.translation import Sound
 
 _AT_ONCE = 16
 
@@ -54,7 +55,7 @@ class Answered:
 
 
 def answer_split(
-    checkpoint: Path, split: Corpus, sounds: Mapping[str, Sound]
+    checkpoint: Path, split: Corpus, sounds: "Mapping[str, Sound]"
 ) -> dict[str, list[Answered]]:
     """Translate a split through the edge runtime and a gateway, under each condition.
 
@@ -77,7 +78,7 @@ def answer_split(
     ):
         gateway.wait_until_ready()
 
-        def translate(case: tuple[int, Example], sound: Sound) -> Answered | None:
+        def translate(case: tuple[int, Example], sound: "Sound") -> Answered | None:
             number, example = case
             try:
                 audio = Audio(sound(split.speech(example)))

@@ -81,11 +81,10 @@ def prepare_speech(audio: Audio, front_end: FrontEnd, name: str = "The recording
             "Record a whole word or sentence.",
         )
     bounds = find_speech(audio.samples, settings)
-    if bounds is None:
-        raise _no_speech(name)
-    samples = bounds.apply(audio.samples)
-    if not has_voice(samples, settings):
-        raise _no_speech(name)
+    if bounds is None or not has_voice(samples := bounds.apply(audio.samples), settings):
+        raise AudioError(
+            f"No voice was found in {name}.", "Check the microphone, or name a file with speech."
+        )
     samples = _fit(samples, front_end, name)
     search_ms = 1000 * (perf_counter() - begin)
     return Speech(samples, bounds.start / SAMPLE_RATE, audio, search_ms)
@@ -135,9 +134,3 @@ def _fit(samples: Float32Array, front_end: FrontEnd, name: str) -> Float32Array:
         )
     # A recorder or the resampler may round the length up by as much as one hop.
     return samples[:longest]
-
-
-def _no_speech(name: str) -> AudioError:
-    return AudioError(
-        f"No voice was found in {name}.", "Check the microphone, or name a file with speech."
-    )
