@@ -29,7 +29,7 @@ demo: setup
 	$(RUN) demo.py "$(CLIP)" --from $(FROM) --to $(TO)
 
 test: setup espeak nginx promtool cross
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # vLLM, exports and training are left out.
 check: setup

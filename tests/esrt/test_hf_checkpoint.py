@@ -183,7 +183,6 @@ Q = "q_former.qformer.encoder.layer"
         (put("q_former.query", 5, 64), ["q_former.query has shape (5, 64)"]),
         (put("llm.model.embed_tokens.weight", 40, 33), ["llm.model.embed_tokens.weight", "32"]),
     ],
-    ids=str,
 )  # fmt: skip
 def test_wrong_tensors_are_listed(
     write: Callable[[Path, Tensors], Path],

@@ -23,7 +23,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def _small_models() -> Iterator[None]:
     """Register the small models, so that recipes can name them."""
     with pytest.MonkeyPatch.context() as patch:

@@ -124,6 +124,23 @@ def test_equals_transformers_on_unseen_features(
     assert {"stop"} < {answer["finish"] for answer in answers}
 
 
+def test_memory_does_not_grow_with_the_lengths_of_batches(
+    service: Service, packet: Packets
+) -> None:
+    children = psutil.Process(service.gateway.process.pid).children(recursive=True)
+    engine = max(children, key=lambda child: child.memory_info().rss)
+
+    def memory_after(seeds: range) -> int:
+        bodies = [packet(seed, 1 + seed % TINY.max_tokens) for seed in seeds]
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(lambda body: _translate(service, body, "eng", "deu"), bodies))
+        return int(engine.memory_info().rss)
+
+    before = memory_after(range(1000, 1150))
+    # 20 MB with oneDNN's default cache.
+    assert memory_after(range(1150, 1300)) - before < 3e6
+
+
 def test_concurrent_answers_do_not_mix(service: Service, packet: Packets) -> None:
     numbers = list(range(len(SENTENCES))) * 3
     bodies = [packet(number, 1 + place * 2) for place, number in enumerate(numbers)]
