@@ -11,8 +11,8 @@ from esrt import bundled
 from esrt.cli import application, run
 from esrt.features import SAMPLE_RATE
 from training.corpus.build import CORPUS, SPLITS, build, utterances
+from training.corpus.domain import NANO
 from training.corpus.speech import speak
-from training.corpus.synthesis_languages import SYNTHESIS_LANGUAGES
 
 app = application("Synthesize the corpus, or test phrases.")
 Out = Annotated[Path, typer.Option(metavar="FOLDER", help="Output folder.")]
@@ -35,7 +35,7 @@ def samples(
     phrases = (pair for pair in utterances("test") if pair[0].kind == "phrase")
     index = []
     for clip in range(1, count + 1):
-        for number, code in enumerate(SYNTHESIS_LANGUAGES):
+        for number, code in enumerate(NANO.languages):
             sentence, spoken = next(phrases)
             name = f"{code}-{clip}.flac"
             soundfile.write(out / name, speak(spoken[number]), SAMPLE_RATE, subtype="PCM_16")

@@ -21,6 +21,7 @@ from esrt.arrays import Float32Array
 from esrt.features import SAMPLE_RATE
 from esrt.files import replace_folder
 from esrt.speech import DEFAULT_SETTINGS, find_speech, trim_and_level
+from training.corpus.domain import NANO
 from training.corpus.speech import (
     UNSEEN_VARIANTS,
     VARIANTS,
@@ -121,7 +122,7 @@ def _cut(audio: Samples, example: Example) -> Float32Array:
 
 @cache
 def _splits() -> dict[str, list[Sentence]]:
-    return draw_splits(SEED, HELD_OUT_SENTENCES, TRAIN_SENTENCES)
+    return draw_splits(NANO, SEED, HELD_OUT_SENTENCES, TRAIN_SENTENCES)
 
 
 def sentences(name: str) -> list[Sentence]:
