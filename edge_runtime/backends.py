@@ -32,7 +32,7 @@ class Backend(Protocol):
         ...
 
     def encode(self, mel: Float32Array) -> Float32Array:
-        """Features (tokens, width) of a log-mel spectrogram (128, frames), both float32.
+        """Features (tokens, width) of a log-mel spectrogram (mel bins, frames), both float32.
 
         Raises:
             ArtifactError: the graph rejects the input or returns an undeclared shape.
@@ -43,7 +43,7 @@ class Backend(Protocol):
 class OnnxBackend:
     """An ONNX artifact on ONNX Runtime's CPU provider.
 
-    The graph maps one input, float32 (1, 128, frames), to one output, float32
+    The graph maps one input, float32 (1, mel bins, frames), to one output, float32
     (1, tokens, width); the manifest names them.
 
     Args:
@@ -144,11 +144,11 @@ class ExecuTorchBackend:
                 ]
         except Exception as error:  # ExecuTorch's errors have no common base class
             raise ArtifactError(f"ExecuTorch cannot load {path}: {error}.", _EXPORT) from error
-        longest = manifest.front_end.max_frames
-        if [tuple(sizes) for sizes in inputs] != [(1, MEL_BINS, longest)]:
+        declared = (1, manifest.front_end.mel_bins, manifest.front_end.max_frames)
+        if [tuple(sizes) for sizes in inputs] != [declared]:
             raise ArtifactError(
                 f"The program in {folder} takes {inputs}, but its manifest declares"
-                f" (1, {MEL_BINS}, up to {longest}).",
+                f" (1, {declared[1]}, up to {declared[2]}).",
                 _EXPORT,
             )
 
@@ -161,13 +161,13 @@ class ExecuTorchBackend:
         """See :meth:`Backend.encode`."""
         # ExecuTorch may abort the process on a wrong shape, or ignore an incomplete last block.
         bins, frames = mel.shape
-        longest = self._manifest.front_end.max_frames
-        multiple = self._manifest.front_end.frame_multiple
+        front_end = self._manifest.front_end
+        longest, multiple = front_end.max_frames, front_end.frame_multiple
         valid_length = frames % multiple == 0 and 0 < frames <= longest
-        if mel.dtype != np.float32 or bins != MEL_BINS or not valid_length:
+        if mel.dtype != np.float32 or bins != front_end.mel_bins or not valid_length:
             raise ArtifactError(
                 f"ExecuTorch failed on an input: it is {mel.dtype} {mel.shape}, but the program"
-                f" takes float32 ({MEL_BINS}, up to {longest} in steps of {multiple}).",
+                f" takes float32 ({front_end.mel_bins}, up to {longest} in steps of {multiple}).",
                 "Cut the speech into shorter segments.",
             )
         try:
@@ -231,12 +231,14 @@ def _check_manifest(manifest: Manifest, folder: Path) -> None:
             _EXPORT,
         )
     front_end = manifest.front_end
-    declared = (front_end.sample_rate, front_end.n_fft, front_end.hop, front_end.mel_bins)
-    expected = (SAMPLE_RATE, N_FFT, HOP, MEL_BINS)
-    if declared != expected or front_end.frame_multiple < 1:
+    declared = (front_end.sample_rate, front_end.n_fft, front_end.hop)
+    expected = (SAMPLE_RATE, N_FFT, HOP)
+    supported = declared == expected and front_end.mel_bins in MEL_BINS
+    if not supported or front_end.frame_multiple < 1:
         raise ArtifactError(
-            f"The artifact in {folder} needs a front end of (rate, window, hop, bins) {declared};"
-            f" this runtime's is {expected}.",
+            f"The artifact in {folder} needs a front end of (rate, window, hop) {declared} with"
+            f" {front_end.mel_bins} mel bins; this runtime's is {expected} with"
+            f" {' or '.join(map(str, MEL_BINS))}.",
             "Use a runtime of the artifact's version.",
         )
 

@@ -52,6 +52,7 @@ def encode_speech(
     start = perf_counter()
     mel = log_mel_features(
         speech.samples,
+        mel_bins=front_end.mel_bins,
         frame_multiple=front_end.frame_multiple,
         padded_seconds=front_end.padded_seconds,
     )

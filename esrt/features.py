@@ -1,4 +1,4 @@
-"""Whisper's log-mel front end in numpy: 16 kHz audio to 128 mel bins every 10 ms.
+"""Whisper's log-mel front end in numpy: 16 kHz audio to mel bins every 10 ms.
 
 The arithmetic equals ``log_mel_spectrogram`` of openai-whisper: Hann window of 400 samples, hop of
 160 samples, Slaney mel scale, log10, a floor at the maximum minus 8, then ``(x + 4) / 4``. This
@@ -15,7 +15,8 @@ from esrt.arrays import Float32Array
 SAMPLE_RATE = 16_000
 N_FFT = 400
 HOP = 160
-MEL_BINS = 128
+# Mel bins of Whisper's models: 128 from large-v3 on, 80 before.
+MEL_BINS = (80, 128)
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP
 
 
@@ -62,7 +63,7 @@ def pad_or_trim(audio: Float32Array, samples: int) -> Float32Array:
     return np.pad(audio[:samples], (0, max(0, samples - len(audio))))
 
 
-def log_mel(audio: Float32Array, bins: int = MEL_BINS) -> Float32Array:
+def log_mel(audio: Float32Array, bins: int) -> Float32Array:
     """Log-mel spectrogram.
 
     Args:
@@ -82,20 +83,21 @@ def log_mel(audio: Float32Array, bins: int = MEL_BINS) -> Float32Array:
 
 
 def log_mel_features(
-    audio: Float32Array, *, frame_multiple: int, padded_seconds: float | None = None
+    audio: Float32Array, *, mel_bins: int, frame_multiple: int, padded_seconds: float | None = None
 ) -> Float32Array:
     """Log-mel input of an encoder.
 
     Args:
         audio: mono, 16 kHz, nominally in [-1, 1], shape (samples,).
+        mel_bins: mel bins.
         frame_multiple: the number of frames is rounded up to a multiple of this, by zeros after
             the audio.
         padded_seconds: length that audio is padded or trimmed to; ``None`` encodes only what was
             spoken.
 
     Returns:
-        Shape (128, frames).
+        Shape (mel bins, frames).
     """
     block = frame_multiple * HOP
     samples = len(audio) if padded_seconds is None else round(padded_seconds * SAMPLE_RATE)
-    return log_mel(pad_or_trim(audio, max(1, -(-samples // block)) * block))
+    return log_mel(pad_or_trim(audio, max(1, -(-samples // block)) * block), mel_bins)

@@ -14,7 +14,7 @@ from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint, open_checkpoint
 from esrt.errors import ArtifactError, CheckFailed, EsrtError
 from esrt.features import FRAMES_PER_SECOND, HOP, log_mel
-from esrt.manifest import Activations, Manifest, Precision
+from esrt.manifest import Activations, FrontEnd, Manifest, Precision
 from esrt.model import EdgeModel
 from export import parity, peak_memory, quantization_error, translation_parity
 from export.backends import get_recipe
@@ -98,7 +98,7 @@ def inspect_artifact(folder: Path, manifest: Manifest, checkpoint: Checkpoint | 
         )
     path = folder / manifest.entry
     try:
-        inspection = recipe.inspect(path, manifest, _speech(manifest.front_end.max_frames))
+        inspection = recipe.inspect(path, manifest, _speech(manifest.front_end))
     except EsrtError:
         raise
     except Exception as error:  # the formats' own errors have no common base
@@ -181,11 +181,11 @@ def _layer_errors(
     return {name: error for name, error in errors.items() if name in weights}, unmatched
 
 
-def _speech(frames: int) -> Float32Array:
-    """Log-mel (mel bins, frames) of the bundled clips, joined and repeated to the length."""
+def _speech(front_end: FrontEnd) -> Float32Array:
+    """Log-mel (mel bins, frames) of the bundled clips, joined and repeated to the longest input."""
     index = json.loads((bundled.SAMPLES / "index.json").read_text("utf-8"))
     audio = np.concatenate([parity.read_audio(row["file"]) for row in index])
-    return log_mel(np.resize(audio, frames * HOP))
+    return log_mel(np.resize(audio, front_end.max_frames * HOP), front_end.mel_bins)
 
 
 def find_checkpoint(manifest: Manifest, name: str | None) -> Checkpoint | None:

@@ -67,6 +67,7 @@ def sample_mels(config: ModelConfig, lengths: Sequence[int] = ()) -> Iterator[Fl
         audio = read_audio(row["file"])
         mel = log_mel_features(
             audio,
+            mel_bins=config.encoder.mel_bins,
             frame_multiple=config.frame_multiple,
             padded_seconds=_padded_seconds(len(audio), lengths)
             if lengths

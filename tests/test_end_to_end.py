@@ -89,7 +89,9 @@ def unsplit(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     for clip in CLIPS:
         pair = direction(clip["language"], target_of(clip))
         audio = parity.read_audio(clip["file"])
-        mel = features.log_mel_features(audio, frame_multiple=checkpoint.config.frame_multiple)
+        mel = features.log_mel_features(
+            audio, mel_bins=128, frame_multiple=checkpoint.config.frame_multiple
+        )
         with torch.inference_mode():
             embeddings = edge(torch.from_numpy(mel[None]))
         tokens = torch.tensor([embeddings.shape[1]])

@@ -164,7 +164,10 @@ def mel_batch(config: ModelConfig, audio: Sequence[Float32Array]) -> tuple[Tenso
     mels = [
         torch.from_numpy(
             log_mel_features(
-                samples, frame_multiple=config.frame_multiple, padded_seconds=config.padded_seconds
+                samples,
+                mel_bins=config.encoder.mel_bins,
+                frame_multiple=config.frame_multiple,
+                padded_seconds=config.padded_seconds,
             ).T
         )
         for samples in audio

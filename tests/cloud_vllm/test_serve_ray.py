@@ -87,7 +87,9 @@ def questions() -> list[Question]:
     for clip, target in TARGETS.items():
         pair = direction(clip[:3], target)
         samples = read_audio(CHECKPOINT / "samples" / f"{clip}.flac").samples
-        mel = log_mel_features(samples, frame_multiple=checkpoint.config.frame_multiple)
+        mel = log_mel_features(
+            samples, mel_bins=128, frame_multiple=checkpoint.config.frame_multiple
+        )
         with torch.inference_mode():
             sent = edge.features(torch.from_numpy(mel[None]))
             embeddings = edge.mlp(sent)

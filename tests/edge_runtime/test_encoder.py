@@ -51,7 +51,7 @@ def test_the_packet_holds_the_features(artifact: Path, codec: wire.Codec) -> Non
     audio = as_speech(speech(1.234))
     encoded = encode_speech(audio, backend, codec)
     packet = wire.decode(encoded.packet)
-    mel = features.log_mel_features(audio.samples, frame_multiple=STRIDE)
+    mel = features.log_mel_features(audio.samples, mel_bins=128, frame_multiple=STRIDE)
     expected = backend.encode(mel)
     steps = np.abs(expected).max(axis=1, keepdims=True) / (7 if codec == "int4" else 127)
     assert (np.abs(packet.features - expected) <= 0.6 * steps).all()
@@ -107,6 +107,17 @@ def test_the_manifest_decides_about_padding(
     encoded = encode_speech(as_speech(speech(1.001)), backend)
     assert backend.mel.shape == (128, frames)
     assert wire.decode(encoded.packet).duration_ms == 1001
+
+
+@pytest.mark.parametrize("mel_bins", [80, 128])
+def test_the_manifest_decides_about_mel_bins(tmp_path: Path, mel_bins: int) -> None:
+    tiny_graph(tmp_path / "encoder.onnx")
+    manifest = describe(tmp_path, front_end=front_end(mel_bins=mel_bins))
+    backend = Recorder(manifest, np.ones((2, WIDTH), np.float32))
+    audio = as_speech(speech(1.0))
+    encode_speech(audio, backend)
+    expected = features.log_mel_features(audio.samples, mel_bins=mel_bins, frame_multiple=STRIDE)
+    np.testing.assert_array_equal(backend.mel, expected)
 
 
 def test_features_that_are_not_finite_are_not_sent(tmp_path: Path) -> None:

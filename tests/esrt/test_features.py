@@ -9,6 +9,7 @@ import whisper
 import whisper.audio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import WhisperFeatureExtractor
 
 from esrt import features
 from esrt.arrays import Float32Array
@@ -57,8 +58,11 @@ def clip(name: str) -> Float32Array:
     return np.asarray(audio, np.float32)
 
 
-def reference(audio: Float32Array) -> Float32Array:
-    return np.asarray(whisper.log_mel_spectrogram(audio, n_mels=MEL_BINS).numpy(), np.float32)
+each_mel_bins = pytest.mark.parametrize("bins", MEL_BINS)
+
+
+def reference(audio: Float32Array, bins: int) -> Float32Array:
+    return np.asarray(whisper.log_mel_spectrogram(audio, n_mels=bins).numpy(), np.float32)
 
 
 def assert_equal(found: Float32Array, expected: Float32Array) -> None:
@@ -67,35 +71,41 @@ def assert_equal(found: Float32Array, expected: Float32Array) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 
+@each_mel_bins
 @pytest.mark.parametrize("name", AUDIO)
-def test_equals_whisper(name: str) -> None:
-    assert_equal(features.log_mel(AUDIO[name]), reference(AUDIO[name]))
+def test_equals_whisper(name: str, bins: int) -> None:
+    assert_equal(features.log_mel(AUDIO[name], bins), reference(AUDIO[name], bins))
 
 
+@each_mel_bins
 @pytest.mark.parametrize("name", CLIPS)
-def test_equals_whisper_on_speech(name: str) -> None:
+def test_equals_whisper_on_speech(name: str, bins: int) -> None:
     audio = clip(name)
-    assert_equal(features.log_mel(audio), reference(audio))
+    assert_equal(features.log_mel(audio, bins), reference(audio, bins))
 
 
+@each_mel_bins
 @pytest.mark.parametrize(
     "audio", [clip(CLIPS[0]), noise(31), click()], ids=["clip", "31 s", "click"]
 )
-def test_equals_whisper_in_the_padded_form(audio: Float32Array) -> None:
-    found = features.log_mel_features(audio, frame_multiple=2, padded_seconds=30.0)
-    assert found.shape == (MEL_BINS, 3000)
-    assert_equal(found, reference(whisper.pad_or_trim(audio)))
+def test_equals_whisper_in_the_padded_form(audio: Float32Array, bins: int) -> None:
+    found = features.log_mel_features(audio, mel_bins=bins, frame_multiple=2, padded_seconds=30.0)
+    assert found.shape == (bins, 3000)
+    assert_equal(found, reference(whisper.pad_or_trim(audio), bins))
 
 
 def test_silence_is_flat() -> None:
-    found = features.log_mel_features(np.zeros(8000, np.float32), frame_multiple=8)
+    found = features.log_mel_features(np.zeros(8000, np.float32), mel_bins=80, frame_multiple=8)
     np.testing.assert_allclose(found, -1.5, rtol=0, atol=1e-6)  # (log10(1e-10) + 4) / 4
 
 
-@pytest.mark.parametrize("bins", [80, 128])
+@each_mel_bins
 def test_mel_filters_equal_whispers(bins: int) -> None:
-    expected = whisper.audio.mel_filters("cpu", bins).numpy()
-    np.testing.assert_allclose(features.mel_filters(bins), expected, rtol=0, atol=1e-7)
+    found = features.mel_filters(bins)
+    openai = whisper.audio.mel_filters("cpu", bins).numpy()
+    transformers = WhisperFeatureExtractor(feature_size=bins).mel_filters.T
+    for expected in (openai, transformers):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-7)
 
 
 def test_mel_scales_are_inverse() -> None:
@@ -114,11 +124,11 @@ def test_pad_or_trim_equals_whispers(length: int) -> None:
 @given(st.integers(0, 2 * SAMPLE_RATE), st.integers(1, 20).map(lambda n: 2 * n))
 def test_frames_come_in_multiples_and_hold_all_audio(samples: int, multiple: int) -> None:
     audio = noise(2)[:samples]
-    found = features.log_mel_features(audio, frame_multiple=multiple)
+    found = features.log_mel_features(audio, mel_bins=80, frame_multiple=multiple)
     frames = found.shape[1]
     assert frames % multiple == 0
     assert frames > 0
     assert frames * HOP >= samples
     assert frames == multiple or (frames - multiple) * HOP < samples
     assert np.isfinite(found).all()
-    assert_equal(found, reference(whisper.pad_or_trim(audio, frames * HOP)))
+    assert_equal(found, reference(whisper.pad_or_trim(audio, frames * HOP), 80))

@@ -24,6 +24,7 @@ class Vector:
     duration_ms: int
     pcm: NDArray[np.int16]
     log_mel: Float32Array
+    log_mel_80: Float32Array
     features: Float32Array
     packet: bytes
 
@@ -31,6 +32,11 @@ class Vector:
     def audio(self) -> Float32Array:
         """Samples in [-1, 1]."""
         return self.pcm.astype(np.float32) / 32768
+
+    @property
+    def log_mels(self) -> list[Float32Array]:
+        """Log-mels of every number of bins."""
+        return [self.log_mel_80, self.log_mel]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +65,7 @@ VECTORS = [
         entry["duration_ms"],
         _array(entry["audio"], "<i2"),
         _array(entry["log_mel"], "<f4"),
+        _array(entry["log_mel_80"], "<f4"),
         _array(entry["features"], "<f4"),
         (FOLDER / entry["packet"]["file"]).read_bytes(),
     )

@@ -1,9 +1,10 @@
 """Generator of the front end's golden vectors: recording, speech, log-mel, features, packet.
 
 Speech and log-mel are computed by the program in docs/front-end.md, which shares no code with
-`esrt.speech` and `esrt.features`; the features by the bundled esrt-nano in torch. Both calculate in
-float64 and are rounded to float32. `python -m tests.golden.make_front_end` writes
-tests/golden/front_end/ again; the output is always the same.
+`esrt.speech` and `esrt.features`; the features by the bundled esrt-nano in torch, from the log-mel
+of 128 bins. Both calculate in float64 and are rounded to float32.
+`python -m tests.golden.make_front_end` writes tests/golden/front_end/ again; the output is always
+the same.
 """
 
 import json
@@ -81,7 +82,7 @@ def files() -> Mapping[str, bytes]:
     """Content of every file in the folder, by name."""
     checkpoint = open_checkpoint(bundled.CHECKPOINT)
     names = program()
-    log_mel, scaled_pcm = names["log_mel"], names["scaled_pcm"]
+    scaled_pcm = names["scaled_pcm"]
     encoder = checkpoint.edge_model().double().eval()
     # torch's fused attention takes no float32 mask beside float64 states.
     encoder.encoder.set_attn_implementation("eager")
@@ -90,11 +91,14 @@ def files() -> Mapping[str, bytes]:
     vectors = []
     for name, (pcm, padded_seconds) in recordings().items():
         audio = scaled_pcm(pcm.tolist())
-        mel = np.array(log_mel(audio, checkpoint.config.frame_multiple, padded_seconds))
+        multiple = checkpoint.config.frame_multiple
+        power = names["power_spectrum"](names["padded"](audio, multiple, padded_seconds))
+        mel_80, mel = (
+            np.array(names["scaled"](names["mel_spectrum"](power, bins))) for bins in (80, 128)
+        )
         features = encoder.features(torch.from_numpy(mel[None])).numpy()[0]
         vector, stored = _vector(
-            *(name, pcm, padded_seconds, mel.astype(np.float32), features.astype(np.float32)),
-            checkpoint,
+            *(name, pcm, padded_seconds, mel, mel_80, features.astype(np.float32)), checkpoint
         )
         vectors.append(vector)
         contents |= stored
@@ -134,7 +138,8 @@ def _vector(
     name: str,
     pcm: Pcm,
     padded_seconds: float | None,
-    mel: Float32Array,
+    mel: NDArray[np.float64],
+    mel_80: NDArray[np.float64],
     features: Float32Array,
     checkpoint: Checkpoint,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -143,6 +148,7 @@ def _vector(
     stored = {
         f"{name}.audio.s16le": pcm.astype("<i2").tobytes(),
         f"{name}.log-mel.f32le": mel.astype("<f4").tobytes(),
+        f"{name}.log-mel-80.f32le": mel_80.astype("<f4").tobytes(),
         f"{name}.features.f32le": features.astype("<f4").tobytes(),
         f"{name}.fp16.bin": wire.encode(
             features,
@@ -152,13 +158,14 @@ def _vector(
             duration_ms=duration_ms,
         ),
     }
-    audio_file, mel_file, features_file, packet_file = stored
+    audio_file, mel_file, mel_80_file, features_file, packet_file = stored
     entry = {
         "name": name,
         "padded_seconds": padded_seconds,
         "duration_ms": duration_ms,
         "audio": {"file": audio_file, "shape": [len(pcm)]},
         "log_mel": {"file": mel_file, "shape": list(mel.shape)},
+        "log_mel_80": {"file": mel_80_file, "shape": list(mel_80.shape)},
         "features": {"file": features_file, "shape": list(features.shape)},
         "packet": {"file": packet_file, "codec": Codec.FP16},
     }
