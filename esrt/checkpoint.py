@@ -3,17 +3,17 @@
 A checkpoint is a folder with these parts:
 
 - ``config.json``: the model's configuration,
-- ``edge.safetensors``: weights of encoder, Q-Former and projector,
+- ``edge.safetensors``: weights of encoder, Q-Former and projector; without the encoder if the
+  configuration names published weights of it (`esrt.pretrained_encoder`),
 - ``decoder/``: a Gemma 3 causal language model with its tokenizer, in transformers' format,
 - ``codec.safetensors``: tables of the transform codecs; may be missing,
 - ``confidence.json``: threshold of the confidence, by the model's evaluation; may be missing.
 """
 
 import copy
-import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,13 +27,16 @@ from transformers import PreTrainedModel
 
 from esrt.config import ModelConfig
 from esrt.errors import CheckpointError
+from esrt.fingerprint import digest, tensors_sha256
 from esrt.model import EdgeModel, Projector
+from esrt.pretrained_encoder import encoder_tensors
 from esrt.wire import CODEC_TABLES_FILE, CodecTables, read_codec_tables
 
 CONFIG_FILE = "config.json"
 EDGE_FILE = "edge.safetensors"
 DECODER_FOLDER = "decoder"
 CONFIDENCE_FILE = "confidence.json"
+_ENCODER = "encoder."
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,16 @@ class Checkpoint:
         """Encoder, Q-Former and projector in float32, in evaluation mode.
 
         Raises:
-            CheckpointError: tensors are missing, unexpected or misshapen.
+            CheckpointError: tensors are missing, unexpected or misshapen, or the published weights
+                of the encoder are missing or damaged.
         """
         model = EdgeModel(self.config)
-        load_strictly(model, load_file(self.folder / EDGE_FILE))
+        tensors = load_file(self.folder / EDGE_FILE)
+        if self.config.encoder_weights is not None:
+            check_shapes(shapes_of(_trained(model)), shapes_of(tensors))
+            published = encoder_tensors(self.config.encoder_weights)
+            tensors |= {f"{_ENCODER}{name}": tensor for name, tensor in published.items()}
+        load_strictly(model, tensors)
         return model.eval()
 
     def projector(self) -> Projector:
@@ -159,13 +168,23 @@ def save_checkpoint(
         decoder: a transformers causal language model.
         tokenizer: the decoder's transformers tokenizer.
         dtype: element type of the stored weights.
+
+    Raises:
+        CheckpointError: the model's encoder was changed, although its configuration names published
+            weights.
     """
+    weights = model.config.encoder_weights
+    if weights is not None and tensors_sha256(model.encoder.state_dict()) != weights.sha256:
+        raise CheckpointError(
+            f"The encoder was changed, but the configuration names the weights of {weights.name}.",
+            "Keep the encoder's weights, or use a configuration without encoder_weights.",
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".checkpoint.", dir=folder) as name:
         partial = Path(name)
         text = json.dumps(model.config.to_dict(), indent=2) + "\n"
         (partial / CONFIG_FILE).write_text(text, "utf-8")
-        tensors = {key: tensor.to(dtype).contiguous() for key, tensor in model.state_dict().items()}
+        tensors = {key: tensor.to(dtype).contiguous() for key, tensor in _trained(model).items()}
         save_file(tensors, partial / EDGE_FILE)
         copy.deepcopy(decoder).to(dtype).save_pretrained(partial / DECODER_FOLDER)
         tokenizer.save_pretrained(partial / DECODER_FOLDER)
@@ -178,6 +197,15 @@ def save_checkpoint(
     return open_checkpoint(folder)
 
 
+def _trained(model: EdgeModel) -> dict[str, Tensor]:
+    """Tensors that a checkpoint's file contains: all but published weights of the encoder."""
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if model.config.encoder_weights is None or not name.startswith(_ENCODER)
+    }
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
@@ -186,30 +214,9 @@ def _remove(path: Path) -> None:
 
 
 def fingerprint(config: ModelConfig, weights: Path) -> str:
-    """Fingerprint of a configuration and a file of edge weights; see `digest`."""
+    """Fingerprint of a configuration and a file of edge weights (`esrt.fingerprint.digest`)."""
     with safe_open(weights, "pt") as file:
         return digest(config, ((name, file.get_tensor(name)) for name in sorted(file.keys())))
-
-
-def digest(config: ModelConfig, tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Fingerprint of a configuration and tensors: the first 16 hex digits of their SHA-256.
-
-    The hash covers the configuration as compact JSON with sorted keys, without ``name`` and
-    ``languages``, which change no feature. Then follows, for each tensor, one line of text with
-    name, dtype and shape, and the tensor's bytes.
-
-    Args:
-        config: the configuration.
-        tensors: names and tensors, sorted by name.
-    """
-    shapes = {
-        key: value for key, value in config.to_dict().items() if key not in ("name", "languages")
-    }
-    sha256 = hashlib.sha256(json.dumps(shapes, sort_keys=True, separators=(",", ":")).encode())
-    for name, tensor in tensors:
-        sha256.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        sha256.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha256.hexdigest()[:16]
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

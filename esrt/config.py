@@ -53,6 +53,19 @@ class QFormerConfig:
 
 
 @dataclass(frozen=True)
+class EncoderWeights:
+    """Published weights of an encoder, which a checkpoint names and does not contain.
+
+    Attributes:
+        name: Hugging Face id of the model that the encoder belongs to.
+        sha256: SHA-256 of the encoder's tensors in float16 (`esrt.fingerprint.tensors_sha256`).
+    """
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Configuration of the whole model.
 
@@ -67,6 +80,8 @@ class ModelConfig:
         max_seconds: longest speech of one packet.
         languages: ISO 639-3 codes of the languages that the model was trained for, in every
             direction.
+        encoder_weights: published weights of the encoder; ``None`` for an encoder whose weights are
+            in the checkpoint.
     """
 
     name: str
@@ -77,6 +92,7 @@ class ModelConfig:
     padded: bool
     max_seconds: float
     languages: tuple[str, ...]
+    encoder_weights: EncoderWeights | None = None
 
     @property
     def frame_multiple(self) -> int:
@@ -109,8 +125,11 @@ class ModelConfig:
         return self.q_former.width if split == Split.QFORMER else self.decoder_width
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
-        return dataclasses.asdict(self)
+        """The JSON form; without ``encoder_weights`` if it is ``None``."""
+        data = dataclasses.asdict(self)
+        if self.encoder_weights is None:
+            del data["encoder_weights"]
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "ModelConfig":
@@ -120,14 +139,14 @@ class ModelConfig:
             CheckpointError: a key is missing or unknown.
         """
         try:
-            return cls(
-                **{
-                    **data,
-                    "encoder": EncoderConfig(**data["encoder"]),
-                    "q_former": QFormerConfig(**data["q_former"]),
-                    "languages": tuple(data["languages"]),
-                }
-            )
+            parts: dict[str, Any] = {
+                "encoder": EncoderConfig(**data["encoder"]),
+                "q_former": QFormerConfig(**data["q_former"]),
+                "languages": tuple(data["languages"]),
+            }
+            if "encoder_weights" in data:
+                parts["encoder_weights"] = EncoderWeights(**data["encoder_weights"])
+            return cls(**{**data, **parts})
         except (KeyError, TypeError) as error:
             raise CheckpointError(
                 f"The model configuration is not valid: {error}.",
@@ -135,9 +154,14 @@ class ModelConfig:
             ) from error
 
 
+WHISPER_BASE = EncoderWeights(
+    "openai/whisper-base", "001855bc72a646493f4c30e934de186940edd625b4749178588a0e8b9674de9f"
+)
+
 # The encoder of whisper-large-v3; the projector's inner width follows the published sibling code:
 # 1536 up to a decoder of 3072, else 2560.
 _LARGE_V3 = EncoderConfig(width=1280, layers=32, heads=20, inner_width=5120)
+_BASE = EncoderConfig(width=512, layers=6, heads=8, inner_width=2048, mel_bins=80)
 _SMALL = EncoderConfig(width=768, layers=12, heads=12, inner_width=3072)
 _ALL = tuple(LANGUAGES)
 _LARGE_Q_FORMER = QFormerConfig(width=768, layers=8, heads=12, inner_width=3072, queries=80)
@@ -156,6 +180,19 @@ CONFIGS: dict[str, ModelConfig] = {
             padded=False,
             max_seconds=12.0,
             languages=tuple("eng deu spa fra rus hin ara tur fin kor ind cmn".split()),
+        ),
+        ModelConfig(
+            name="esrt-mini",
+            encoder=_BASE,
+            q_former=QFormerConfig(
+                width=256, layers=2, heads=4, inner_width=1024, queries=1, stride=4, overlap=4
+            ),
+            decoder_width=256,
+            projector_width=512,
+            padded=False,
+            max_seconds=30.0,
+            languages=tuple("eng deu spa fra rus hin ara tur fin kor ind cmn nld".split()),
+            encoder_weights=WHISPER_BASE,
         ),
         # Not a released model: an encoder of whisper-small's size, for benchmarks.
         ModelConfig("whisper-small", _SMALL, _LARGE_Q_FORMER, 1152, 1536, True, 30.0, _ALL),

@@ -21,9 +21,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from esrt.checkpoint import Checkpoint, check_shapes, digest, load_strictly, shapes_of
+from esrt.checkpoint import Checkpoint, check_shapes, load_strictly, shapes_of
 from esrt.config import CONFIGS, EncoderConfig, ModelConfig, QFormerConfig
 from esrt.errors import CheckpointError
+from esrt.fingerprint import digest
 from esrt.languages import LANGUAGES
 from esrt.model import EdgeModel
 
