@@ -124,6 +124,7 @@ def test_the_books_have_no_phrase_or_word_in_common() -> None:
 def test_there_are_many_templates() -> None:
     templates = [text for text in phrasebook("eng", NANO.books)["phrases"].values() if "{" in text]
     assert len(templates) >= 60
+    assert len(phrasebook("eng", MINI.books)["phrases"]) >= 200
 
 
 @BOOKS

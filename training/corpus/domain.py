@@ -40,15 +40,15 @@ NANO = Domain(
 )
 MINI = Domain(
     languages=tuple(SYNTHESIS_LANGUAGES),
-    books=("travel",),
+    books=("travel", "everyday"),
     counts=tuple(range(3, 100)),
     kinds=(
-        ("phrase", 0.66),
-        ("places", 0.05),
-        ("measures", 0.09),
-        ("money", 0.08),
-        ("moment", 0.07),
-        ("date", 0.05),
+        ("phrase", 0.76),
+        ("places", 0.04),
+        ("measures", 0.06),
+        ("money", 0.05),
+        ("moment", 0.05),
+        ("date", 0.04),
     ),
 )
 DOMAINS = {"esrt-nano": NANO, "esrt-mini": MINI}

@@ -109,6 +109,16 @@ def _day(domain: Domain, random: Random) -> dict[str, Texts]:
     return {"day": _in_all_languages(domain, lambda locale: _weekday(locale, day))}
 
 
+def _lone_day(domain: Domain, random: Random) -> dict[str, Texts]:
+    """Fill a slot with a weekday in its basic form, which differs in Finnish."""
+    day = random.randrange(7)
+    return {
+        "weekday": _in_all_languages(
+            domain, lambda locale: str(locale.days["stand-alone"]["wide"][day])
+        )
+    }
+
+
 def _weekday(locale: Locale, day: int) -> str:
     return str(locale.days["format"]["wide"][day])
 
@@ -183,6 +193,7 @@ _SLOTS: dict[str, Callable[[Domain, Random], dict[str, Texts]]] = {
     "minutes": _duration("minutes", "duration-minute"),
     "temperature": _temperature,
     "time": _time,
+    "weekday": _lone_day,
     "years": _duration("years", "duration-year"),
 }
 
