@@ -55,10 +55,16 @@ class Balance(_Settings):
         temperature: a language with n examples is drawn in proportion to n^(1/temperature). 1
             keeps the data's proportions; larger is more even (Arivazhagan et al., arXiv
             1907.05019).
+        open: share of the items that are transcripts from outside of the domain.
+        non_speech: share of the items that are sound without speech.
+        wrong_language: share of the items whose prompt names a wrong language.
     """
 
     cap: PositiveInt | None = None
     temperature: Annotated[float, Field(ge=1)] = 1.0
+    open: Share = 0.0
+    non_speech: Share = 0.0
+    wrong_language: Share = 0.0
 
 
 class Augmentation(_Settings):
@@ -77,6 +83,24 @@ class Augmentation(_Settings):
     gain: Annotated[float, Field(ge=0)] = 0.0
 
 
+class StateAugmentation(_Settings):
+    """Augmentation of cached encoder states (`training.state_augmentation`).
+
+    Attributes:
+        offset: deviation of a random offset of each dimension, in deviations of the dimension.
+        scale: deviation of a random factor of each dimension.
+        masks: number of stretches that are masked.
+        mask_states: length of a stretch, in states of 20 ms.
+        dropped: probability that a dimension is dropped in an utterance.
+    """
+
+    offset: Annotated[float, Field(ge=0)] = 0.0
+    scale: Annotated[float, Field(ge=0)] = 0.0
+    masks: Annotated[int, Field(ge=0)] = 0
+    mask_states: PositiveInt = 8
+    dropped: Share = 0.0
+
+
 class Recipe(_Settings):
     """Settings of a run; ``training/recipes`` has examples.
 
@@ -87,18 +111,22 @@ class Recipe(_Settings):
         steps: budget as optimizer steps.
         initial: checkpoint of the same model, whose edge (encoder, Q-Former, projector) the run
             starts from.
+        states: folder of cached states of the model's published encoder (`training.cache`), which
+            the run reads instead of audio.
         encoder: pretrained Whisper to start from: a folder or a hub id.
         decoder: pretrained Gemma 3 with its tokenizer to start from: a folder or a hub id. Parts
             without a source start from random weights.
         frozen: parts whose weights do not change.
         balance: balancing of languages.
         augmentation: changes to the audio.
+        state_augmentation: changes to cached states.
         batch: items of a batch, per process.
         learning_rate: highest learning rate.
         warmup_steps: steps of linear warm-up.
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
-        letter_ctc: weight of the CTC loss of characters on the encoder's states.
+        letter_ctc: weight of the CTC loss of characters on the encoder's states. With ``states``
+            it is on the Q-Former's output, of which each token makes three frames.
         piece_ctc: weight of the CTC loss of decoder tokens on the Q-Former's output; needs a
             Q-Former whose tokens follow time.
         speaker_invariance: weight of the distance between the features of all voices and those of
@@ -114,11 +142,13 @@ class Recipe(_Settings):
     minutes: PositiveFloat | None = None
     steps: PositiveInt | None = None
     initial: Path | None = None
+    states: Path | None = None
     encoder: str | None = None
     decoder: str | None = None
     frozen: frozenset[Part] = frozenset()
     balance: Balance = Balance()
     augmentation: Augmentation = Augmentation()
+    state_augmentation: StateAugmentation = StateAugmentation()
     batch: PositiveInt = 16
     learning_rate: PositiveFloat = 1e-3
     warmup_steps: PositiveInt = 300
@@ -137,6 +167,8 @@ class Recipe(_Settings):
             raise ValueError("give a budget, either minutes or steps")
         if self.speaker_invariance and self.initial is None:
             raise ValueError("speaker_invariance needs an initial checkpoint")
+        if self.speaker_invariance and self.states:
+            raise ValueError("speaker_invariance needs audio, not states")
         ends = [stage.until for stage in self.stages]
         if ends != sorted(set(ends)) or ends[-1] != 1:
             raise ValueError("the stages' until must rise and end with 1")

@@ -3,7 +3,7 @@
 import re
 import statistics
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jiwer
@@ -11,6 +11,7 @@ from sacrebleu.metrics import CHRF
 
 from esrt.benchmark_report import Threshold
 from training.corpus.speech import UNSEEN_VARIANTS
+from training.scored_generation import Scores
 
 # Languages written without spaces between words: scored by CER instead of WER.
 BY_CHARACTER = frozenset({"cmn", "jpn", "khm", "lao", "mya", "tha", "yue"})
@@ -28,6 +29,9 @@ class Prediction:
         reference_transcript: correct transcript.
         translation: predicted translation.
         reference_translation: correct translation.
+        kind: kind of the example (`training.corpus.build.Example`).
+        engine: what spoke.
+        scores: how certain the answer is.
     """
 
     source: str
@@ -37,6 +41,9 @@ class Prediction:
     reference_transcript: str
     translation: str
     reference_translation: str
+    kind: str = "phrase"
+    engine: str = "espeak"
+    scores: Scores | None = field(default=None, compare=False)
 
 
 def score(predictions: list[Prediction]) -> dict[str, Any]:

@@ -44,6 +44,9 @@ TRAIN_SENTENCES = 3000
 HELD_OUT_SENTENCES = {"test": 120, "validation": 20}
 # Number of test sentences, the last ones, that unseen voices speak.
 UNSEEN_SENTENCES = 40
+# Kinds of examples beside those of sentences: a transcript without translations from outside of the
+# domain, and sound that is not speech, with an empty transcript.
+OPEN, NON_SPEECH = "open", "non-speech"
 PARALLEL_AUDIO = "parallel_audio.npy"
 _INDEX, _AUDIO = "index.jsonl", "audio.npy"
 
@@ -57,8 +60,10 @@ class Example:
         samples: number of samples.
         language: ISO 639-3 code of the spoken language.
         variant: name of the voice.
-        kind: kind of the sentence (`Sentence`).
+        kind: kind of the sentence (`Sentence`), `OPEN` or `NON_SPEECH`.
         texts: transcript and translations, by language.
+        engine: what spoke: a folder's name in the corpus of esrt-mini.
+        shard: number of the file that ``start`` refers to, in a corpus of several.
     """
 
     start: int
@@ -67,6 +72,8 @@ class Example:
     variant: str
     kind: str
     texts: Texts
+    engine: str = "espeak"
+    shard: int = 0
 
 
 @dataclass(frozen=True)
