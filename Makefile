@@ -19,7 +19,7 @@ INITIAL := build/initial/models/esrt-nano
 UNIT_TESTS := tests/test_code_quality.py tests/docs tests/esrt tests/edge_runtime tests/cloud_vllm
 CROSS := cmake g++ g++-aarch64-linux-gnu qemu-user-static
 
-.PHONY: help demo test check setup espeak nginx promtool cross corpus voices train codec evaluate ablation export runner clean
+.PHONY: help demo test check setup espeak nginx promtool cross corpus voices train train-mini codec evaluate evaluate-mini ablation export runner clean
 
 # The lines at the head of this file.
 help:
@@ -120,6 +120,17 @@ TRAIN := OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --nproc-per-node 2 \
 train: setup espeak $(INITIAL)
 	$(TRAIN) training/recipes/nano.yaml --out build/nano
 	$(TRAIN) training/recipes/speaker-invariance.yaml --out build/one-voice
+
+# Each step goes on where it was, so the same command resumes a killed run.
+MINI := training/recipes/mini.corpus.yaml
+train-mini: voices
+	$(RUN) -m training.corpus clips $(MINI)
+	$(RUN) -m training.cache $(MINI)
+	$(TRAIN) training/recipes/mini.yaml --out build/mini/run
+
+evaluate-mini: setup
+	$(RUN) -m training.evaluate --checkpoint models/esrt-mini --states build/mini/states \
+	  --json models/esrt-mini/evaluation.json --answers build/mini/answers.jsonl
 
 # The recipe starts from the edge weights of an earlier commit, a nano of four languages.
 $(INITIAL):

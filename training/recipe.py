@@ -75,12 +75,16 @@ class Augmentation(_Settings):
         reverberation: probability of reverberation.
         narrow_band: probability of a narrow band.
         gain: largest gain, up or down, in dB.
+        speed: largest change of speed and pitch together, as a share.
+        codec: probability of a lossy codec at a low rate (`training.codec_sound`).
     """
 
     noise: Share = 0.0
     reverberation: Share = 0.0
     narrow_band: Share = 0.0
     gain: Annotated[float, Field(ge=0)] = 0.0
+    speed: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    codec: Share = 0.0
 
 
 class StateAugmentation(_Settings):
@@ -132,6 +136,8 @@ class Recipe(_Settings):
         speaker_invariance: weight of the distance between the features of all voices and those of
             the reference voice (`training.corpus.pairs`), which ``initial`` computes. Features
             then reveal less of the speaker.
+        precision: number format of the training's products. bf16 is slow on a processor without
+            instructions for it.
         vocabulary: tokens of a new tokenizer.
         stored_as: number format of the checkpoint's weights.
         seed: seed of weights and draws.
@@ -157,6 +163,7 @@ class Recipe(_Settings):
     letter_ctc: Annotated[float, Field(ge=0)] = 0.3
     piece_ctc: Annotated[float, Field(ge=0)] = 0.3
     speaker_invariance: Annotated[float, Field(ge=0)] = 0.0
+    precision: Literal["bf16", "fp32"] = "bf16"
     vocabulary: PositiveInt = 1200
     stored_as: Literal["float16", "bfloat16"] = "float16"
     seed: int = 17

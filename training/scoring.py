@@ -92,14 +92,14 @@ def report(
         contaminated: texts of test sentences that the initial weights were trained on.
     """
     patterns = {_without_numbers(text) for text in trained}
-    by_direction = _grouped(predictions, lambda prediction: (prediction.source, prediction.target))
+    by_direction = grouped(predictions, lambda prediction: (prediction.source, prediction.target))
     directions = [
         {"src": source, "tgt": target} | score(group)
         for (source, target), group in by_direction.items()
     ]
     sources = [
         {"src": source} | score(group) | error_rate(group)
-        for source, group in _grouped(predictions, lambda prediction: prediction.source).items()
+        for source, group in grouped(predictions, lambda prediction: prediction.source).items()
     ]
 
     def score_where(condition: Callable[[Prediction], bool]) -> dict[str, Any]:
@@ -158,9 +158,10 @@ def bars(result: dict[str, Any], checkpoint_bytes: int) -> list[Threshold]:
     return thresholds
 
 
-def _grouped(
-    predictions: list[Prediction], key: Callable[[Prediction], Any]
+def grouped(
+    predictions: Iterable[Prediction], key: Callable[[Prediction], Any]
 ) -> dict[Any, list[Prediction]]:
+    """Group predictions by a key, sorted by it."""
     groups: dict[Any, list[Prediction]] = {}
     for prediction in predictions:
         groups.setdefault(key(prediction), []).append(prediction)

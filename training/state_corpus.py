@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from esrt.arrays import Float32Array
 from esrt.errors import EsrtError
 from training.corpus.build import Example
+from training.corpus.text import Texts
 
 # States of an utterance or of many, one after the other: (positions, encoder width).
 States = NDArray[np.float16]
@@ -69,9 +71,13 @@ def load_states(folder: Path, statistics: Statistics | None = None) -> StateCorp
     """
     shards: list[States] = []
     examples: list[Example] = []
+    # Utterances of a sentence share one object, which the tokenizer's training counts on.
+    texts: dict[str, Texts] = {}
     for place in sorted(path.parent for path in folder.glob(f"*/{INDEX_FILE}")):
         for line in (place / INDEX_FILE).read_text("utf-8").splitlines():
-            examples.append(replace(Example(**json.loads(line)), shard=len(shards)))
+            example = Example(**json.loads(line))
+            shared = texts.setdefault(json.dumps(example.texts), example.texts)
+            examples.append(replace(example, texts=shared, shard=len(shards)))
         shards.append(np.load(place / STATES_FILE, mmap_mode="r"))
     if not shards:
         raise CacheError(f"{folder} has no cached states.", "Run: python -m training.cache.")
@@ -95,9 +101,9 @@ def measure(corpus: StateCorpus, utterances: int = 4000) -> Statistics:
     )
 
 
-def save_statistics(statistics: Statistics, path: Path) -> None:
+def save_statistics(statistics: Statistics, file: BinaryIO) -> None:
     """Write statistics as an npz file."""
-    np.savez(path, mean=statistics.mean, deviation=statistics.deviation)
+    np.savez(file, mean=statistics.mean, deviation=statistics.deviation)
 
 
 def load_statistics(path: Path) -> Statistics:

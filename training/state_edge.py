@@ -39,12 +39,18 @@ class StateEdge(nn.Module):
         return embeddings
 
 
-def split_edge(model: EdgeModel, statistics: Statistics) -> StateEdge:
-    """Take Q-Former and projector out of an edge model, for standardized states."""
+def split_edge(model: EdgeModel, statistics: Statistics | None = None) -> StateEdge:
+    """Take Q-Former and projector out of an edge model.
+
+    Args:
+        model: the edge model.
+        statistics: by which the states will be standardized; ``None`` for states as they are.
+    """
     edge = StateEdge(model.config)
     edge.q_former.load_state_dict(model.q_former.state_dict())
     edge.mlp.load_state_dict(model.mlp.state_dict())
-    standardize(edge.q_former, statistics.inverse)
+    if statistics is not None:
+        standardize(edge.q_former, statistics.inverse)
     return edge
 
 

@@ -34,7 +34,7 @@ class TrainingRun:
     def __init__(self, recipe: Recipe, corpus: Corpus | StateCorpus, folder: Path) -> None:
         self.recipe, self.corpus, self.folder = recipe, corpus, folder
         self.accelerator = Accelerator(
-            mixed_precision="bf16",
+            mixed_precision="no" if recipe.precision == "fp32" else "bf16",
             cpu=not torch.cuda.is_available(),
             # Text-only batches do not use the edge model.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],

@@ -1,4 +1,4 @@
-"""Corpus commands: ``python -m training.corpus build`` or ``samples``."""
+"""Corpus commands: ``python -m training.corpus build``, ``clips`` or ``samples``."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,9 @@ from esrt import bundled
 from esrt.cli import application, run
 from esrt.features import SAMPLE_RATE
 from training.corpus.build import CORPUS, SPLITS, build, utterances
+from training.corpus.clips import CLIPS, write_clips
 from training.corpus.domain import NANO
+from training.corpus.mouth_settings import read_mouth_settings
 from training.corpus.speech import speak
 
 app = application("Synthesize the corpus, or test phrases.")
@@ -23,6 +25,17 @@ def build_command(out: Out = CORPUS) -> None:
     """Synthesize all splits (under ten minutes on two cores)."""
     for name in SPLITS:
         build(out, name)
+
+
+@app.command()
+def clips(
+    settings: Annotated[
+        Path, typer.Argument(metavar="SETTINGS", help="Settings of the corpus, a YAML file.")
+    ],
+    out: Out = CLIPS,
+) -> None:
+    """Speak a corpus of many voices; a killed run goes on where it was."""
+    write_clips(read_mouth_settings(settings).speech, out)
 
 
 @app.command()

@@ -91,9 +91,13 @@ class Corpus:
     examples: list[Example]
     parallel_audio: Samples | None = None
 
+    def recording(self, example: Example) -> Float32Array:
+        """Audio of an utterance as recorded, shape (samples,)."""
+        return _cut(self.audio, example)
+
     def speech(self, example: Example) -> Float32Array:
         """Audio of an utterance as the front end prepares it, shape (samples,)."""
-        return trim_and_level(_cut(self.audio, example), DEFAULT_SETTINGS)
+        return trim_and_level(self.recording(example), DEFAULT_SETTINGS)
 
     def parallel_speech(self, example: Example) -> Float32Array:
         """Audio of an utterance by the reference voice, cut as `speech`; needs ``parallel_audio``.

@@ -21,8 +21,12 @@ class EngineError(EsrtError):
 class Engine(Protocol):
     """Speech synthesizer, or recordings."""
 
-    def voices(self, language: str) -> Sequence[str]:
-        """Names of the voices in a language; empty if the engine does not speak it."""
+    def voices(self, language: str, split: str) -> Sequence[str]:
+        """Names of the voices of a language in a split: ``train``, ``validation`` or ``test``.
+
+        No voice of a split is in another one, unless the engine says so. The list is empty if the
+        engine does not speak the language, or not in this split.
+        """
 
     def speak(self, text: str, language: str, voice: str) -> Float32Array:
         """Speak a text, mono at 16 kHz, the same for the same arguments.
@@ -36,6 +40,13 @@ def pace(text: str, voice: str, slowest: float, fastest: float) -> float:
     """Draw a pace for an utterance; it follows from text and voice."""
     number = int.from_bytes(hashlib.sha256(f"{voice} {text}".encode()).digest()[:4], "big")
     return slowest + (fastest - slowest) * number / 2**32
+
+
+def split_of_number(number: int, total: int) -> str:
+    """Split of a numbered voice: the last tenth is for the test, the one before for validation."""
+    if number >= 0.9 * total:
+        return "test"
+    return "validation" if number >= 0.8 * total else "train"
 
 
 def open_engine(name: str, recordings: Path) -> Engine:

@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 
 from esrt.arrays import Float32Array
-from training.corpus.engines import pace
+from training.corpus.engines import pace, split_of_number
 from training.corpus.speech import UNSEEN_VARIANTS, Utterance, espeak_data, speak
 from training.corpus.synthesis_languages import SYNTHESIS_LANGUAGES
 from training.corpus.voices import draw_voice, install_voices
@@ -35,11 +35,12 @@ class Espeak:
         self._own = sorted(name for name in names if name not in _EFFECTS and " " not in name)
         self._temporary = tempfile.TemporaryDirectory()
 
-    def voices(self, language: str) -> Sequence[str]:
-        """Own voices, then drawn ones."""
+    def voices(self, language: str, split: str) -> Sequence[str]:
+        """Own voices and drawn ones; validation has drawn ones only."""
         if language not in SYNTHESIS_LANGUAGES:
             return ()
-        return [*self._own, *(f"{_DRAWN}{number}" for number in range(DRAWN_VOICES))]
+        voices = [*self._own, *(f"{_DRAWN}{number}" for number in range(DRAWN_VOICES))]
+        return [voice for voice in voices if _split(voice) == split]
 
     def speak(self, text: str, language: str, voice: str) -> Float32Array:
         """Speak a text."""
@@ -55,8 +56,7 @@ class Espeak:
         return folder
 
 
-def is_unseen(voice: str) -> bool:
-    """Whether a voice speaks in the test split only."""
+def _split(voice: str) -> str:
     if voice.startswith(_DRAWN):
-        return int(voice.removeprefix(_DRAWN)) >= 0.9 * DRAWN_VOICES
-    return voice in _UNSEEN_OWN
+        return split_of_number(int(voice.removeprefix(_DRAWN)), DRAWN_VOICES)
+    return "test" if voice in _UNSEEN_OWN else "train"

@@ -7,6 +7,7 @@ A language's folder has clips and ``transcripts.tsv``: file name, tab, text. The
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 
 import soundfile
 import soxr
@@ -15,6 +16,7 @@ from esrt.arrays import Float32Array
 from esrt.features import SAMPLE_RATE
 from training.corpus.engines import EngineError
 
+TEST, VALIDATION = 100, 20
 _TRANSCRIPTS, _FESTVOX = "transcripts.tsv", "etc/txt.done.data"
 _FESTVOX_LINE = re.compile(r'\(\s*(\S+)\s+"(.*)"\s*\)')
 
@@ -52,9 +54,16 @@ class Human:
             return {f"wav/{name}.wav": text.replace("+", "") for name, text in found}
         return {}
 
-    def voices(self, language: str) -> Sequence[str]:
-        """Clips of a language."""
-        return sorted(self.transcripts(language))
+    def voices(self, language: str, split: str) -> Sequence[str]:
+        """Clips of a language: 100 are for the test, 20 for validation."""
+        names = sorted(self.transcripts(language))
+        Random(0).shuffle(names)
+        places = {
+            "test": (0, TEST),
+            "validation": (TEST, TEST + VALIDATION),
+            "train": (TEST + VALIDATION, None),
+        }
+        return names[slice(*places[split])]
 
     def speak(self, text: str, language: str, voice: str) -> Float32Array:
         """Read a clip."""

@@ -7,12 +7,14 @@ A voice is a table of style vectors; a weighted mean of two voices is a new voic
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import soxr
+from onnxruntime import InferenceSession
 
 from esrt.arrays import Float32Array
 from esrt.errors import CheckFailed
@@ -33,6 +35,8 @@ _PARTS = {
 _SHA256 = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"
 _RATE = 24_000
 _STYLE = 256
+# Blends for each voice.
+_BLENDS = 3
 _SLOWEST, _FASTEST = 0.85, 1.2
 # espeak-ng's voice of each language, and the first letters of the voices that speak it. Russian and
 # Indonesian have no voices of their own; French has one, so others speak it in training.
@@ -53,27 +57,43 @@ class Kokoro:
 
     Raises:
         EngineError: a package or the folder of the voices is missing.
-        CheckFailed: the model is damaged.
     """
 
     def __init__(self) -> None:
-        model = b"".join(_file(name, path).read_bytes() for name, path in _PARTS.items())
-        if hashlib.sha256(model).hexdigest() != _SHA256:
-            raise CheckFailed("Kokoro's packages are damaged.", VOICES_REMEDY)
+        for name, path in _PARTS.items():
+            _file(name, path)
         config = json.loads(_file("kokoro-onnx", "kokoro_onnx/config.json").read_text("utf-8"))
         self._vocabulary: dict[str, int] = config["vocab"]
         self._names = sorted(path.stem for path in VOICES.glob("*.bin"))
         if not self._names:
             raise EngineError(f"{VOICES} has none of Kokoro's voices.", VOICES_REMEDY)
-        self._session = open_session(dequantize(model))
 
-    def voices(self, language: str) -> Sequence[str]:
-        """Voices of a language, without blends."""
+    @cached_property
+    def _session(self) -> InferenceSession:
+        """The model, loaded when a text is spoken."""
+        model = b"".join(_file(name, path).read_bytes() for name, path in _PARTS.items())
+        if hashlib.sha256(model).hexdigest() != _SHA256:
+            raise CheckFailed("Kokoro's packages are damaged.", VOICES_REMEDY)
+        return open_session(dequantize(model))
+
+    def voices(self, language: str, split: str) -> Sequence[str]:
+        """Voices of a language: in the test the unseen ones, else the others and their blends."""
         _, letters = _SPEAKERS.get(language, ("", ""))
-        return [name for name in self._names if name[0] in letters]
+        names = [name for name in self._names if name[0] in letters]
+        if split == "test":
+            return [name for name in names if name in UNSEEN]
+        seen = [name for name in names if name not in UNSEEN]
+        random = Random(language)
+        pairs = [random.sample(seen, 2) for _ in range(_BLENDS * len(seen))] if seen else []
+        return [*seen, *(blend(one, two, random.randrange(30, 71)) for one, two in pairs)]
 
     def speak(self, text: str, language: str, voice: str) -> Float32Array:
-        """Speak a text with a voice or a blend (`blend`)."""
+        """Speak a text with a voice or a blend (`blend`).
+
+        Raises:
+            EngineError: no phoneme of the text is known.
+            CheckFailed: the model is damaged.
+        """
         marks = phonemes(text, _SPEAKERS[language][0])
         tokens = [self._vocabulary[mark] for mark in marks if mark in self._vocabulary]
         if not tokens:

@@ -8,6 +8,7 @@ from numpy.random import Generator
 
 from esrt.arrays import Float32Array
 from esrt.features import SAMPLE_RATE
+from training.corpus.engines import split_of_number
 from training.corpus.engines.espeak import Espeak
 
 SOUNDS_OF_A_KIND = 1000
@@ -30,10 +31,15 @@ class NonSpeech:
             "clicks": _clicks,
         }
 
-    def voices(self, language: str) -> Sequence[str]:
+    def voices(self, language: str, split: str) -> Sequence[str]:
         """Kinds and numbers, in rotation."""
         kinds = [*self._kinds, "fragment"]
-        return [f"{kind} {number}" for number in range(SOUNDS_OF_A_KIND) for kind in kinds]
+        return [
+            f"{kind} {number}"
+            for number in range(SOUNDS_OF_A_KIND)
+            if split_of_number(number, SOUNDS_OF_A_KIND) == split
+            for kind in kinds
+        ]
 
     def speak(self, text: str, language: str, voice: str) -> Float32Array:
         """Make a sound; a fragment is cut out of ``text``."""
@@ -45,7 +51,7 @@ class NonSpeech:
 
     def _fragment(self, text: str, language: str, voice: str, random: Generator) -> Float32Array:
         """Cut 50 to 150 ms of speech, less than a syllable."""
-        speakers = self._espeak.voices(language)
+        speakers = self._espeak.voices(language, "train")
         audio = self._espeak.speak(text, language, Random(voice).choice(speakers))
         length = int(random.uniform(0.05, 0.15) * SAMPLE_RATE)
         start = int(random.integers(0, max(1, len(audio) - length)))
