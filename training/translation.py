@@ -42,7 +42,7 @@ class Edge(Protocol):
 
     config: ModelConfig
 
-    def __call__(self, speech: Tensor, frames: Tensor) -> Tensor:
+    def __call__(self, mel: Tensor, frames: Tensor, /) -> Tensor:
         """Encode, as `esrt.model.EdgeModel.forward` does."""
 
 

@@ -17,7 +17,7 @@ class _Settings(BaseModel):
 
 
 class SpeechSettings(_Settings):
-    """What is spoken, and by whom.
+    """Sentences, and their speakers.
 
     Attributes:
         domain: name of the domain (`training.corpus.domain`).
@@ -41,7 +41,7 @@ class SpeechSettings(_Settings):
 
 
 class CacheSettings(_Settings):
-    """How states are made of speech.
+    """Augmentation and encoding of clips.
 
     Attributes:
         model: model whose published encoder is run.
