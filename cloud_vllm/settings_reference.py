@@ -33,6 +33,7 @@ OTHER_VARIABLES = {
     "ESRT_API_KEY": "API key that the edge runtime sends to the gateway.",
     "ESRT_SERVER": "Address of the gateway, the default of `--server`; `examples/curl.sh` reads it,"
     " too.",
+    "ESRT_WHISPER_BASE": "Folder or Hugging Face id of whisper-base, for exports and training.",
 }
 # Former names of settings.
 RENAMED = {
@@ -161,7 +162,7 @@ def _description(field: str) -> str:
 
 def _other_groups() -> list[tuple[str, dict[str, str]]]:
     return [
-        ("Variables of the command line on the device", OTHER_VARIABLES),
+        ("Variables of other commands", OTHER_VARIABLES),
         ("Variables of libraries", LIBRARY_VARIABLES),
     ]
 
