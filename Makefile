@@ -110,6 +110,7 @@ $(KOKORO):
 
 $(RECORDINGS)/rus:
 	rm -rf build/voices/debian && mkdir -p build/voices/debian $(RECORDINGS)
+	[ "$$(id -u)" != 0 ] || apt-get -qq update
 	cd build/voices/debian && apt-get -qq -o APT::Sandbox::User=root download festvox-ru
 	dpkg-deb --extract build/voices/debian/festvox-ru_*.deb build/voices/debian
 	mv build/voices/debian/$(RUSSIAN) $@
