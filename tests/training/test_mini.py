@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 
 from esrt.checkpoint import open_checkpoint
 from training import state_writer, translation
@@ -66,6 +67,14 @@ def states(clips: Path) -> Path:
     folder = clips.with_name("states")
     write_states(CACHE, clips, folder)
     return folder
+
+
+@pytest.fixture
+def _own_precision() -> Iterator[None]:
+    """Let a run have another precision than the other runs of this process."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
 
 
 def test_a_plan_is_repeatable_and_its_splits_are_apart() -> None:
@@ -142,6 +151,7 @@ def test_states_are_those_of_the_whole_model(states: Path, clips: Path) -> None:
     assert 0.9 < rows.std(0).min() < rows.std(0).max() < 1.1
 
 
+@pytest.mark.usefixtures("_own_precision")
 def test_a_run_writes_a_checkpoint_that_another_run_continues(
     states: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
