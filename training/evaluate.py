@@ -37,6 +37,18 @@ def main(
             " trained on.",
         ),
     ] = None,
+    states: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Cached states of a corpus of many voices (training.cache); scores by engine."
+            " Options of other corpora have no effect.",
+        ),
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --states: write all answers and their scores."),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the scores to this file.")
     ] = None,
@@ -52,6 +64,7 @@ def main(
             refuse_input(out, contaminated)
     # Imported here: torch takes seconds, which --help need not.
     from esrt.checkpoint import open_checkpoint
+    from training.mouth_evaluation import evaluate_states
     from training.plots import heat_map
     from training.scoring import bars
     from training.translation import (
@@ -61,6 +74,9 @@ def main(
     )
 
     opened = open_checkpoint(checkpoint)
+    if states:
+        evaluate_states(opened, states, json_file, answers)
+        return
     whole = load(corpus, split)
     contaminated_texts = read_contaminated(contaminated, whole) if contaminated else set()
     trained = {text for sentence in sentences("train") for text in sentence.texts.values()}

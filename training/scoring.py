@@ -3,7 +3,7 @@
 import re
 import statistics
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jiwer
@@ -11,6 +11,7 @@ from sacrebleu.metrics import CHRF
 
 from esrt.benchmark_report import Threshold
 from training.corpus.speech import UNSEEN_VARIANTS
+from training.scored_generation import Scores
 
 # Languages written without spaces between words: scored by CER instead of WER.
 BY_CHARACTER = frozenset({"cmn", "jpn", "khm", "lao", "mya", "tha", "yue"})
@@ -28,6 +29,9 @@ class Prediction:
         reference_transcript: correct transcript.
         translation: predicted translation.
         reference_translation: correct translation.
+        kind: kind of the example (`training.corpus.build.Example`).
+        engine: what spoke.
+        scores: how certain the answer is.
     """
 
     source: str
@@ -37,6 +41,9 @@ class Prediction:
     reference_transcript: str
     translation: str
     reference_translation: str
+    kind: str = "phrase"
+    engine: str = "espeak"
+    scores: Scores | None = field(default=None, compare=False)
 
 
 def score(predictions: list[Prediction]) -> dict[str, Any]:
@@ -85,14 +92,14 @@ def report(
         contaminated: texts of test sentences that the initial weights were trained on.
     """
     patterns = {_without_numbers(text) for text in trained}
-    by_direction = _grouped(predictions, lambda prediction: (prediction.source, prediction.target))
+    by_direction = grouped(predictions, lambda prediction: (prediction.source, prediction.target))
     directions = [
         {"src": source, "tgt": target} | score(group)
         for (source, target), group in by_direction.items()
     ]
     sources = [
         {"src": source} | score(group) | error_rate(group)
-        for source, group in _grouped(predictions, lambda prediction: prediction.source).items()
+        for source, group in grouped(predictions, lambda prediction: prediction.source).items()
     ]
 
     def score_where(condition: Callable[[Prediction], bool]) -> dict[str, Any]:
@@ -151,9 +158,10 @@ def bars(result: dict[str, Any], checkpoint_bytes: int) -> list[Threshold]:
     return thresholds
 
 
-def _grouped(
-    predictions: list[Prediction], key: Callable[[Prediction], Any]
+def grouped(
+    predictions: Iterable[Prediction], key: Callable[[Prediction], Any]
 ) -> dict[Any, list[Prediction]]:
+    """Group predictions by a key, sorted by it."""
     groups: dict[Any, list[Prediction]] = {}
     for prediction in predictions:
         groups.setdefault(key(prediction), []).append(prediction)

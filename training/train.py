@@ -15,6 +15,7 @@ from esrt.cli import VersionOption, run
 from esrt.cores import MAX_THREADS, usable_cores
 from training.corpus.build import CORPUS, load
 from training.recipe import read_recipe
+from training.state_corpus import STATISTICS_FILE, load_states, load_statistics
 
 
 def main(
@@ -43,6 +44,11 @@ def main(
     torch.set_num_threads(threads)
     settings = read_recipe(recipe)
     out.mkdir(parents=True, exist_ok=True)
+    if settings.states:
+        statistics = load_statistics(settings.states / STATISTICS_FILE)
+        run = TrainingRun(settings, load_states(settings.states / "train", statistics), out)
+        run.run(load_states(settings.states / "validation", statistics))
+        return
     training = load_pairs(corpus) if settings.speaker_invariance else load(corpus, "train")
     TrainingRun(settings, training, out).run(load(corpus, "validation"))
 

@@ -20,19 +20,27 @@ from esrt.model import EdgeModel, join_features_and_text
 from training.corpus.build import Corpus
 from training.data import IGNORE, Batch, Collator, alphabet_of
 from training.recipe import Recipe, RecipeError
+from training.state_corpus import StateCorpus, Statistics
+from training.state_edge import StateEdge, join_edge, split_edge
 from training.tokenizer import train_tokenizer
+
+# Frames of the characters' CTC for each token of the Q-Former, 80 ms; on the encoder's states they
+# are 20 ms long.
+_LETTER_FRAMES = 3
 
 
 class TrainingModel(nn.Module):
     """Trainable model of a recipe. The auxiliary heads are not part of the checkpoint.
 
+    On a corpus of states, the model has no encoder and reads standardized states.
+
     Raises:
         RecipeError: a pretrained part does not fit the recipe's model.
     """
 
-    def __init__(self, recipe: Recipe, corpus: Corpus) -> None:
+    def __init__(self, recipe: Recipe, corpus: Corpus | StateCorpus) -> None:
         super().__init__()
-        languages = tuple(corpus.examples[0].texts)
+        languages = max((tuple(example.texts) for example in corpus.examples), key=len)
         self.config = replace(named_config(recipe.model), languages=languages)
         if recipe.piece_ctc and self.config.q_former.stride is None:
             raise RecipeError(
@@ -40,26 +48,31 @@ class TrainingModel(nn.Module):
                 "Set piece_ctc: 0.",
             )
         self.tokenizer = _tokenizer(recipe, corpus)
-        self.edge = EdgeModel(self.config)
-        if recipe.initial:
-            load_strictly(self.edge, open_checkpoint(recipe.initial).edge_model().state_dict())
-        if recipe.encoder:
-            _load_encoder(self.edge, recipe.encoder)
+        self.statistics = corpus.statistics if isinstance(corpus, StateCorpus) else None
+        self.edge = _edge(recipe, self.config, self.statistics)
         if recipe.speaker_invariance:
             self.teacher = deepcopy(self.edge).requires_grad_(False)
         self.decoder = _decoder(recipe, self.config, self.tokenizer)
         alphabet = alphabet_of(corpus.examples)
-        self.collator = Collator(self.config, self.tokenizer, alphabet)
+        on_states = self.statistics is not None
+        self.collator = Collator(self.config, self.tokenizer, alphabet, on_states)
         self.letter_weight, self.piece_weight = recipe.letter_ctc, recipe.piece_ctc
         self.voice_weight = recipe.speaker_invariance
         if recipe.letter_ctc:
-            self.letters = nn.Linear(self.config.encoder.width, 1 + len(alphabet))
+            self.letters = (
+                nn.Linear(self.config.q_former.width, _LETTER_FRAMES * (1 + len(alphabet)))
+                if on_states
+                else nn.Linear(self.config.encoder.width, 1 + len(alphabet))
+            )
         if recipe.piece_ctc:
             self.pieces = nn.Linear(self.config.q_former.width, len(self.tokenizer))
         for part in recipe.frozen:
             (self.decoder if part == "decoder" else getattr(self.edge, part)).requires_grad_(False)
         if not torch.cuda.is_available():  # the backward pass of SDPA is slow on a CPU
-            for model in (self.edge.encoder, self.edge.q_former.qformer, self.decoder):
+            models = [self.edge.q_former.qformer, self.decoder]
+            if isinstance(self.edge, EdgeModel):
+                models.append(self.edge.encoder)
+            for model in models:
                 model.set_attn_implementation("eager")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -75,15 +88,20 @@ class TrainingModel(nn.Module):
         decoded = []
         if spoken:
             positions = batch.frames // 2
-            states = self.edge.encoder(batch.mel, batch.frames)
+            states = batch.speech
+            if isinstance(self.edge, EdgeModel):
+                states = self.edge.encoder(states, batch.frames)
             features = self.edge.q_former(states, positions)
             stride = self.config.q_former.stride
             tokens = torch.full_like(positions, features.shape[1])
             tokens = tokens if stride is None else positions // stride
             if self.letter_weight:
-                losses["letters"] = _ctc(
-                    self.letters(states), batch.letters, positions, batch.letter_counts
-                )
+                if isinstance(self.edge, EdgeModel):
+                    logits, lengths = self.letters(states), positions
+                else:
+                    logits = self.letters(features).unflatten(-1, (_LETTER_FRAMES, -1))
+                    logits, lengths = logits.flatten(1, 2), _LETTER_FRAMES * tokens
+                losses["letters"] = _ctc(logits, batch.letters, lengths, batch.letter_counts)
             if self.piece_weight:
                 losses["pieces"] = _ctc(
                     self.pieces(features), batch.pieces, tokens, batch.piece_counts
@@ -110,6 +128,17 @@ class TrainingModel(nn.Module):
         }
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         return losses | {"total": total}
+
+    def whole_edge(self) -> EdgeModel:
+        """The edge model of a checkpoint: with its encoder, for states as the encoder gives them.
+
+        Raises:
+            CheckpointError: the encoder's packages are missing or damaged.
+        """
+        if isinstance(self.edge, EdgeModel):
+            return self.edge
+        assert self.statistics is not None
+        return join_edge(self.edge, self.statistics)
 
     def _decode(
         self, embeddings: Tensor, tokens: Tensor, text: Tensor, labels: Tensor
@@ -149,7 +178,22 @@ def _ctc(logits: Tensor, targets: Tensor, lengths: Tensor, target_lengths: Tenso
     )
 
 
-def _tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerFast:
+def _edge(
+    recipe: Recipe, config: ModelConfig, statistics: Statistics | None
+) -> EdgeModel | StateEdge:
+    if statistics is not None:
+        if recipe.initial is None:
+            return StateEdge(config)
+        return split_edge(open_checkpoint(recipe.initial).edge_model(), statistics)
+    edge = EdgeModel(config)
+    if recipe.initial:
+        load_strictly(edge, open_checkpoint(recipe.initial).edge_model().state_dict())
+    if recipe.encoder:
+        _load_encoder(edge, recipe.encoder)
+    return edge
+
+
+def _tokenizer(recipe: Recipe, corpus: Corpus | StateCorpus) -> PreTrainedTokenizerFast:
     if recipe.decoder is None:
         sentences = {id(example.texts): example.texts for example in corpus.examples}
         texts = [text for texts in sentences.values() for text in texts.values()]

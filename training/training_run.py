@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,11 +14,12 @@ from torch.utils.data import DataLoader
 
 from esrt.checkpoint import save_checkpoint
 from esrt.files import replace_file
-from training.corpus.build import Corpus
+from training.corpus.build import NON_SPEECH, OPEN, Corpus
 from training.data import Batch, Stream
 from training.plots import curves
 from training.recipe import Recipe, Stage
 from training.scoring import score
+from training.state_corpus import StateCorpus
 from training.training_model import TrainingModel
 from training.translation import translate
 
@@ -29,10 +31,10 @@ _SMOOTHING = 0.98
 class TrainingRun:
     """Training run, resumed from its state file if there is one."""
 
-    def __init__(self, recipe: Recipe, corpus: Corpus, folder: Path) -> None:
+    def __init__(self, recipe: Recipe, corpus: Corpus | StateCorpus, folder: Path) -> None:
         self.recipe, self.corpus, self.folder = recipe, corpus, folder
         self.accelerator = Accelerator(
-            mixed_precision="bf16",
+            mixed_precision="no" if recipe.precision == "fp32" else "bf16",
             cpu=not torch.cuda.is_available(),
             # Text-only batches do not use the edge model.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
@@ -85,7 +87,7 @@ class TrainingRun:
         """Write the checkpoint."""
         save_checkpoint(
             self.folder / "checkpoint",
-            self.model.edge,
+            self.model.whole_edge(),
             self.model.decoder,
             self.model.tokenizer,
             getattr(torch, self.recipe.stored_as),
@@ -106,14 +108,16 @@ class TrainingRun:
         self.step += 1
         return {name: loss.item() for name, loss in losses.items() if name != "total"}
 
-    def validate(self, corpus: Corpus) -> dict[str, float]:
+    def validate(self, corpus: Corpus | StateCorpus) -> dict[str, float]:
         """Score exact match of transcripts and translations on a split, in percent."""
         model = self.model.eval()
+        translated = [e for e in corpus.examples if e.kind not in (OPEN, NON_SPEECH)]
+        corpus = replace(corpus, examples=translated)
         scores = score(translate(model.edge, model.decoder, model.tokenizer, corpus, directions=1))
         model.train()
         return {name: scores[name] for name in ("transcript_exact", "exact")}
 
-    def run(self, validation: Corpus) -> None:
+    def run(self, validation: Corpus | StateCorpus) -> None:
         """Train until the budget is spent, then write the checkpoint and plot the curves."""
         columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
         with Progress(*columns, disable=not self.accelerator.is_main_process) as progress:
@@ -126,7 +130,9 @@ class TrainingRun:
             self.write_checkpoint()
             curves(self.folder / LOG_FILE, self.folder / "training.png")
 
-    def _run_stage(self, stage: Stage, validation: Corpus, progress: Progress, bar: TaskID) -> None:
+    def _run_stage(
+        self, stage: Stage, validation: Corpus | StateCorpus, progress: Progress, bar: TaskID
+    ) -> None:
         seed = hash((self.recipe.seed, self.step, self.accelerator.process_index)) % 2**32
         stream = Stream(self.corpus, self.recipe, stage, self.model.collator, seed)
         loader = iter(DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=8))

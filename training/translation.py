@@ -17,12 +17,13 @@ from esrt.checkpoint import Checkpoint
 from esrt.config import ModelConfig
 from esrt.errors import CheckFailed
 from esrt.languages import LANGUAGES
-from esrt.model import generate_greedy
 from esrt.prompt import separator, split_target
 from training.augment import add_noise, limit_bandwidth, reverberate
 from training.corpus.build import Corpus
-from training.data import mel_batch
+from training.data import mel_batch, state_batch
+from training.scored_generation import generate_scored
 from training.scoring import Prediction, report, score
+from training.state_corpus import StateCorpus
 
 MAX_NEW_TOKENS = 128
 
@@ -41,7 +42,7 @@ class Edge(Protocol):
 
     config: ModelConfig
 
-    def __call__(self, mel: Tensor, frames: Tensor) -> Tensor:
+    def __call__(self, mel: Tensor, frames: Tensor, /) -> Tensor:
         """Encode, as `esrt.model.EdgeModel.forward` does."""
 
 
@@ -55,15 +56,17 @@ def translate(
     edge: Edge,
     decoder: Gemma3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    corpus: Corpus,
+    corpus: Corpus | StateCorpus,
     directions: int | None = None,
     sound: Sound = unchanged,
     batch: int = 96,
 ) -> list[Prediction]:
     """Translate a split by greedy decoding. Each utterance is encoded once.
 
+    An utterance without a translation has English as its target, or German if it is English.
+
     Args:
-        edge: encoder, Q-Former and projector.
+        edge: encoder, Q-Former and projector; without encoder for a corpus of states.
         decoder: the language model.
         tokenizer: the decoder's tokenizer.
         corpus: the split.
@@ -75,6 +78,7 @@ def translate(
     tasks = []
     for number, example in enumerate(corpus.examples):
         others = [code for code in example.texts if code != example.language]
+        others = others or ["deu" if example.language == "eng" else "eng"]
         turn = number % len(others)
         tasks.append((example, (others[turn:] + others[:turn])[:directions]))
     tasks.sort(key=lambda task: task[0].samples)
@@ -82,9 +86,10 @@ def translate(
     predictions = []
     for start in track(range(0, len(tasks), size), description="translating", transient=True):
         part = tasks[start : start + size]
-        audio = [sound(corpus.speech(example)) for example, _ in part]
-        mel, frames = mel_batch(edge.config, audio)
-        embeddings = edge(mel.to(device), frames.to(device))
+        arrays = [sound(corpus.speech(example)) for example, _ in part]
+        batch_of = state_batch if isinstance(corpus, StateCorpus) else mel_batch
+        speech, frames = batch_of(edge.config, arrays)
+        embeddings = edge(speech.to(device), frames.to(device))
         tokens = torch.tensor([edge.config.tokens(count) for count in frames.tolist()])
         outputs = [
             (row, example, target)
@@ -93,7 +98,7 @@ def translate(
         ]
         rows = torch.tensor([row for row, _, _ in outputs], device=device)
         pairs = [(LANGUAGES[example.language], LANGUAGES[target]) for _, example, target in outputs]
-        texts = generate_greedy(
+        answers = generate_scored(
             decoder,
             tokenizer,
             embeddings[rows],
@@ -101,8 +106,8 @@ def translate(
             [separator(*pair) for pair in pairs],
             MAX_NEW_TOKENS,
         )
-        for (_, example, target), pair, text in zip(outputs, pairs, texts, strict=True):
-            transcript, translation = split_target(text, *pair)
+        for (_, example, target), pair, answer in zip(outputs, pairs, answers, strict=True):
+            transcript, translation = split_target(answer.text, *pair)
             predictions.append(
                 Prediction(
                     source=example.language,
@@ -111,7 +116,10 @@ def translate(
                     transcript=transcript,
                     reference_transcript=example.texts[example.language],
                     translation=translation,
-                    reference_translation=example.texts[target],
+                    reference_translation=example.texts.get(target, ""),
+                    kind=example.kind,
+                    engine=example.engine,
+                    scores=answer.scores,
                 )
             )
     return predictions

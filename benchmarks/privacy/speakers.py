@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from esrt.files import replace_folder
 from training.corpus import text
+from training.corpus.domain import NANO
 from training.corpus.speech import Samples, Utterance, espeak_version
 from training.corpus.voices import draw_voice, speak_all
 
@@ -91,7 +92,7 @@ def draw_speaker(random: Random) -> Speaker:
 def draw_sentences(count: int, random: Random) -> list[str]:
     """Draw different English sentences from the phrases of the corpus."""
     drawn: dict[str, None] = {}
-    for sentence in text.sentences(random):
+    for sentence in text.sentences(NANO, random):
         words = sentence.texts["eng"]
         if sentence.kind == "phrase" and len(words) in _LETTERS:
             drawn[words] = None

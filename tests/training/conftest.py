@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from esrt.config import CONFIGS
 from tests.training.helpers import PADDED, SMALL, noise_corpus
 from training.corpus.build import Corpus
+from training.corpus.domain import NANO
 from training.corpus.splits import draw_splits
 from training.corpus.text import Sentence
 from training.tokenizer import train_tokenizer
@@ -34,7 +35,7 @@ def _small_models() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def splits() -> dict[str, list[Sentence]]:
-    return draw_splits(seed=3, held_out={"test": 60, "validation": 20}, train=600)
+    return draw_splits(NANO, seed=3, held_out={"test": 60, "validation": 20}, train=600)
 
 
 @pytest.fixture(scope="session")

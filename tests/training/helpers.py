@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from esrt.config import CONFIGS, EncoderConfig, QFormerConfig
-from training.corpus.build import Corpus, Example
+from training.corpus.build import NON_SPEECH, OPEN, Corpus, Example
 from training.corpus.text import Sentence
 from training.recipe import Recipe
+from training.state_corpus import StateCorpus, Statistics
 
 SMALL = replace(
     CONFIGS["esrt-nano"],
@@ -77,3 +78,25 @@ def save_split(corpus: Corpus, folder: Path, name: str) -> None:
             line = {"kind": row.pop("kind"), "texts": row.pop("texts"), "utterances": [row]}
             index.write(json.dumps(line, ensure_ascii=False) + "\n")
     np.save(place / "audio.npy", corpus.audio)
+
+
+def state_corpus(sentences: list[Sentence], utterances: int, statistics: Statistics) -> StateCorpus:
+    """Make a corpus of states with the given statistics; languages rotate.
+
+    Every seventh example is an open sentence, the next one no speech.
+    """
+    random = np.random.default_rng(0)
+    examples, start = [], 0
+    for number, sentence in enumerate(sentences[:utterances]):
+        language = list(sentence.texts)[number % len(sentence.texts)]
+        positions = 4 * int(random.integers(5, 15))
+        kind, texts = sentence.kind, sentence.texts
+        if number % 7 == 5:
+            kind, texts = OPEN, {language: sentence.texts[language]}
+        elif number % 7 == 6:
+            kind, texts = NON_SPEECH, {language: ""}
+        examples.append(Example(start, positions, language, "m1", kind, texts))
+        start += positions
+    states = random.standard_normal((start, len(statistics.mean)))
+    states = states * statistics.deviation + statistics.mean
+    return StateCorpus((states.astype(np.float16),), examples, statistics)

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esrt.arrays import Float32Array
-from training.augment import add_noise, augment, limit_bandwidth, reverberate
+from training.augment import add_noise, augment, change_speed, limit_bandwidth, reverberate
+from training.codec_sound import CODECS, recode
 from training.recipe import Augmentation
 
 RATE = 16_000
@@ -123,3 +124,41 @@ def test_length_type_and_range_stay(samples: int, seed: int) -> None:
 def test_another_seed_sounds_different() -> None:
     one, other = (augment(white(), EVERYTHING, random(seed)) for seed in (0, 1))
     assert not np.allclose(one, other, atol=1e-3)
+
+
+def test_speed_changes_length_and_pitch() -> None:
+    times = np.arange(RATE) / RATE
+    tone = (0.5 * np.sin(2 * np.pi * 400 * times)).astype(np.float32)
+    faster = change_speed(tone, 1.25)
+    assert len(faster) == pytest.approx(RATE / 1.25, abs=2)
+    spectrum = np.abs(np.fft.rfft(faster * np.hanning(len(faster))))
+    assert spectrum.argmax() * RATE / len(faster) == pytest.approx(500, abs=3)
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: f"{codec[0]}-{codec[3]}")
+def test_codecs_keep_length_and_spectrum_within_their_band(
+    codec: tuple[str, str, int, int],
+) -> None:
+    times = np.arange(RATE) / RATE
+    audio = sum(np.sin(2 * np.pi * pitch * times) for pitch in (300, 900, 1500)) / 6
+    audio = np.asarray(audio * (1 + np.sin(2 * np.pi * 3 * times)) / 2, np.float32)
+    decoded = recode(audio, *codec)
+    assert decoded.shape == audio.shape
+    assert decoded.dtype == np.float32
+    assert not np.array_equal(decoded, audio)
+    for pitch in (300, 900, 1500):
+        band = pitch - 30, pitch + 30
+        ratio = power(decoded, *band) / power(audio, *band)
+        assert abs(10 * np.log10(ratio)) < 3, pitch
+
+
+def test_new_kinds_do_not_change_the_draws_of_others() -> None:
+    audio = white()
+    plain = Augmentation(noise=0.5, reverberation=0.5, narrow_band=0.5, gain=6)
+    named = plain.model_copy(update={"speed": 0.0, "codec": 0.0})
+    assert np.array_equal(augment(audio, plain, random(3)), augment(audio, named, random(3)))
+    faster = augment(audio, Augmentation(speed=0.1), random(3))
+    assert len(faster) != len(audio)
+    recoded = augment(audio, Augmentation(codec=1), random(3))
+    assert recoded.shape == audio.shape
+    assert not np.allclose(recoded, audio, atol=1e-3)

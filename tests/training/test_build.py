@@ -13,8 +13,8 @@ from esrt.speech import DEFAULT_SETTINGS, trim_and_level
 from training.corpus import build as module
 from training.corpus import speech
 from training.corpus.build import build, load, utterances
+from training.corpus.domain import NANO
 from training.corpus.speech import UNSEEN_VARIANTS, VARIANTS, SpeechError, Utterance
-from training.corpus.synthesis_languages import SYNTHESIS_LANGUAGES
 from training.corpus.text import Sentence
 
 Splits = dict[str, list[Sentence]]
@@ -46,7 +46,7 @@ def test_every_sentence_is_spoken_once_in_each_language(splits: Splits, name: st
     found = utterances(name)
     assert [sentence for sentence, _ in found] == splits[name][:COUNT]
     for sentence, group in found:
-        assert [utterance.language for utterance in group] == list(SYNTHESIS_LANGUAGES)
+        assert [utterance.language for utterance in group] == list(NANO.languages)
         assert [utterance.text for utterance in group] == list(sentence.texts.values())
     assert utterances(name) == found
 
@@ -64,10 +64,10 @@ def test_a_built_split_is_read_back(tmp_path: Path, splits: Splits) -> None:
     build(tmp_path, "test")
     corpus = load(tmp_path, "test")
     spoken = [utterance for _, group in utterances("test") for utterance in group]
-    assert len(corpus.examples) == len(spoken) == COUNT * len(SYNTHESIS_LANGUAGES)
+    assert len(corpus.examples) == len(spoken) == COUNT * len(NANO.languages)
     assert corpus.audio.dtype == np.int16
     assert len(corpus.audio) == sum(example.samples for example in corpus.examples)
-    texts = [sentence for sentence in splits["test"][:COUNT] for _ in SYNTHESIS_LANGUAGES]
+    texts = [sentence for sentence in splits["test"][:COUNT] for _ in NANO.languages]
     for example, utterance, sentence in zip(corpus.examples, spoken, texts, strict=True):
         assert (example.kind, example.texts) == (sentence.kind, sentence.texts)
         assert (example.language, example.variant) == (utterance.language, utterance.variant)
@@ -86,7 +86,7 @@ def test_the_manifest_records_sizes_and_versions(tmp_path: Path) -> None:
     assert manifest["hours"] == pytest.approx(samples / 16_000 / 3600, abs=1e-3)
     assert {key: manifest[key] for key in ("sentences", "utterances", "espeak-ng")} == {
         "sentences": COUNT,
-        "utterances": COUNT * len(SYNTHESIS_LANGUAGES),
+        "utterances": COUNT * len(NANO.languages),
         "espeak-ng": "espeak-ng 0.0",
     }
     assert {"seed", "babel"} <= set(manifest)

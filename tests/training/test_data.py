@@ -111,7 +111,9 @@ def test_the_smt_prompt_contains_the_transcript(
         assert decode(tokenizer, labels) == translation + tokenizer.eos_token
         first = int((labels != IGNORE).nonzero()[0])
         assert tokenizer.decode(text[:first].tolist()) == transcript + tags
-    assert batch.mel.shape[0] == len(batch.frames) == len(batch.letters) == len(batch.pieces) == 0
+    assert (
+        batch.speech.shape[0] == len(batch.frames) == len(batch.letters) == len(batch.pieces) == 0
+    )
 
 
 def test_prompt_and_padding_have_no_loss(
@@ -169,7 +171,7 @@ def test_a_stream_mixes_the_stages_tasks(
     spoken = [len(batch.frames) for batch in found]
     assert 0 < sum(spoken) < 4 * len(found)
     for batch in found:
-        assert batch.mel.shape[0] == len(batch.letter_counts) == len(batch.frames)
+        assert batch.speech.shape[0] == len(batch.letter_counts) == len(batch.frames)
         # Items with speech come first; their prompt is two tags.
         prompts = [int((labels != IGNORE).nonzero()[0]) for labels in batch.labels]
         assert [count == 2 for count in prompts] == [n < len(batch.frames) for n in range(4)]
@@ -195,9 +197,9 @@ def test_augmentation_changes_only_the_audio(corpus: Corpus, collator: Collator)
     for one, other in zip(plain, noisy, strict=True):
         assert torch.equal(one.text, other.text)
         assert torch.equal(one.frames, other.frames)
-        assert one.mel.shape == other.mel.shape
-        if one.mel.numel():
-            assert not torch.allclose(one.mel, other.mel, atol=1e-3)
+        assert one.speech.shape == other.speech.shape
+        if one.speech.numel():
+            assert not torch.allclose(one.speech, other.speech, atol=1e-3)
 
 
 def test_all_tensors_of_a_batch_move(corpus: Corpus, collator: Collator) -> None:

@@ -13,11 +13,13 @@ from matplotlib import image
 from transformers import AutoTokenizer, Gemma3ForCausalLM
 
 from esrt.checkpoint import Checkpoint
+from esrt.model import generate_greedy
 from tests.tiny_checkpoint import TINY, tiny_checkpoint
 from tests.training.helpers import first_examples, save_split
 from training.corpus import build
 from training.corpus.build import Corpus
 from training.corpus.text import Sentence
+from training.scored_generation import generate_scored
 from training.scoring import Prediction
 from training.translation import CONDITIONS, translate
 
@@ -155,3 +157,27 @@ def test_a_contaminated_sentence_outside_the_split_is_an_error(
         run_command("--checkpoint", tiny.folder, "--contaminated", contaminated)
     assert ended.value.code == 1
     assert "'Nobody said this.', which is not in the split" in capsys.readouterr().err
+
+
+def test_scored_answers_are_those_of_the_reference(tiny: Checkpoint) -> None:
+    """Scores follow from the log-probabilities of a pass over the finished answer."""
+    decoder = Gemma3ForCausalLM.from_pretrained(tiny.decoder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tiny.decoder)
+    torch.manual_seed(0)
+    embeddings = torch.randn(2, 6, tiny.config.decoder_width)
+    tokens, prompts = torch.tensor([6, 4]), ["<|eng|><|deu|>", "<|deu|><|eng|>"]
+    answers = generate_scored(decoder, tokenizer, embeddings, tokens, prompts, 8)
+    texts = generate_greedy(decoder, tokenizer, embeddings, tokens, prompts, 8)
+    assert [answer.text for answer in answers] == texts
+    for row, answer in enumerate(answers):
+        prompt = tokenizer(prompts[row], add_special_tokens=False).input_ids
+        ids = tokenizer(answer.text, add_special_tokens=False).input_ids
+        embedded = decoder.get_input_embeddings()(torch.tensor([prompt + ids]))
+        sequence = torch.cat([embeddings[row : row + 1, : int(tokens[row])], embedded], 1)
+        with torch.inference_mode():
+            logits = decoder(inputs_embeds=sequence).logits[0].log_softmax(-1)
+        first = int(tokens[row]) + len(prompt) - 1
+        best = logits[first : first + len(ids)].topk(2).values
+        assert answer.scores.minimum <= float(best[:, 0].min()) + 1e-3
+        assert answer.scores.margin <= float((best[:, 0] - best[:, 1]).min()) + 1e-3
+        assert answer.scores.minimum <= answer.scores.mean <= 0

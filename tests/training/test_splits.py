@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 
 from training.corpus import splits as module
+from training.corpus.domain import NANO
 from training.corpus.splits import draw_splits
-from training.corpus.synthesis_languages import SYNTHESIS_LANGUAGES
 from training.corpus.text import Sentence, phrasebook
 
 HELD_OUT = {"test": 60, "validation": 20}
@@ -34,7 +34,7 @@ def test_splits_have_the_given_sizes(splits: Splits) -> None:
     assert len(splits["train"]) > 600
 
 
-@pytest.mark.parametrize("code", SYNTHESIS_LANGUAGES)
+@pytest.mark.parametrize("code", NANO.languages)
 def test_no_held_out_text_occurs_elsewhere_in_any_language(splits: Splits, code: str) -> None:
     counts = Counter(sentence.texts[code] for part in splits.values() for sentence in part)
     for name in HELD_OUT:
@@ -53,18 +53,18 @@ def test_most_words_are_frequent_in_training(splits: Splits) -> None:
 @pytest.mark.usefixtures("few_draws")
 def test_splits_follow_the_seed() -> None:
     held_out = {"test": 10, "validation": 5}
-    splits = draw_splits(3, held_out, 300)
-    assert draw_splits(3, held_out, 300) == splits
-    assert draw_splits(4, held_out, 300)["test"] != splits["test"]
+    splits = draw_splits(NANO, 3, held_out, 300)
+    assert draw_splits(NANO, 3, held_out, 300) == splits
+    assert draw_splits(NANO, 4, held_out, 300)["test"] != splits["test"]
 
 
 @pytest.mark.usefixtures("few_draws")
 def test_a_larger_training_split_extends_the_smaller_one(splits: Splits) -> None:
-    assert draw_splits(3, HELD_OUT, 700)["train"][:600] == splits["train"][:600]
+    assert draw_splits(NANO, 3, HELD_OUT, 700)["train"][:600] == splits["train"][:600]
 
 
 def test_fixed_phrases_are_in_training_only(splits: Splits) -> None:
-    fixed = {text for text in phrasebook("eng")["phrases"].values() if "{" not in text}
+    fixed = {text for text in phrasebook("eng", NANO.books)["phrases"].values() if "{" not in text}
     assert fixed
     for name in HELD_OUT:
         assert not fixed & {sentence.texts["eng"] for sentence in splits[name]}

@@ -97,7 +97,7 @@ def test_rows_have_the_loss_that_they_have_alone(model: TrainingModel, corpus: C
 @torch.inference_mode()
 def test_the_text_loss_is_that_of_transformers(model: TrainingModel, corpus: Corpus) -> None:
     batch = batch_of(model, corpus, Task.SRT)
-    features = model.edge(batch.mel, batch.frames)
+    features = model.edge(batch.speech, batch.frames)
     text = model.decoder.get_input_embeddings()(batch.text)
     labels = torch.cat([torch.full(features.shape[:2], IGNORE), batch.labels], dim=1)
     expected = model.decoder(inputs_embeds=torch.cat([features, text], 1), labels=labels).loss

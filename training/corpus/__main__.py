@@ -1,4 +1,4 @@
-"""Corpus commands: ``python -m training.corpus build`` or ``samples``."""
+"""Corpus commands: ``python -m training.corpus build``, ``clips`` or ``samples``."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,10 @@ from esrt import bundled
 from esrt.cli import application, run
 from esrt.features import SAMPLE_RATE
 from training.corpus.build import CORPUS, SPLITS, build, utterances
+from training.corpus.clips import CLIPS, write_clips
+from training.corpus.domain import NANO
+from training.corpus.mouth_settings import read_mouth_settings
 from training.corpus.speech import speak
-from training.corpus.synthesis_languages import SYNTHESIS_LANGUAGES
 
 app = application("Synthesize the corpus, or test phrases.")
 Out = Annotated[Path, typer.Option(metavar="FOLDER", help="Output folder.")]
@@ -26,6 +28,17 @@ def build_command(out: Out = CORPUS) -> None:
 
 
 @app.command()
+def clips(
+    settings: Annotated[
+        Path, typer.Argument(metavar="SETTINGS", help="Settings of the corpus, a YAML file.")
+    ],
+    out: Out = CLIPS,
+) -> None:
+    """Speak a corpus of many voices; a killed run goes on where it was."""
+    write_clips(read_mouth_settings(settings).speech, out)
+
+
+@app.command()
 def samples(
     out: Out = bundled.SAMPLES,
     count: Annotated[int, typer.Option(metavar="COUNT", help="Clips in each language.")] = 2,
@@ -35,7 +48,7 @@ def samples(
     phrases = (pair for pair in utterances("test") if pair[0].kind == "phrase")
     index = []
     for clip in range(1, count + 1):
-        for number, code in enumerate(SYNTHESIS_LANGUAGES):
+        for number, code in enumerate(NANO.languages):
             sentence, spoken = next(phrases)
             name = f"{code}-{clip}.flac"
             soundfile.write(out / name, speak(spoken[number]), SAMPLE_RATE, subtype="PCM_16")

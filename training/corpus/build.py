@@ -21,6 +21,7 @@ from esrt.arrays import Float32Array
 from esrt.features import SAMPLE_RATE
 from esrt.files import replace_folder
 from esrt.speech import DEFAULT_SETTINGS, find_speech, trim_and_level
+from training.corpus.domain import NANO
 from training.corpus.speech import (
     UNSEEN_VARIANTS,
     VARIANTS,
@@ -43,6 +44,9 @@ TRAIN_SENTENCES = 3000
 HELD_OUT_SENTENCES = {"test": 120, "validation": 20}
 # Number of test sentences, the last ones, that unseen voices speak.
 UNSEEN_SENTENCES = 40
+# Kinds of examples beside those of sentences: a transcript without translations from outside of the
+# domain, and sound that is not speech, with an empty transcript.
+OPEN, NON_SPEECH = "open", "non-speech"
 PARALLEL_AUDIO = "parallel_audio.npy"
 _INDEX, _AUDIO = "index.jsonl", "audio.npy"
 
@@ -56,8 +60,10 @@ class Example:
         samples: number of samples.
         language: ISO 639-3 code of the spoken language.
         variant: name of the voice.
-        kind: kind of the sentence (`Sentence`).
+        kind: kind of the sentence (`Sentence`), `OPEN` or `NON_SPEECH`.
         texts: transcript and translations, by language.
+        engine: what spoke: a folder's name in the corpus of esrt-mini.
+        shard: number of the file that ``start`` refers to, in a corpus of several.
     """
 
     start: int
@@ -66,6 +72,8 @@ class Example:
     variant: str
     kind: str
     texts: Texts
+    engine: str = "espeak"
+    shard: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,9 +91,13 @@ class Corpus:
     examples: list[Example]
     parallel_audio: Samples | None = None
 
+    def recording(self, example: Example) -> Float32Array:
+        """Audio of an utterance as recorded, shape (samples,)."""
+        return _cut(self.audio, example)
+
     def speech(self, example: Example) -> Float32Array:
         """Audio of an utterance as the front end prepares it, shape (samples,)."""
-        return trim_and_level(_cut(self.audio, example), DEFAULT_SETTINGS)
+        return trim_and_level(self.recording(example), DEFAULT_SETTINGS)
 
     def parallel_speech(self, example: Example) -> Float32Array:
         """Audio of an utterance by the reference voice, cut as `speech`; needs ``parallel_audio``.
@@ -121,7 +133,7 @@ def _cut(audio: Samples, example: Example) -> Float32Array:
 
 @cache
 def _splits() -> dict[str, list[Sentence]]:
-    return draw_splits(SEED, HELD_OUT_SENTENCES, TRAIN_SENTENCES)
+    return draw_splits(NANO, SEED, HELD_OUT_SENTENCES, TRAIN_SENTENCES)
 
 
 def sentences(name: str) -> list[Sentence]:

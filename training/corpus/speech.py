@@ -80,7 +80,7 @@ def speak(utterance: Utterance, data: Path | None = None) -> Float32Array:
     """
     voice = f"{SYNTHESIS_LANGUAGES[utterance.language].voice}+{utterance.variant}"
     arguments = ["-v", voice, "-s", str(utterance.speed), "-p", str(utterance.pitch), "--stdout"]
-    wave = _espeak(*arguments, utterance.text, data=data)
+    wave = run_espeak(*arguments, utterance.text, data=data)
     audio, rate = soundfile.read(io.BytesIO(wave), dtype="float32")
     resampled: Float32Array = soxr.resample(audio, rate, SAMPLE_RATE)
     return resampled
@@ -116,7 +116,7 @@ def espeak_version() -> str:
     Raises:
         SpeechError: espeak-ng is not installed.
     """
-    return _espeak("--version").decode().split("Data at")[0].strip()
+    return run_espeak("--version").decode().split("Data at")[0].strip()
 
 
 def espeak_data() -> Path:
@@ -125,10 +125,15 @@ def espeak_data() -> Path:
     Raises:
         SpeechError: espeak-ng is not installed.
     """
-    return Path(_espeak("--version").decode().split("Data at:")[1].strip())
+    return Path(run_espeak("--version").decode().split("Data at:")[1].strip())
 
 
-def _espeak(*arguments: str, data: Path | None = None) -> bytes:
+def run_espeak(*arguments: str, data: Path | None = None) -> bytes:
+    """Run espeak-ng; return its output.
+
+    Raises:
+        SpeechError: espeak-ng is not installed, or failed.
+    """
     command = shutil.which("espeak-ng")
     if command is None:
         raise SpeechError("espeak-ng is not installed.", "On Debian: apt-get install espeak-ng.")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from random import Random
 
+from training.corpus.domain import Domain
 from training.corpus.text import Sentence, phrasebook, sentences
 
 # Every word of a held-out sentence occurs in at least this many distinct training sentences.
@@ -21,7 +22,9 @@ _CHARACTER_WORDS = re.compile(
 )
 
 
-def draw_splits(seed: int, held_out: dict[str, int], train: int) -> dict[str, list[Sentence]]:
+def draw_splits(
+    domain: Domain, seed: int, held_out: dict[str, int], train: int
+) -> dict[str, list[Sentence]]:
     """Draw the sentences of each split.
 
     Held-out sentences are new combinations of known words. No text of a held-out sentence occurs
@@ -34,12 +37,14 @@ def draw_splits(seed: int, held_out: dict[str, int], train: int) -> dict[str, li
     that fits few templates. These sentences may repeat earlier ones; other voices speak them.
 
     Args:
+        domain: what the sentences are about.
         seed: seed of the draws.
         held_out: number of sentences of each held-out split.
         train: number of training sentences before those for rare words.
     """
-    stream = sentences(Random(seed))
-    fixed = {phrase for phrase in phrasebook("eng")["phrases"].values() if "{" not in phrase}
+    stream = sentences(domain, Random(seed))
+    phrases = phrasebook("eng", domain.books)["phrases"].values()
+    fixed = {phrase for phrase in phrases if "{" not in phrase}
     seen: set[tuple[str, str]] = set()
 
     def draw(without: set[str]) -> Iterator[Sentence]:

@@ -1,6 +1,7 @@
 """Languages of the corpus.
 
-A new language needs an entry here and a file in ``phrasebook/``.
+A new language needs an entry here, a file in each phrasebook, and a place in a domain
+(`training.corpus.domain`).
 """
 
 from dataclasses import dataclass
@@ -27,4 +28,5 @@ SYNTHESIS_LANGUAGES = {
     "kor": SynthesisLanguage("ko", "ko"),
     "ind": SynthesisLanguage("id", "id"),
     "cmn": SynthesisLanguage("zh_Hans", "cmn-latn-pinyin"),
+    "nld": SynthesisLanguage("nl", "nl"),
 }

@@ -1,4 +1,4 @@
-"""Parallel sentences from a phrasebook with slots, and from CLDR: lists, dates, units, money."""
+"""Parallel sentences from phrasebooks with slots, and from CLDR: lists, dates, units, money."""
 
 import datetime
 import re
@@ -15,6 +15,7 @@ from babel.lists import format_list
 from babel.numbers import format_currency
 from babel.units import format_unit
 
+from training.corpus.domain import Domain
 from training.corpus.synthesis_languages import SYNTHESIS_LANGUAGES
 
 # Few names of each kind, so that each occurs often enough to be learned.
@@ -37,8 +38,6 @@ _UNITS = (
 ).split()
 _CURRENCIES = "EUR USD GBP JPY CHF CNY".split()
 
-# Few numbers, so that each occurs often; from 3, because 1 and 2 have special word forms.
-_COUNTS = (*range(3, 21), *range(30, 100, 10))
 _QUARTERS = (15, 30, 45)
 _YEARS = range(2020, 2030)
 
@@ -60,16 +59,20 @@ class Sentence:
 
 
 @lru_cache
-def phrasebook(code: str) -> dict[str, dict[str, str]]:
-    """Read a language's phrases and the words for their slots."""
-    path = Path(__file__).parent / "phrasebook" / f"{code}.toml"
-    return tomllib.loads(path.read_text("utf-8"))
+def phrasebook(code: str, books: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """Read a language's phrases and the words for their slots, of several books together."""
+    whole: dict[str, dict[str, str]] = {}
+    for book in books:
+        path = Path(__file__).parent / "phrasebook" / book / f"{code}.toml"
+        for table, entries in tomllib.loads(path.read_text("utf-8")).items():
+            whole[table] = whole.get(table, {}) | entries
+    return whole
 
 
-def _in_all_languages(make: Callable[[Locale], str]) -> Texts:
+def _in_all_languages(domain: Domain, make: Callable[[Locale], str]) -> Texts:
     """Make a text in every language, with plain spaces and without directional marks."""
     texts = {
-        code: make(Locale.parse(language.locale)) for code, language in SYNTHESIS_LANGUAGES.items()
+        code: make(Locale.parse(SYNTHESIS_LANGUAGES[code].locale)) for code in domain.languages
     }
     return {
         code: " ".join(text.replace("’", "'").replace("\u200f", "").split())
@@ -77,8 +80,8 @@ def _in_all_languages(make: Callable[[Locale], str]) -> Texts:
     }
 
 
-def _number(count: int) -> Texts:
-    return dict.fromkeys(SYNTHESIS_LANGUAGES, str(count))
+def _number(domain: Domain, count: int) -> Texts:
+    return dict.fromkeys(domain.languages, str(count))
 
 
 def _unit(number: int, unit: str) -> Callable[[Locale], str]:
@@ -92,26 +95,40 @@ def _unit(number: int, unit: str) -> Callable[[Locale], str]:
     return text
 
 
-def _city(random: Random) -> dict[str, Texts]:
+def _city(domain: Domain, random: Random) -> dict[str, Texts]:
     zone = random.choice(_CITIES)
     default = zone.split("/")[-1].replace("_", " ")
-    names = _in_all_languages(lambda locale: locale.time_zones.get(zone, {}).get("city") or default)
+    names = _in_all_languages(
+        domain, lambda locale: locale.time_zones.get(zone, {}).get("city") or default
+    )
     return {"city": names}
 
 
-def _day(random: Random) -> dict[str, Texts]:
+def _day(domain: Domain, random: Random) -> dict[str, Texts]:
     day = random.randrange(7)
-    return {"day": _in_all_languages(lambda locale: _weekday(locale, day))}
+    return {"day": _in_all_languages(domain, lambda locale: _weekday(locale, day))}
+
+
+def _lone_day(domain: Domain, random: Random) -> dict[str, Texts]:
+    """Fill a slot with a weekday in its basic form, which differs in Finnish."""
+    day = random.randrange(7)
+    return {
+        "weekday": _in_all_languages(
+            domain, lambda locale: str(locale.days["stand-alone"]["wide"][day])
+        )
+    }
 
 
 def _weekday(locale: Locale, day: int) -> str:
     return str(locale.days["format"]["wide"][day])
 
 
-def _time(random: Random) -> dict[str, Texts]:
+def _time(domain: Domain, random: Random) -> dict[str, Texts]:
     time = _draw_time(random)
     return {
-        "time": _in_all_languages(lambda locale: str(format_skeleton("Hm", time, locale=locale)))
+        "time": _in_all_languages(
+            domain, lambda locale: str(format_skeleton("Hm", time, locale=locale))
+        )
     }
 
 
@@ -119,38 +136,42 @@ def _draw_time(random: Random) -> datetime.time:
     return datetime.time(random.randrange(5, 24), random.choice(_QUARTERS))
 
 
-def _language(random: Random) -> dict[str, Texts]:
+def _language(domain: Domain, random: Random) -> dict[str, Texts]:
     code = random.choice(_SPOKEN_LANGUAGES)
-    return {"language": _in_all_languages(lambda locale: str(locale.languages[code]))}
+    return {"language": _in_all_languages(domain, lambda locale: str(locale.languages[code]))}
 
 
-def _count(random: Random) -> dict[str, Texts]:
-    count = random.choice(_COUNTS)
-    return {"count": _number(count)}
+def _count(domain: Domain, random: Random) -> dict[str, Texts]:
+    count = random.choice(domain.counts)
+    return {"count": _number(domain, count)}
 
 
-def _temperature(random: Random) -> dict[str, Texts]:
-    return {"temperature": _in_all_languages(_unit(random.choice(_COUNTS), "temperature-celsius"))}
+def _temperature(domain: Domain, random: Random) -> dict[str, Texts]:
+    return {
+        "temperature": _in_all_languages(
+            domain, _unit(random.choice(domain.counts), "temperature-celsius")
+        )
+    }
 
 
-def _duration(slot: str, unit: str) -> Callable[[Random], dict[str, Texts]]:
+def _duration(slot: str, unit: str) -> Callable[[Domain, Random], dict[str, Texts]]:
     """Fill a slot with a duration, and offer its number to phrases that need another case."""
 
-    def draw(random: Random) -> dict[str, Texts]:
-        count = random.choice(_COUNTS)
+    def draw(domain: Domain, random: Random) -> dict[str, Texts]:
+        count = random.choice(domain.counts)
         return {
-            slot: _in_all_languages(_unit(count, unit)),
-            "count": _number(count),
+            slot: _in_all_languages(domain, _unit(count, unit)),
+            "count": _number(domain, count),
         }
 
     return draw
 
 
-def _euros(random: Random) -> dict[str, Texts]:
-    count = random.choice(_COUNTS)
+def _euros(domain: Domain, random: Random) -> dict[str, Texts]:
+    count = random.choice(domain.counts)
     return {
-        "euros": _in_all_languages(_amount(count, "EUR")),
-        "count": _number(count),
+        "euros": _in_all_languages(domain, _amount(count, "EUR")),
+        "count": _number(domain, count),
     }
 
 
@@ -161,7 +182,7 @@ def _amount(amount: int, currency: str) -> Callable[[Locale], str]:
 
 
 # Generator of each slot of an English phrase: the slot's texts, and for some the number alone.
-_SLOTS: dict[str, Callable[[Random], dict[str, Texts]]] = {
+_SLOTS: dict[str, Callable[[Domain, Random], dict[str, Texts]]] = {
     "city": _city,
     "count": _count,
     "day": _day,
@@ -172,86 +193,94 @@ _SLOTS: dict[str, Callable[[Random], dict[str, Texts]]] = {
     "minutes": _duration("minutes", "duration-minute"),
     "temperature": _temperature,
     "time": _time,
+    "weekday": _lone_day,
     "years": _duration("years", "duration-year"),
 }
 
 
-def _slot(name: str, random: Random) -> dict[str, Texts]:
+def _slot(name: str, domain: Domain, random: Random) -> dict[str, Texts]:
     if name in _SLOTS:
-        return _SLOTS[name](random)
-    word = random.choice(sorted(phrasebook("eng")[name]))
-    return {name: {code: phrasebook(code)[name][word] for code in SYNTHESIS_LANGUAGES}}
+        return _SLOTS[name](domain, random)
+    word = random.choice(sorted(phrasebook("eng", domain.books)[name]))
+    return {name: {code: phrasebook(code, domain.books)[name][word] for code in domain.languages}}
 
 
-def _phrase(random: Random) -> Texts:
-    key = random.choice(sorted(phrasebook("eng")["phrases"]))
+def _phrase(domain: Domain, random: Random) -> Texts:
+    english = phrasebook("eng", domain.books)["phrases"]
+    key = random.choice(sorted(english))
     words: dict[str, Texts] = {}
-    for name in re.findall(r"{(\w+)}", phrasebook("eng")["phrases"][key]):
-        words |= _slot(name, random)
+    for name in re.findall(r"{(\w+)}", english[key]):
+        words |= _slot(name, domain, random)
     texts = {}
-    for code in SYNTHESIS_LANGUAGES:
+    for code in domain.languages:
         filling = {name: texts_of[code] for name, texts_of in words.items()}
-        text = phrasebook(code)["phrases"][key].format_map(filling)
+        text = phrasebook(code, domain.books)["phrases"][key].format_map(filling)
         texts[code] = text[0].upper() + text[1:]
     return texts
 
 
-def _places(random: Random) -> Texts:
+def _places(domain: Domain, random: Random) -> Texts:
     codes = random.sample(_COUNTRIES, random.choice((2, 2, 3)))
     return _in_all_languages(
-        lambda locale: format_list([str(locale.territories[code]) for code in codes], locale=locale)
+        domain,
+        lambda locale: format_list(
+            [str(locale.territories[code]) for code in codes], locale=locale
+        ),
     )
 
 
-def _measures(random: Random) -> Texts:
+def _measures(domain: Domain, random: Random) -> Texts:
     measures = [
-        _unit(random.choice(_COUNTS), unit) for unit in random.sample(_UNITS, random.choice((1, 2)))
+        _unit(random.choice(domain.counts), unit)
+        for unit in random.sample(_UNITS, random.choice((1, 2)))
     ]
     return _in_all_languages(
-        lambda locale: format_list([measure(locale) for measure in measures], locale=locale)
+        domain, lambda locale: format_list([measure(locale) for measure in measures], locale=locale)
     )
 
 
-def _money(random: Random) -> Texts:
-    amount = random.choice(_COUNTS) * random.choice((1, 100))
-    return _in_all_languages(_amount(amount, random.choice(_CURRENCIES)))
+def _money(domain: Domain, random: Random) -> Texts:
+    amount = random.choice(domain.counts) * random.choice((1, 100))
+    return _in_all_languages(domain, _amount(amount, random.choice(_CURRENCIES)))
 
 
-def _moment(random: Random) -> Texts:
+def _moment(domain: Domain, random: Random) -> Texts:
     day, time = random.randrange(7), _draw_time(random)
     return _in_all_languages(
+        domain,
         lambda locale: str(locale.datetime_formats["medium"]).format(
             format_skeleton("Hm", time, locale=locale), _weekday(locale, day)
-        )
+        ),
     )
 
 
-def _date(random: Random) -> Texts:
+def _date(domain: Domain, random: Random) -> Texts:
     day = datetime.date(random.choice(_YEARS), 1, 1) + datetime.timedelta(random.randrange(365))
     full = random.random() < 0.5
     return _in_all_languages(
+        domain,
         lambda locale: (
             format_date(day, "full", locale)
             if full
             else str(format_skeleton("MMMMd", day, locale=locale))
-        )
+        ),
     )
 
 
-_KINDS: dict[str, tuple[Callable[[Random], Texts], float]] = {
-    "phrase": (_phrase, 0.7),
-    "places": (_places, 0.08),
-    "measures": (_measures, 0.08),
-    "money": (_money, 0.05),
-    "moment": (_moment, 0.03),
-    "date": (_date, 0.06),
+_KINDS: dict[str, Callable[[Domain, Random], Texts]] = {
+    "phrase": _phrase,
+    "places": _places,
+    "measures": _measures,
+    "money": _money,
+    "moment": _moment,
+    "date": _date,
 }
 
 
-def sentences(random: Random) -> Iterator[Sentence]:
+def sentences(domain: Domain, random: Random) -> Iterator[Sentence]:
     """Draw sentences without end, by the weights of their kinds. Sentences may repeat."""
-    names = list(_KINDS)
-    weights = [weight for _, weight in _KINDS.values()]
+    names = [name for name, _ in domain.kinds]
+    weights = [weight for _, weight in domain.kinds]
     while True:
         kind = random.choices(names, weights)[0]
-        yield Sentence(kind, _KINDS[kind][0](random))
+        yield Sentence(kind, _KINDS[kind](domain, random))

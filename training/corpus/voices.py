@@ -79,7 +79,7 @@ def speak_all(utterances: Sequence[Utterance], voices: Mapping[str, str]) -> lis
         names = list(voices)
         for first in range(0, len(names), _VOICES_PER_FOLDER):
             part, folder = names[first : first + _VOICES_PER_FOLDER], Path(temporary, str(first))
-            _install({name: voices[name] for name in part}, folder)
+            install_voices({name: voices[name] for name in part}, folder)
             folders |= dict.fromkeys(part, folder)
         _check_voices(folders)
         return speak_parallel(
@@ -87,8 +87,8 @@ def speak_all(utterances: Sequence[Utterance], voices: Mapping[str, str]) -> lis
         )
 
 
-def _install(voices: Mapping[str, str], folder: Path) -> None:
-    """Make a copy of espeak-ng's data folder that has these voices only."""
+def install_voices(voices: Mapping[str, str], folder: Path) -> None:
+    """Make in ``folder`` a copy of espeak-ng's data folder that has these voices only."""
     copy = folder / "espeak-ng-data"
     variants = copy / "voices" / "!v"
     variants.mkdir(parents=True)

@@ -1,0 +1,136 @@
+"""Speaks a planned corpus: one folder for each split, in it one for each shard of clips.
+
+A shard is written as a whole or not at all, so that a killed run goes on where it was.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+
+from esrt.cores import usable_cores
+from esrt.errors import EsrtError
+from esrt.features import SAMPLE_RATE
+from esrt.files import replace_folder
+from training.corpus.build import Corpus, Example
+from training.corpus.engines import Engine, open_engine
+from training.corpus.mouth_settings import SpeechSettings, Split
+from training.corpus.mouths import Clip, Plan
+from training.corpus.speech import Samples
+
+SPLITS: tuple[Split, ...] = ("test", "validation", "train")
+CLIPS = Path("build/mini/clips")
+INDEX, AUDIO, SETTINGS = "index.jsonl", "audio.npy", "settings.json"
+# Clips of a shard: few where an engine is slow.
+_SHARD = 200
+_SLOW_SHARD = {"kokoro": 20}
+
+
+class ClipsError(EsrtError):
+    """Clips that are missing, or that other settings made."""
+
+
+def write_clips(settings: SpeechSettings, folder: Path) -> None:
+    """Speak all splits into a folder, on all processors; finished shards stay.
+
+    Raises:
+        ClipsError: the folder has clips of other settings.
+        EngineError: an engine is not installed, or recordings are missing.
+    """
+    claim_folder(folder, settings.model_dump_json())
+    plan = Plan(settings)
+    jobs = [
+        (folder / split / f"{engine}-{number:04}", list(clips))
+        for split in SPLITS
+        for engine, planned in plan.clips(split).items()
+        for number, clips in enumerate(_shards(engine, planned))
+    ]
+    jobs = [(place, clips) for place, clips in jobs if not place.exists()]
+    # Slow engines first, so that no process works alone at the end.
+    jobs.sort(key=lambda job: job[1][0].engine not in _SLOW_SHARD)
+    with worker_pool() as pool:
+        running = [pool.submit(_speak_shard, *job, settings) for job in jobs]
+        for one in track(running, description="speaking"):
+            one.result()
+
+
+def claim_folder(folder: Path, settings: str) -> None:
+    """Write the settings into a folder, or compare them with those that made it.
+
+    Raises:
+        ClipsError: other settings made the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / SETTINGS
+    if path.exists() and path.read_text("utf-8") != settings:
+        raise ClipsError(f"Other settings made {folder}.", "Remove it, or name another folder.")
+    path.write_text(settings, "utf-8")
+
+
+def worker_pool() -> ProcessPoolExecutor:
+    """One process for each core, with one thread each: more threads would hinder each other."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    return ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn"))
+
+
+def load_shard(folder: Path) -> Corpus:
+    """Load a shard."""
+    lines = (folder / INDEX).read_text("utf-8").splitlines()
+    examples = [Example(**json.loads(line)) for line in lines]
+    return Corpus(np.load(folder / AUDIO, mmap_mode="r"), examples)
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """Shards of a split.
+
+    Raises:
+        ClipsError: the split has none.
+    """
+    found = sorted(path.parent for path in folder.glob(f"*/{INDEX}"))
+    if not found:
+        raise ClipsError(f"{folder} has no clips.", "Run: python -m training.corpus clips.")
+    return found
+
+
+def _shards(engine: str, clips: list[Clip]) -> Iterator[list[Clip]]:
+    size = _SLOW_SHARD.get(engine, _SHARD)
+    for start in range(0, len(clips), size):
+        yield clips[start : start + size]
+
+
+@cache
+def _engine(name: str, recordings: Path) -> Engine:
+    """Open an engine once in a process."""
+    return open_engine(name, recordings)
+
+
+def _speak_shard(folder: Path, clips: list[Clip], settings: SpeechSettings) -> None:
+    audio: list[Samples] = [np.zeros(0, np.int16)]
+    start = 0
+    with replace_folder(folder) as partial:
+        with (partial / INDEX).open("w", encoding="utf-8") as index:
+            for clip in clips:
+                engine = _engine(clip.engine, settings.recordings)
+                spoken = np.clip(engine.speak(clip.text, clip.language, clip.voice), -1, 1)
+                if len(spoken) > settings.longest_seconds * SAMPLE_RATE:
+                    continue
+                row = Example(
+                    start,
+                    len(spoken),
+                    clip.language,
+                    clip.voice,
+                    clip.kind,
+                    clip.texts,
+                    clip.engine,
+                )
+                index.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+                audio.append(np.round(spoken * 32767).astype(np.int16))
+                start += len(spoken)
+        np.save(partial / AUDIO, np.concatenate(audio))

@@ -1,0 +1,94 @@
+"""Settings of a corpus of many voices and of its cache: a YAML file, validated when read."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+
+from training.recipe import Augmentation, RecipeError
+
+Split = Literal["test", "validation", "train"]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SpeechSettings(_Settings):
+    """Sentences, and their speakers.
+
+    Attributes:
+        domain: name of the domain (`training.corpus.domain`).
+        recordings: folder of human recordings (`training.corpus.engines.human`).
+        sentences: sentences of each split, in training before those for rare words.
+        utterances: by split and engine: utterances in training; in a held-out split sentences,
+            each in every language of the engine. For human recordings it is the most recordings of
+            a language.
+        open_sentences: sentences of Tatoeba in each language, which espeak-ng speaks for training.
+        longest_seconds: longer utterances are left out.
+        seed: seed of the draws.
+    """
+
+    domain: Literal["esrt-nano", "esrt-mini"] = "esrt-mini"
+    recordings: Path = Path("build/recordings")
+    sentences: dict[Split, PositiveInt]
+    utterances: dict[Split, dict[str, Count]]
+    open_sentences: Count = 0
+    longest_seconds: PositiveFloat = 12.0
+    seed: int = 17
+
+
+class CacheSettings(_Settings):
+    """Augmentation and encoding of clips.
+
+    Attributes:
+        model: model whose published encoder is run.
+        copies: times that an engine's training utterances are augmented and encoded; 1 if not
+            named.
+        augmentation: changes to the audio of the training split.
+        longest_extra_tail: seconds of zeros that are added at most to training speech, after the
+            0.3 s that the front end keeps.
+        held_out_extra_tail: seconds of zeros that are added to held-out speech.
+        bound_gb: largest size of all states.
+    """
+
+    model: str = "esrt-mini"
+    copies: dict[str, PositiveInt] = {}
+    augmentation: Augmentation = Augmentation()
+    longest_extra_tail: Annotated[float, Field(ge=0)] = 0.7
+    held_out_extra_tail: Annotated[float, Field(ge=0)] = 0.0
+    bound_gb: PositiveFloat = 10.0
+
+
+class MouthSettings(_Settings):
+    """The whole file."""
+
+    speech: SpeechSettings
+    cache: CacheSettings = CacheSettings()
+
+
+def read_mouth_settings(path: Path) -> MouthSettings:
+    """Read and validate settings.
+
+    Raises:
+        RecipeError: the file is missing, not YAML, or has unknown or wrong settings.
+    """
+    try:
+        return MouthSettings.model_validate(yaml.safe_load(path.read_text("utf-8")))
+    except OSError as error:
+        raise RecipeError(
+            f"{path} cannot be read: {error.strerror}.",
+            "Name a file such as training/recipes/mini.corpus.yaml.",
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"{path} is not YAML: {reason}.", "Correct the file.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise RecipeError(
+            f"{path}: {place}: {first['msg']}.",
+            "See the settings in training/corpus/mouth_settings.py.",
+        ) from error

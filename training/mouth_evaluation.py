@@ -1,0 +1,102 @@
+"""Evaluation of a checkpoint on cached states of a corpus of many voices."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoTokenizer, Gemma3ForCausalLM
+
+from esrt.benchmark_report import BenchmarkReport
+from esrt.checkpoint import Checkpoint
+from training.corpus.build import Example
+from training.mouth_scoring import WRONG_LANGUAGE, answer_row, mouth_report
+from training.scoring import Prediction
+from training.state_corpus import StateCorpus, load_states
+from training.state_edge import split_edge
+from training.translation import translate
+
+
+def evaluate_states(
+    checkpoint: Checkpoint, states: Path, json_file: Path | None, answers_file: Path | None
+) -> None:
+    """Answer the test and validation splits; print and write the scores.
+
+    Args:
+        checkpoint: the checkpoint.
+        states: folder of the cache (`training.cache`).
+        json_file: file of the scores.
+        answers_file: file of all answers with their scores, one JSON object a line.
+    """
+    answers = {split: _answers(checkpoint, states / split) for split in ("validation", "test")}
+    size = sum(path.stat().st_size for path in checkpoint.folder.rglob("*") if path.is_file())
+    result, bars = mouth_report(answers["test"], answers["validation"], size)
+    _print(result)
+    for bar in bars:
+        print(bar)
+    if answers_file:
+        answers_file.parent.mkdir(parents=True, exist_ok=True)
+        with answers_file.open("w", encoding="utf-8") as file:
+            for split, predictions in answers.items():
+                for one in predictions:
+                    row = {"split": split} | answer_row(one)
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    if json_file:
+        BenchmarkReport(
+            settings={
+                "model": checkpoint.config.name,
+                "fingerprint": checkpoint.fingerprint,
+                "utterances": len(load_states(states / "test").examples),
+            },
+            rows=result["directions"],
+            bars=bars,
+            tools=("torch", "transformers", "sacrebleu", "jiwer"),
+            more={name: rows for name, rows in result.items() if name != "directions"},
+        ).write(json_file)
+
+
+def _answers(checkpoint: Checkpoint, folder: Path) -> list[Prediction]:
+    """Answers to a split in all directions, and to prompts that name a wrong language."""
+    edge = split_edge(checkpoint.edge_model()).eval()
+    decoder = Gemma3ForCausalLM.from_pretrained(checkpoint.decoder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.decoder)
+    corpus = load_states(folder)
+    whole = translate(edge, decoder, tokenizer, corpus)
+    mixed = replace(corpus, examples=_with_wrong_language(corpus, checkpoint.config.languages))
+    return [*whole, *translate(edge, decoder, tokenizer, mixed)]
+
+
+def _with_wrong_language(corpus: StateCorpus, languages: Sequence[str]) -> list[Example]:
+    """Utterances of espeak-ng under the next language's name; nothing is the right answer."""
+    following = dict(zip(languages, [*languages[1:], languages[0]], strict=True))
+    return [
+        replace(
+            one,
+            language=following[one.language],
+            kind=WRONG_LANGUAGE,
+            texts={following[one.language]: ""},
+        )
+        for one in corpus.examples
+        if one.engine == "espeak" and len(one.texts) > 1
+    ]
+
+
+def _print(result: dict[str, Any]) -> None:
+    table = Table("voices", "from", "n", "exact %", "chrF", "transcript exact %", "WER or CER %")
+    for row in [*result["engines"], *result["sources"], *result["open_speech"]]:
+        rate = row.get("wer", row.get("cer", ""))
+        keys = ("src", "n", "exact", "chrf", "transcript_exact")
+        table.add_row(
+            row.get("engine", "human, open"), *(str(row.get(key, "")) for key in keys), str(rate)
+        )
+    Console().print(table)
+    table = Table("score", "threshold", *(key for key in result["confidence"][0] if "pct" in key))
+    for row in result["confidence"]:
+        mark = "*" if row["chosen"] else ""
+        shares = [str(value) for key, value in row.items() if "pct" in key]
+        table.add_row(row["score"] + mark, f"{row['threshold']:.3f}", *shares)
+    Console().print(table)
