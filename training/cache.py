@@ -11,7 +11,7 @@ import typer
 
 from esrt.cli import VersionOption, run
 from training.corpus.clips import CLIPS
-from training.corpus.mouth_settings import read_mouth_settings
+from training.corpus.corpus_settings import read_corpus_settings
 
 
 def main(
@@ -28,7 +28,7 @@ def main(
     # Imported here: torch takes seconds, which --help need not.
     from training.state_writer import write_states
 
-    write_states(read_mouth_settings(settings).cache, clips, out)
+    write_states(read_corpus_settings(settings).cache, clips, out)
 
 
 if __name__ == "__main__":

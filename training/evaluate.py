@@ -64,7 +64,7 @@ def main(
             refuse_input(out, contaminated)
     # Imported here: torch takes seconds, which --help need not.
     from esrt.checkpoint import open_checkpoint
-    from training.mouth_evaluation import evaluate_states
+    from training.engine_evaluation import evaluate_states
     from training.plots import heat_map
     from training.scoring import bars
     from training.translation import (

@@ -22,7 +22,7 @@ from esrt.model import SpeechEncoder
 from esrt.speech import DEFAULT_SETTINGS, trim_and_level
 from training.augment import augment
 from training.corpus.clips import SPLITS, claim_folder, load_shard, shards_of, worker_pool
-from training.corpus.mouth_settings import CacheSettings
+from training.corpus.corpus_settings import CacheSettings
 from training.data import mel_batch
 from training.state_corpus import (
     INDEX_FILE,

@@ -17,10 +17,10 @@ from training import state_writer, translation
 from training.corpus import splits
 from training.corpus.build import NON_SPEECH, OPEN
 from training.corpus.clips import ClipsError, load_shard, shards_of, write_clips
+from training.corpus.corpus_settings import CacheSettings, SpeechSettings, read_corpus_settings
 from training.corpus.domain import MINI
-from training.corpus.mouth_settings import CacheSettings, SpeechSettings, read_mouth_settings
-from training.corpus.mouths import Plan, open_sentences
-from training.mouth_evaluation import evaluate_states
+from training.corpus.plan import Plan, open_sentences
+from training.engine_evaluation import evaluate_states
 from training.recipe import RecipeError, read_recipe
 from training.state_corpus import STATISTICS_FILE, CacheError, load_states, load_statistics
 from training.state_edge import split_edge
@@ -210,12 +210,12 @@ def test_a_run_writes_a_checkpoint_that_another_run_continues(
 
 
 def test_the_settings_of_esrt_mini_are_valid(tmp_path: Path) -> None:
-    settings = read_mouth_settings(Path("training/recipes/mini.corpus.yaml"))
+    settings = read_corpus_settings(Path("training/recipes/mini.corpus.yaml"))
     assert settings.speech.utterances["train"].keys().isdisjoint({"piper"})
     assert settings.cache.model == read_recipe(Path("training/recipes/mini.yaml")).model
     path = tmp_path / "wrong.yaml"
     path.write_text("speech: {seeds: 1}\n", "utf-8")
     with pytest.raises(RecipeError, match=r"speech\.\w+: "):
-        read_mouth_settings(path)
+        read_corpus_settings(path)
     with pytest.raises(RecipeError, match="cannot be read"):
-        read_mouth_settings(tmp_path / "none.yaml")
+        read_corpus_settings(tmp_path / "none.yaml")

@@ -12,8 +12,8 @@ from esrt.cli import application, run
 from esrt.features import SAMPLE_RATE
 from training.corpus.build import CORPUS, SPLITS, build, utterances
 from training.corpus.clips import CLIPS, write_clips
+from training.corpus.corpus_settings import read_corpus_settings
 from training.corpus.domain import NANO
-from training.corpus.mouth_settings import read_mouth_settings
 from training.corpus.speech import speak
 
 app = application("Synthesize the corpus, or test phrases.")
@@ -35,7 +35,7 @@ def clips(
     out: Out = CLIPS,
 ) -> None:
     """Speak a corpus of many voices; a killed run goes on where it was."""
-    write_clips(read_mouth_settings(settings).speech, out)
+    write_clips(read_corpus_settings(settings).speech, out)
 
 
 @app.command()

@@ -20,9 +20,9 @@ from esrt.errors import EsrtError
 from esrt.features import SAMPLE_RATE
 from esrt.files import replace_folder
 from training.corpus.build import Corpus, Example
+from training.corpus.corpus_settings import SpeechSettings, Split
 from training.corpus.engines import Engine, open_engine
-from training.corpus.mouth_settings import SpeechSettings, Split
-from training.corpus.mouths import Clip, Plan
+from training.corpus.plan import Clip, Plan
 from training.corpus.speech import Samples
 
 SPLITS: tuple[Split, ...] = ("test", "validation", "train")

@@ -47,7 +47,7 @@ def best_score(validation: Sequence[Prediction], thresholds: dict[str, float]) -
     return min(SCORES, key=passing)
 
 
-def mouth_report(
+def engine_report(
     test: Sequence[Prediction], validation: Sequence[Prediction], trained_bytes: int
 ) -> tuple[dict[str, Any], list[Threshold]]:
     """Scores by engine, language and direction; the confidence; and the bars.

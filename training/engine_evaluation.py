@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, Gemma3ForCausalLM
 from esrt.benchmark_report import BenchmarkReport
 from esrt.checkpoint import Checkpoint
 from training.corpus.build import Example
-from training.mouth_scoring import WRONG_LANGUAGE, answer_row, mouth_report
+from training.engine_scoring import WRONG_LANGUAGE, answer_row, engine_report
 from training.scoring import Prediction
 from training.state_corpus import StateCorpus, load_states
 from training.state_edge import split_edge
@@ -34,7 +34,7 @@ def evaluate_states(
     """
     answers = {split: _answers(checkpoint, states / split) for split in ("validation", "test")}
     size = sum(path.stat().st_size for path in checkpoint.folder.rglob("*") if path.is_file())
-    result, bars = mouth_report(answers["test"], answers["validation"], size)
+    result, bars = engine_report(answers["test"], answers["validation"], size)
     _print(result)
     for bar in bars:
         print(bar)

@@ -62,21 +62,21 @@ class CacheSettings(_Settings):
     bound_gb: PositiveFloat = 10.0
 
 
-class MouthSettings(_Settings):
+class CorpusSettings(_Settings):
     """The whole file."""
 
     speech: SpeechSettings
     cache: CacheSettings = CacheSettings()
 
 
-def read_mouth_settings(path: Path) -> MouthSettings:
+def read_corpus_settings(path: Path) -> CorpusSettings:
     """Read and validate settings.
 
     Raises:
         RecipeError: the file is missing, not YAML, or has unknown or wrong settings.
     """
     try:
-        return MouthSettings.model_validate(yaml.safe_load(path.read_text("utf-8")))
+        return CorpusSettings.model_validate(yaml.safe_load(path.read_text("utf-8")))
     except OSError as error:
         raise RecipeError(
             f"{path} cannot be read: {error.strerror}.",
@@ -90,5 +90,5 @@ def read_mouth_settings(path: Path) -> MouthSettings:
         place = ".".join(map(str, first["loc"])) or "the file"
         raise RecipeError(
             f"{path}: {place}: {first['msg']}.",
-            "See the settings in training/corpus/mouth_settings.py.",
+            "See the settings in training/corpus/corpus_settings.py.",
         ) from error

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 
 from training.corpus.build import NON_SPEECH, OPEN
-from training.mouth_scoring import (
+from training.engine_scoring import (
     WRONG_LANGUAGE,
     answer_row,
     best_score,
     choose_thresholds,
-    mouth_report,
+    engine_report,
     plain,
     plain_error_rate,
 )
@@ -58,7 +58,7 @@ def test_doubt_is_measured_on_the_test() -> None:
         replace(answer(-0.1, kind=WRONG_LANGUAGE), reference_translation=""),
     ]
     test = [*SURE, *WRONG, answer(-0.2, right=False), *outside]
-    result, bars = mouth_report(test, [*SURE, *WRONG], 13_000_000)
+    result, bars = engine_report(test, [*SURE, *WRONG], 13_000_000)
     rows = {row["score"]: row for row in result["confidence"]}
     assert rows["minimum"]["chosen"]
     assert not rows["mean"]["chosen"]
@@ -86,7 +86,7 @@ def test_doubt_is_measured_on_the_test() -> None:
 def test_each_engine_has_its_bar() -> None:
     test = [answer(0, engine=engine) for engine in ("espeak", "kokoro", "piper")]
     test.append(answer(0, right=False, engine="kokoro"))
-    result, bars = mouth_report(test, SURE, 0)
+    result, bars = engine_report(test, SURE, 0)
     values = {bar.name: bar.value for bar in bars}
     assert values["exact_kokoro_unseen_voices"] == 50
     assert values["exact_piper"] == values["exact_espeak"] == 100

@@ -7,10 +7,10 @@ from pathlib import Path
 from random import Random
 
 from training.corpus.build import NON_SPEECH, OPEN
+from training.corpus.corpus_settings import SpeechSettings, Split
 from training.corpus.domain import DOMAINS, Domain
 from training.corpus.engines import Engine, open_engine
 from training.corpus.engines.human import Human
-from training.corpus.mouth_settings import SpeechSettings, Split
 from training.corpus.splits import draw_splits
 from training.corpus.text import Sentence, Texts
 
