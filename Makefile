@@ -123,7 +123,7 @@ train: setup espeak $(INITIAL)
 	$(TRAIN) training/recipes/speaker-invariance.yaml --out build/one-voice
 
 # Each step goes on where it was, so the same command resumes a killed run.
-MINI := training/recipes/mini.corpus.yaml
+MINI := training/corpus/mini.yaml
 train-mini: voices
 	$(RUN) -m training.corpus clips $(MINI)
 	$(RUN) -m training.cache $(MINI)

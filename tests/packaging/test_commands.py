@@ -31,8 +31,8 @@ COMMANDS = {
             "runner.build",
         )
     },
-    "-m training.corpus": ("", "build", "samples"),
-    **{f"-m training.{name}": ("",) for name in "ablation codec evaluate train".split()},
+    "-m training.corpus": ("", "build", "clips", "samples"),
+    **{f"-m training.{name}": ("",) for name in "ablation cache codec evaluate train".split()},
 }
 HEAVY = {"torch", "transformers", "coremltools", "executorch", "onnx", "onnxruntime", "vllm", "ray"}
 # Runs one command several times, with other arguments, as the interpreter would, in one process.

@@ -18,6 +18,7 @@ from training.corpus.engines import ENGINES, EngineError, open_engine, pace
 from training.corpus.engines.dequantize import dequantize
 from training.corpus.engines.human import TEST, VALIDATION, Human
 from training.corpus.engines.kokoro import VOICES, blend
+from training.corpus.engines.mandarin import mandarin
 from training.corpus.engines.phonemes import phonemes
 
 needs_espeak = pytest.mark.skipif(
@@ -138,13 +139,18 @@ def test_an_engine_that_is_not_installed_names_the_command(
 
 @needs_kokoro
 def test_kokoro_has_unseen_voices_in_each_of_its_languages() -> None:
-    for language in ("eng", "spa", "fra", "hin", "cmn", "rus", "ind"):
+    for language in ("eng", "spa", "hin", "cmn", "rus", "ind"):
         voices = _apart("kokoro", language)
         assert voices["test"], language
         assert len(voices["train"]) > 8, language
         for name in voices["train"]:
             parts = {part.partition("*")[0] for part in name.split("+")}
             assert not parts & voices["test"], name
+    assert _apart("kokoro", "fra") == {
+        "train": {"ff_siwis"},
+        "validation": {"ff_siwis"},
+        "test": set(),
+    }
     assert not any(_apart("kokoro", "fin").values())
 
 
@@ -173,7 +179,17 @@ def test_phonemes_keep_punctuation_and_drop_marks_of_other_languages() -> None:
     marks = phonemes("Yes, please!", "en-us")
     assert marks.index(",") < marks.index("!")
     assert "(" not in phonemes("Привет, OK!", "ru")
-    assert phonemes("你好。", "cmn").endswith(".")
+    assert phonemes("नमस्ते।", "hi").endswith(".")
+
+
+@needs_espeak
+def test_mandarin_has_an_arrow_for_each_tone_and_one_letter_for_an_affricate() -> None:
+    assert mandarin("妈。") == "ma→."
+    assert mandarin("麻") == "ma↗"
+    assert mandarin("马") == "ma↓"
+    assert mandarin("骂") == "ma↘"
+    assert mandarin("北京，中国") == "pei↓ʨiŋ→, ꭧʊŋ→kwo↗"
+    assert mandarin("吃") == "ꭧʰɨ→"
 
 
 def test_pace_follows_from_text_and_voice() -> None:

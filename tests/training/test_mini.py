@@ -210,7 +210,7 @@ def test_a_run_writes_a_checkpoint_that_another_run_continues(
 
 
 def test_the_settings_of_esrt_mini_are_valid(tmp_path: Path) -> None:
-    settings = read_corpus_settings(Path("training/recipes/mini.corpus.yaml"))
+    settings = read_corpus_settings(Path("training/corpus/mini.yaml"))
     assert settings.speech.utterances["train"].keys().isdisjoint({"piper"})
     assert settings.cache.model == read_recipe(Path("training/recipes/mini.yaml")).model
     path = tmp_path / "wrong.yaml"

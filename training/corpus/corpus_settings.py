@@ -80,7 +80,7 @@ def read_corpus_settings(path: Path) -> CorpusSettings:
     except OSError as error:
         raise RecipeError(
             f"{path} cannot be read: {error.strerror}.",
-            "Name a file such as training/recipes/mini.corpus.yaml.",
+            "Name a file such as training/corpus/mini.yaml.",
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())

