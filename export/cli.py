@@ -15,6 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 
 from esrt import bundled
 from esrt.cli import VersionOption
+from esrt.cores import usable_cores
 from esrt.errors import printable
 from esrt.manifest import Activations, Manifest, Precision, Quantization
 from esrt.wire import Split
@@ -96,12 +97,16 @@ def export_command(kind: str) -> Callable[..., None]:
     return command
 
 
-def quiet(kind: str) -> None:
-    """Silence the libraries that exporters import; the report holds what matters."""
+def prepare_libraries(kind: str) -> None:
+    """Silence the libraries that exporters import, and give them the cores of this process.
+
+    The report holds what matters. The libraries read the environment when they are imported.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     if kind == "coreml":
-        # coremltools draws a progress bar for each of its passes; tqdm reads this at import.
+        # coremltools draws a progress bar for each of its passes.
         os.environ["TQDM_DISABLE"] = "1"
 
 
@@ -116,7 +121,7 @@ def _export(
 ) -> None:
     console = Console(highlight=False, soft_wrap=True)
     started = time.monotonic()
-    quiet(kind)
+    prepare_libraries(kind)
     with _show_progress(console):
         report_progress("reading the checkpoint")
         # Imported here: torch takes seconds, which --help need not.

@@ -19,7 +19,7 @@ from rich.console import Console
 from esrt.cli import VersionOption, run
 from esrt.errors import CheckFailed, printable
 from esrt.manifest import Precision, read_manifest
-from export.cli import quiet
+from export.cli import prepare_libraries
 
 if TYPE_CHECKING:
     from export.diagnosis import Diagnosis
@@ -100,7 +100,7 @@ def examine(
 ) -> None:
     """Examine an exported artifact; the exit code is 1 when it should not be shipped."""
     manifest = read_manifest(artifact)
-    quiet(manifest.kind)
+    prepare_libraries(manifest.kind)
     # Imported here: torch takes seconds, which --help need not.
     from export.diagnosis import find_checkpoint, inspect_artifact
 
