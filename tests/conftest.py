@@ -1,6 +1,5 @@
 """A small checkpoint, its artifacts and a TLS certificate, made once for all folders."""
 
-import os
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,15 +38,3 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         check=True, capture_output=True,
     )  # fmt: skip
     return chain, key
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Give each of pytest-xdist's workers its own cores.
-
-    Libraries start as many threads as there are cores: two workers with two threads each on two
-    cores are slower than one worker.
-    """
-    if worker := getattr(config, "workerinput", None):
-        cores = sorted(os.sched_getaffinity(0))
-        number = int(worker["workerid"].removeprefix("gw"))
-        os.sched_setaffinity(0, cores[number :: worker["workercount"]])
