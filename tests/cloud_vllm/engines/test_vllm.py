@@ -137,8 +137,8 @@ def test_memory_does_not_grow_with_the_lengths_of_batches(
         return int(engine.memory_info().rss)
 
     before = memory_after(range(1000, 1150))
-    # 20 MB with oneDNN's default cache.
-    assert memory_after(range(1150, 1300)) - before < 3e6
+    # A stray shape takes a few megabytes; with oneDNN's default cache it is tens.
+    assert memory_after(range(1150, 1300)) - before < 8e6
 
 
 def test_concurrent_answers_do_not_mix(service: Service, packet: Packets) -> None:
