@@ -220,24 +220,42 @@ def generate_greedy(
         prompts: text after the features, one per row, all with the same number of tokens.
         max_new_tokens: largest number of generated tokens.
     """
+    generated = generate_ids(decoder, tokenizer, embeddings, tokens, prompts, max_new_tokens)
+    return [
+        tokenizer.decode(
+            row[: row.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in row else row,
+            skip_special_tokens=False,
+        )
+        for row in generated.tolist()
+    ]
+
+
+@torch.inference_mode()
+def generate_ids(
+    decoder: Gemma3ForCausalLM,
+    tokenizer: Tokenizer,
+    embeddings: Tensor,
+    tokens: Tensor,
+    prompts: list[str],
+    max_new_tokens: int,
+    **options: Any,
+) -> Any:
+    """Decode a batch greedily, as `generate_greedy`, into what transformers' ``generate`` returns.
+
+    ``options`` are more of its arguments. Without them it returns a tensor of ids, (batch, length).
+    """
     ids = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
     text = decoder.get_input_embeddings()(torch.tensor(ids, device=embeddings.device))
     sequence, mask = join_features_and_text(embeddings, tokens, text)
-    generated = decoder.generate(
+    return decoder.generate(
         inputs_embeds=sequence,
         attention_mask=mask.long(),
         max_new_tokens=max_new_tokens,
         do_sample=False,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
-    ).tolist()
-    return [
-        tokenizer.decode(
-            row[: row.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in row else row,
-            skip_special_tokens=False,
-        )
-        for row in generated
-    ]
+        **options,
+    )
 
 
 def _valid(lengths: Tensor, total: int) -> Tensor:

@@ -32,7 +32,8 @@ def evaluate_states(
         json_file: file of the scores.
         answers_file: file of all answers with their scores, one JSON object a line.
     """
-    answers = {split: _answers(checkpoint, states / split) for split in ("validation", "test")}
+    corpora = {split: load_states(states / split) for split in ("validation", "test")}
+    answers = _answers(checkpoint, corpora)
     size = sum(path.stat().st_size for path in checkpoint.folder.rglob("*") if path.is_file())
     result, bars = engine_report(answers["test"], answers["validation"], size)
     _print(result)
@@ -50,7 +51,7 @@ def evaluate_states(
             settings={
                 "model": checkpoint.config.name,
                 "fingerprint": checkpoint.fingerprint,
-                "utterances": len(load_states(states / "test").examples),
+                "utterances": len(corpora["test"].examples),
             },
             rows=result["directions"],
             bars=bars,
@@ -59,15 +60,19 @@ def evaluate_states(
         ).write(json_file)
 
 
-def _answers(checkpoint: Checkpoint, folder: Path) -> list[Prediction]:
-    """Answers to a split in all directions, and to prompts that name a wrong language."""
+def _answers(
+    checkpoint: Checkpoint, corpora: dict[str, StateCorpus]
+) -> dict[str, list[Prediction]]:
+    """Answers to each split in all directions, and to prompts that name a wrong language."""
     edge = split_edge(checkpoint.edge_model()).eval()
     decoder = Gemma3ForCausalLM.from_pretrained(checkpoint.decoder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.decoder)
-    corpus = load_states(folder)
-    whole = translate(edge, decoder, tokenizer, corpus)
-    mixed = replace(corpus, examples=_with_wrong_language(corpus, checkpoint.config.languages))
-    return [*whole, *translate(edge, decoder, tokenizer, mixed)]
+    answers = {}
+    for split, corpus in corpora.items():
+        whole = translate(edge, decoder, tokenizer, corpus)
+        mixed = replace(corpus, examples=_with_wrong_language(corpus, checkpoint.config.languages))
+        answers[split] = [*whole, *translate(edge, decoder, tokenizer, mixed)]
+    return answers
 
 
 def _with_wrong_language(corpus: StateCorpus, languages: Sequence[str]) -> list[Example]:

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
@@ -31,11 +31,16 @@ class Task(StrEnum):
     SRT = "srt"
 
 
-class _Settings(BaseModel):
+class Settings(BaseModel):
+    """Settings of a file: unknown keys are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Stage(_Settings):
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+class Stage(Settings):
     """Stage of the curriculum.
 
     Attributes:
@@ -47,7 +52,7 @@ class Stage(_Settings):
     tasks: dict[Task, PositiveFloat]
 
 
-class Balance(_Settings):
+class Balance(Settings):
     """Balancing of languages with unequal amounts of data.
 
     Attributes:
@@ -67,7 +72,7 @@ class Balance(_Settings):
     wrong_language: Share = 0.0
 
 
-class Augmentation(_Settings):
+class Augmentation(Settings):
     """Audio augmentation (`training.augment`).
 
     Attributes:
@@ -87,7 +92,7 @@ class Augmentation(_Settings):
     codec: Share = 0.0
 
 
-class StateAugmentation(_Settings):
+class StateAugmentation(Settings):
     """Augmentation of cached encoder states (`training.state_augmentation`).
 
     Attributes:
@@ -105,7 +110,7 @@ class StateAugmentation(_Settings):
     dropped: Share = 0.0
 
 
-class Recipe(_Settings):
+class Recipe(Settings):
     """Settings of a run; ``training/recipes`` has examples.
 
     Attributes:
@@ -187,19 +192,38 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         RecipeError: the file is missing, not YAML, or has unknown or wrong settings.
     """
+    return read_settings(
+        path, Recipe, "the recipe", "training/recipes/nano.yaml", "training/recipe.py"
+    )
+
+
+def read_settings(
+    path: Path, model: type[SettingsT], whole: str, example: str, code: str
+) -> SettingsT:
+    """Read and validate a YAML file.
+
+    Args:
+        path: the file.
+        model: its settings.
+        whole: name of the file's content, for errors that concern no single setting.
+        example: path of a valid file, for the remedy.
+        code: path of the settings' module, for the remedy.
+
+    Raises:
+        RecipeError: the file is missing, not YAML, or has unknown or wrong settings.
+    """
     try:
-        return Recipe.model_validate(yaml.safe_load(path.read_text("utf-8")))
+        return model.model_validate(yaml.safe_load(path.read_text("utf-8")))
     except OSError as error:
         raise RecipeError(
-            f"{path} cannot be read: {error.strerror}.",
-            "Name a file such as training/recipes/nano.yaml.",
+            f"{path} cannot be read: {error.strerror}.", f"Name a file such as {example}."
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise RecipeError(f"{path} is not YAML: {reason}.", "Correct the file.") from error
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the recipe"
+        place = ".".join(map(str, first["loc"])) or whole
         raise RecipeError(
-            f"{path}: {place}: {first['msg']}.", "See the settings in training/recipe.py."
+            f"{path}: {place}: {first['msg']}.", f"See the settings in {code}."
         ) from error

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import Gemma3ForCausalLM, PreTrainedTokenizerFast
 
-from esrt.model import join_features_and_text
+from esrt.model import generate_ids
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,9 @@ def generate_scored(
         max_new_tokens: largest number of generated tokens.
     """
     ids = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
-    text = decoder.get_input_embeddings()(torch.tensor(ids, device=embeddings.device))
-    sequence, mask = join_features_and_text(embeddings, tokens, text)
     eos = tokenizer.eos_token_id
-    generated = decoder.generate(
-        inputs_embeds=sequence,
-        attention_mask=mask.long(),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=eos,
-        pad_token_id=eos,
+    generated = generate_ids(
+        *(decoder, tokenizer, embeddings, tokens, prompts, max_new_tokens),
         return_dict_in_generate=True,
         output_logits=True,
     )

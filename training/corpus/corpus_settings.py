@@ -3,20 +3,15 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, PositiveFloat, PositiveInt
 
-from training.recipe import Augmentation, RecipeError
+from training.recipe import Augmentation, Settings, read_settings
 
 Split = Literal["test", "validation", "train"]
 Count = Annotated[int, Field(ge=0)]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SpeechSettings(_Settings):
+class SpeechSettings(Settings):
     """Sentences, and their speakers.
 
     Attributes:
@@ -40,7 +35,7 @@ class SpeechSettings(_Settings):
     seed: int = 17
 
 
-class CacheSettings(_Settings):
+class CacheSettings(Settings):
     """Augmentation and encoding of clips.
 
     Attributes:
@@ -55,14 +50,14 @@ class CacheSettings(_Settings):
     """
 
     model: str = "esrt-mini"
-    copies: dict[str, PositiveInt] = {}
+    copies: dict[str, PositiveInt] = Field(default_factory=dict)
     augmentation: Augmentation = Augmentation()
     longest_extra_tail: Annotated[float, Field(ge=0)] = 0.7
     held_out_extra_tail: Annotated[float, Field(ge=0)] = 0.0
     bound_gb: PositiveFloat = 10.0
 
 
-class CorpusSettings(_Settings):
+class CorpusSettings(Settings):
     """The whole file."""
 
     speech: SpeechSettings
@@ -75,20 +70,10 @@ def read_corpus_settings(path: Path) -> CorpusSettings:
     Raises:
         RecipeError: the file is missing, not YAML, or has unknown or wrong settings.
     """
-    try:
-        return CorpusSettings.model_validate(yaml.safe_load(path.read_text("utf-8")))
-    except OSError as error:
-        raise RecipeError(
-            f"{path} cannot be read: {error.strerror}.",
-            "Name a file such as training/corpus/mini.yaml.",
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise RecipeError(f"{path} is not YAML: {reason}.", "Correct the file.") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise RecipeError(
-            f"{path}: {place}: {first['msg']}.",
-            "See the settings in training/corpus/corpus_settings.py.",
-        ) from error
+    return read_settings(
+        path,
+        CorpusSettings,
+        "the file",
+        "training/corpus/mini.yaml",
+        "training/corpus/corpus_settings.py",
+    )

@@ -6,7 +6,7 @@ voices were trained on IPA with one letter for an affricate, and an arrow for th
 
 import re
 
-from training.corpus.engines.phonemes import split_punctuation
+from training.corpus.engines.phonemes import spell_between_punctuation
 from training.corpus.speech import run_espeak
 
 _VOICE = "cmn-latn-pinyin"
@@ -52,14 +52,12 @@ def mandarin(text: str) -> str:
     Raises:
         SpeechError: espeak-ng is not installed, or failed.
     """
-    parts = []
-    for part, is_punctuation in split_punctuation(text):
-        if is_punctuation:
-            parts.append(f"{part} ")
-            continue
-        spoken = run_espeak("-q", "-x", "-v", _VOICE, part).decode()
-        parts.append("".join(_syllable(one) for one in re.split(r"_\||\s+", spoken)))
-    return "".join(parts).strip()
+    return spell_between_punctuation(text, _spell)
+
+
+def _spell(part: str) -> str:
+    spoken = run_espeak("-q", "-x", "-v", _VOICE, part).decode()
+    return "".join(_syllable(one) for one in re.split(r"_\||\s+", spoken))
 
 
 def _syllable(written: str) -> str:

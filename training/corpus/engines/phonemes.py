@@ -1,7 +1,7 @@
 """Phonemes of a text by espeak-ng, in IPA, with the punctuation of the text."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 
 from training.corpus.speech import run_espeak
 
@@ -22,20 +22,20 @@ def phonemes(text: str, voice: str) -> str:
     Raises:
         SpeechError: espeak-ng is not installed, or failed.
     """
-    parts = []
-    for part, is_punctuation in split_punctuation(text):
-        if is_punctuation:
-            parts.append(f"{part} ")
-            continue
+
+    def spell(part: str) -> str:
         spoken = run_espeak("-q", "--ipa", "-v", voice, part).decode()
-        parts.append(" ".join(_SWITCH.sub("", spoken).split()))
-    return "".join(parts).strip()
+        return " ".join(_SWITCH.sub("", spoken).split())
+
+    return spell_between_punctuation(text, spell)
 
 
-def split_punctuation(text: str) -> Iterator[tuple[str, bool]]:
-    """Parts of a text, and whether each is punctuation, in the marks of the neural voices."""
+def spell_between_punctuation(text: str, spell: Callable[[str], str]) -> str:
+    """Phonemes of the parts of a text, and its punctuation in the marks of the neural voices."""
+    parts = []
     for number, part in enumerate(_PUNCTUATION.split(text)):
         if number % 2:
-            yield "".join(_MARKS.get(mark, mark) for mark in part), True
+            parts.append("".join(_MARKS.get(mark, mark) for mark in part) + " ")
         elif part:
-            yield part, False
+            parts.append(spell(part))
+    return "".join(parts).strip()
