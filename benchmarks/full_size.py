@@ -26,7 +26,7 @@ from esrt.cli import VersionOption, run
 from esrt.config import named_config
 from esrt.errors import CheckFailed
 from esrt.manifest import Precision, read_manifest
-from export.backends import kinds
+from export.backends import get_recipe, kinds
 from export.peak_memory import peak_bytes
 
 TOOLS = ("torch", "executorch", "onnxruntime", "coremltools")
@@ -111,6 +111,10 @@ def main(
         list[Precision] | None,
         typer.Option(metavar="PRECISION", help="fp32, fp16 or int8; may be repeated."),
     ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND", help="Kind of export; may be repeated.", show_default="all"),
+    ] = None,
     folder: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Folder for the artifacts.")
     ] = Path("build/full-size"),
@@ -119,13 +123,14 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="Export nano, and run once.")] = False,
     version: VersionOption = False,
 ) -> None:
-    """Export a model with random weights by every recipe, and measure the artifacts."""
+    """Export a model with random weights by the recipes, and measure the artifacts."""
     model, rounds = ("esrt-nano", 1) if quick else (model, rounds)
+    chosen_kinds = [get_recipe(name).kind for name in kind] if kind else kinds()
     rows = []
     for chosen in precision or [Precision.INT8]:
-        for kind in kinds():
-            with Console(stderr=True).status(f"{kind} {chosen}"):
-                rows.append(measure(kind, model, chosen, folder, threads, rounds))
+        for name in chosen_kinds:
+            with Console(stderr=True).status(f"{name} {chosen}"):
+                rows.append(measure(name, model, chosen, folder, threads, rounds))
     settings = {"model": model, "threads": threads, "rounds": rounds}
     record = BenchmarkReport(settings=settings, rows=rows, bars=bars(rows), tools=TOOLS)
     record.write(json_file)

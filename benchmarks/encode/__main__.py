@@ -1,7 +1,7 @@
 """Encoding time of each backend, and loss by int8: ``python -m benchmarks.encode --json FILE``.
 
 The backends take turns on the same input with the same number of threads (`benchmarks.timing`).
-Quality is measured on nano's test split, translated from the features of each backend.
+Quality is measured on the model's test split, translated from the features of each backend.
 """
 
 from pathlib import Path
@@ -29,19 +29,20 @@ def main(
     threads: ThreadsOption = 2,
     rounds: RoundsOption = 41,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Few rounds of nano in torch and int8; no quality.")
+        bool,
+        typer.Option("--quick", help="Few rounds in torch and int8, on 3 and 10 s; no quality."),
     ] = False,
     version: VersionOption = False,
 ) -> None:
-    """Measure nano at 3 and 10 s, the size of whisper-small at 30 s, and the loss by int8."""
+    """Measure a model at 3, 10 and 30 s, whisper-small's size at 30 s, and the loss by int8."""
     # Imported here: torch takes seconds, which --help need not.
     from benchmarks.encode.measures import (
-        NANO_SECONDS,
         TOOLS,
         VARIANTS,
         backends,
         bars,
         bind_input,
+        cases,
         measure_small,
         plot,
         print_report,
@@ -55,10 +56,8 @@ def main(
     rounds, variants = (3, ("int8",)) if quick else (rounds, VARIANTS)
     runs, failed = backends(opened, folder, threads, variants)
     measured = {
-        f"nano_{seconds}s": medians(
-            bind_input(runs, log_mel_speech(opened.config, seconds)), rounds
-        )
-        for seconds in NANO_SECONDS
+        case: medians(bind_input(runs, log_mel_speech(opened.config, seconds)), rounds)
+        for case, seconds in cases(opened.config).items()
     }
     held_out = None if quick else load(CORPUS, "test").in_languages(opened.config.languages)
     scores = {} if held_out is None else quality(runs, opened, held_out)

@@ -47,7 +47,7 @@ EXECUTORCH, ONNX = get_recipe("executorch"), get_recipe("onnx")
 SPLIT = Split.QFORMER
 RECIPES = {"executorch": EXECUTORCH, "onnxruntime": ONNX}
 TOOLS = ("torch", "executorch", "onnxruntime")
-NANO_SECONDS = (3, 10)
+_SECONDS = (3, 10, 30)
 # The encoder of whisper-small in a model like the released ones: padded to 30 s, with 80 queries.
 # For comparison, the same encoder length-aware, with about as many tokens for 30 s.
 SMALL = named_config("whisper-small")
@@ -59,6 +59,12 @@ SMALL_AWARE = replace(
 )
 # Target languages of each utterance of the test split.
 _DIRECTIONS = 2
+
+
+def cases(config: ModelConfig) -> dict[str, int]:
+    """Seconds of speech that a model's input can hold, by the names of their figures."""
+    name = config.name.removeprefix("esrt-")
+    return {f"{name}_{seconds}s": seconds for seconds in _SECONDS if seconds <= config.max_seconds}
 
 
 def backends(

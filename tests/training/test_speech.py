@@ -71,6 +71,11 @@ def test_faster_is_shorter() -> None:
 
 
 @needs_espeak
+def test_a_text_that_begins_with_a_hyphen_is_spoken() -> None:
+    assert len(speak(dataclasses.replace(UTTERANCE, text="- Good morning."))) > 8_000
+
+
+@needs_espeak
 @pytest.mark.parametrize("language", SYNTHESIS_LANGUAGES)
 def test_every_language_is_spoken(language: str) -> None:
     text = PLACES.get(language, "Roma, Lima, Berna")

@@ -80,7 +80,8 @@ def speak(utterance: Utterance, data: Path | None = None) -> Float32Array:
     """
     voice = f"{SYNTHESIS_LANGUAGES[utterance.language].voice}+{utterance.variant}"
     arguments = ["-v", voice, "-s", str(utterance.speed), "-p", str(utterance.pitch), "--stdout"]
-    wave = run_espeak(*arguments, utterance.text, data=data)
+    # After "--" a text that begins with a hyphen is not an option.
+    wave = run_espeak(*arguments, "--", utterance.text, data=data)
     audio, rate = soundfile.read(io.BytesIO(wave), dtype="float32")
     resampled: Float32Array = soxr.resample(audio, rate, SAMPLE_RATE)
     return resampled

@@ -56,7 +56,7 @@ def mandarin(text: str) -> str:
 
 
 def _spell(part: str) -> str:
-    spoken = run_espeak("-q", "-x", "-v", _VOICE, part).decode()
+    spoken = run_espeak("-q", "-x", "-v", _VOICE, "--", part).decode()
     return "".join(_syllable(one) for one in re.split(r"_\||\s+", spoken))
 
 

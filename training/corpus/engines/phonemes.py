@@ -24,7 +24,7 @@ def phonemes(text: str, voice: str) -> str:
     """
 
     def spell(part: str) -> str:
-        spoken = run_espeak("-q", "--ipa", "-v", voice, part).decode()
+        spoken = run_espeak("-q", "--ipa", "-v", voice, "--", part).decode()
         return " ".join(_SWITCH.sub("", spoken).split())
 
     return spell_between_punctuation(text, spell)
