@@ -132,7 +132,7 @@ train-mini: voices
 
 evaluate-mini: setup
 	$(RUN) -m training.evaluate --checkpoint models/esrt-mini --states build/mini/states \
-	  --json models/esrt-mini/evaluation.json --answers build/mini/answers.jsonl
+	  --clips build/mini/clips --json models/esrt-mini/evaluation.json --answers build/mini/answers.jsonl
 
 # The recipe starts from the edge weights of an earlier commit, a nano of four languages.
 $(INITIAL):

@@ -41,8 +41,8 @@ class Batch:
         letter_counts: (A,), number of characters of each transcript.
         pieces: tokens of the A transcripts, concatenated: targets of the Q-Former's CTC loss.
         piece_counts: (A,), number of tokens of each transcript.
-        parallel_mel: (A, mel bins, frames), log-mels of the same speech by the reference voice; A
-            is 0 without parallel audio.
+        paired: (A,), whether an item has parallel speech by the reference voice.
+        parallel: the parallel speech of those P items, in the form of ``speech``: (P, ...).
     """
 
     speech: Tensor
@@ -53,7 +53,8 @@ class Batch:
     letter_counts: Tensor
     pieces: Tensor
     piece_counts: Tensor
-    parallel_mel: Tensor
+    paired: Tensor
+    parallel: Tensor
 
     def to(self, device: torch.device) -> "Batch":
         """Copy the batch to a device."""
@@ -78,7 +79,7 @@ class Collator:
         self,
         items: list[Item],
         audio: list[Float32Array],
-        parallel_audio: Sequence[Float32Array] = (),
+        parallel: Sequence[Float32Array | None] = (),
     ) -> Batch:
         """Collate.
 
@@ -86,11 +87,12 @@ class Collator:
             items: items with speech first.
             audio: audio of each item with speech, shape (samples,), or its encoder states, shape
                 (positions, encoder width).
-            parallel_audio: the same speech by the reference voice, of the same lengths, or empty.
+            parallel: the same speech by the reference voice, of the same lengths, or ``None``; may
+                be empty if no item has any.
         """
-        speech, frames = (
-            state_batch(self._config, audio) if self._states else mel_batch(self._config, audio)
-        )
+        batch_of = state_batch if self._states else mel_batch
+        speech, frames = batch_of(self._config, audio)
+        paired = [one is not None for one in parallel] or [False] * len(audio)
         targets = [self._text_and_labels(item) for item in items]
         texts, labels = [text for text, _ in targets], [label for _, label in targets]
         transcripts = [item.example.texts[item.example.language] for item in items[: len(audio)]]
@@ -110,7 +112,8 @@ class Collator:
             letter_counts,
             pieces,
             piece_counts,
-            mel_batch(self._config, parallel_audio)[0],
+            torch.tensor(paired, dtype=torch.bool),
+            batch_of(self._config, [one for one in parallel if one is not None])[0],
         )
 
     def _text_and_labels(self, item: Item) -> tuple[Tensor, Tensor]:
@@ -169,22 +172,18 @@ class Stream(IterableDataset[Batch]):
         for items in sampler.batches(recipe.batch):
             items.sort(key=lambda item: item.task is Task.SMT)
             examples = [item.example for item in items if item.task is not Task.SMT]
+            speech = [corpus.speech(example) for example in examples]
             if isinstance(corpus, StateCorpus):
                 settings = recipe.state_augmentation
-                yield self._collator(
-                    items,
-                    [augment_states(corpus.speech(one), settings, random) for one in examples],
-                )
-                continue
-            audio = [
-                augment(corpus.speech(example), recipe.augmentation, random) for example in examples
-            ]
-            parallel_audio = (
+                speech = [augment_states(one, settings, random) for one in speech]
+            else:
+                speech = [augment(one, recipe.augmentation, random) for one in speech]
+            parallel = (
                 [corpus.parallel_speech(example) for example in examples]
                 if recipe.speaker_invariance
                 else []
             )
-            yield self._collator(items, audio, parallel_audio)
+            yield self._collator(items, speech, parallel)
 
 
 def mel_batch(config: ModelConfig, audio: Sequence[Float32Array]) -> tuple[Tensor, Tensor]:

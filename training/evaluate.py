@@ -45,6 +45,14 @@ def main(
             " Options of other corpora have no effect.",
         ),
     ] = None,
+    clips: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="With --states: clips of the corpus, whose open recordings Whisper's own decoder"
+            " transcribes as well, in two seconds each.",
+        ),
+    ] = None,
     answers: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="With --states: write all answers and their scores."),
@@ -75,7 +83,7 @@ def main(
 
     opened = open_checkpoint(checkpoint)
     if states:
-        evaluate_states(opened, states, json_file, answers)
+        evaluate_states(opened, states, json_file, answers, clips)
         return
     whole = load(corpus, split)
     contaminated_texts = read_contaminated(contaminated, whole) if contaminated else set()

@@ -139,8 +139,8 @@ class Recipe(Settings):
         piece_ctc: weight of the CTC loss of decoder tokens on the Q-Former's output; needs a
             Q-Former whose tokens follow time.
         speaker_invariance: weight of the distance between the features of all voices and those of
-            the reference voice (`training.corpus.pairs`), which ``initial`` computes. Features
-            then reveal less of the speaker.
+            the reference voice (`training.corpus.pairs`; with ``states``, pairs of the corpus's
+            settings), which ``initial`` computes. Features then reveal less of the speaker.
         precision: number format of the training's products. bf16 is slow on a processor without
             instructions for it.
         vocabulary: tokens of a new tokenizer.
@@ -179,8 +179,6 @@ class Recipe(Settings):
             raise ValueError("give a budget, either minutes or steps")
         if self.speaker_invariance and self.initial is None:
             raise ValueError("speaker_invariance needs an initial checkpoint")
-        if self.speaker_invariance and self.states:
-            raise ValueError("speaker_invariance needs audio, not states")
         ends = [stage.until for stage in self.stages]
         if ends != sorted(set(ends)) or ends[-1] != 1:
             raise ValueError("the stages' until must rise and end with 1")

@@ -1,7 +1,8 @@
 """Cached states of a frozen encoder, as a corpus (`training.cache` writes it)."""
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +18,7 @@ from training.corpus.text import Texts
 States = NDArray[np.float16]
 
 STATES_FILE, INDEX_FILE, STATISTICS_FILE = "states.npy", "index.jsonl", "statistics.npz"
+PARALLEL_STATES_FILE = "parallel_states.npy"
 # Least deviation of a dimension, as a share of the median: a constant dimension stays finite.
 _LEAST_DEVIATION = 1e-2
 
@@ -47,41 +49,58 @@ class StateCorpus:
         shards: memory-mapped states.
         examples: the utterances; ``start`` and ``samples`` count states, not samples of audio.
         statistics: by which `speech` standardizes the states; ``None`` leaves them as they are.
+        parallel_shards: states of the same utterances by the reference voice, for the numbers of
+            the shards that have them.
     """
 
     shards: tuple[States, ...]
     examples: list[Example]
     statistics: Statistics | None = None
+    parallel_shards: Mapping[int, States] = field(default_factory=dict)
 
     def speech(self, example: Example) -> Float32Array:
         """States of an utterance, shape (positions, encoder width)."""
+        return self._standardized(self.shards[example.shard], example)
+
+    def parallel_speech(self, example: Example) -> Float32Array | None:
+        """States of an utterance by the reference voice, of the shape of `speech`, if any."""
+        states = self.parallel_shards.get(example.shard)
+        return None if states is None else self._standardized(states, example)
+
+    def _standardized(self, shard: States, example: Example) -> Float32Array:
         place = slice(example.start, example.start + example.samples)
-        states = self.shards[example.shard][place].astype(np.float32)
+        states = shard[place].astype(np.float32)
         if self.statistics is None:
             return states
         standardized: Float32Array = (states - self.statistics.mean) / self.statistics.deviation
         return standardized
 
 
-def load_states(folder: Path, statistics: Statistics | None = None) -> StateCorpus:
-    """Load a cached split, ``folder`` with one folder for each shard.
+def load_states(*folders: Path, statistics: Statistics | None = None) -> StateCorpus:
+    """Load cached splits as one; each folder has one folder for each shard.
 
     Raises:
-        CacheError: the folder has no shards.
+        CacheError: a folder has no shards.
     """
     shards: list[States] = []
+    parallel_shards: dict[int, States] = {}
     examples: list[Example] = []
     # Utterances of a sentence share one object, which the tokenizer's training counts on.
     texts: dict[str, Texts] = {}
-    for place in sorted(path.parent for path in folder.glob(f"*/{INDEX_FILE}")):
-        for line in (place / INDEX_FILE).read_text("utf-8").splitlines():
-            example = Example(**json.loads(line))
-            shared = texts.setdefault(json.dumps(example.texts), example.texts)
-            examples.append(replace(example, texts=shared, shard=len(shards)))
-        shards.append(np.load(place / STATES_FILE, mmap_mode="r"))
-    if not shards:
-        raise CacheError(f"{folder} has no cached states.", "Run: python -m training.cache.")
-    return StateCorpus(tuple(shards), examples, statistics)
+    for folder in folders:
+        places = sorted(path.parent for path in folder.glob(f"*/{INDEX_FILE}"))
+        if not places:
+            raise CacheError(f"{folder} has no cached states.", "Run: python -m training.cache.")
+        for place in places:
+            for line in (place / INDEX_FILE).read_text("utf-8").splitlines():
+                example = Example(**json.loads(line))
+                shared = texts.setdefault(json.dumps(example.texts), example.texts)
+                examples.append(replace(example, texts=shared, shard=len(shards)))
+            if (place / PARALLEL_STATES_FILE).exists():
+                parallel = np.load(place / PARALLEL_STATES_FILE, mmap_mode="r")
+                parallel_shards[len(shards)] = parallel
+            shards.append(np.load(place / STATES_FILE, mmap_mode="r"))
+    return StateCorpus(tuple(shards), examples, statistics, parallel_shards)
 
 
 def measure(corpus: StateCorpus, utterances: int = 4000) -> Statistics:

@@ -5,6 +5,7 @@ A shard is written as a whole or not at all, so that a killed run goes on where 
 
 import json
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -21,11 +22,13 @@ from esrt.files import replace_file, replace_folder
 from esrt.model import SpeechEncoder
 from esrt.speech import DEFAULT_SETTINGS, trim_and_level
 from training.augment import augment
+from training.corpus.build import trim_pair
 from training.corpus.clips import SPLITS, claim_folder, load_shard, shards_of, worker_pool
-from training.corpus.corpus_settings import CacheSettings
+from training.corpus.corpus_settings import PAIRS, CacheSettings
 from training.data import mel_batch
 from training.state_corpus import (
     INDEX_FILE,
+    PARALLEL_STATES_FILE,
     STATES_FILE,
     STATISTICS_FILE,
     CacheError,
@@ -48,11 +51,13 @@ def write_states(settings: CacheSettings, clips: Path, folder: Path) -> None:
         ClipsError: there are no clips, or other settings made the folder.
         CheckpointError: the encoder's packages are missing or damaged.
     """
+    paired = [PAIRS] if (clips / PAIRS).exists() else []
     jobs = [
-        (shard, folder / split / f"{shard.name}-{copy}", copy if split == "train" else None)
-        for split in SPLITS
-        for shard in shards_of(clips / split)
-        for copy in range(_copies(settings, shard) if split == "train" else 1)
+        (shard, folder / part / f"{shard.name}-{copy}", copy if augmented else None)
+        for part in (*SPLITS, *paired)
+        for augmented in [part in ("train", PAIRS)]
+        for shard in shards_of(clips / part)
+        for copy in range(_copies(settings, shard) if augmented else 1)
     ]
     _check_size(settings, [shard for shard, _, _ in jobs])
     published_encoder(named_config(settings.model))  # fails before the work begins
@@ -110,32 +115,51 @@ def _write_shard(shard: Path, folder: Path, copy: int | None, settings: CacheSet
     """
     corpus = load_shard(shard)
     random = np.random.default_rng([zlib.crc32(shard.name.encode()), copy or 0])
-    rows: list[States] = [np.zeros((0, named_config(settings.model).encoder.width), np.float16)]
+    empty = np.zeros((0, named_config(settings.model).encoder.width), np.float16)
+    rows: dict[str, list[States]] = {STATES_FILE: [empty]}
+    if corpus.parallel_audio is not None:
+        rows[PARALLEL_STATES_FILE] = [empty]
     start = 0
     with replace_folder(folder) as partial:
         with (partial / INDEX_FILE).open("w", encoding="utf-8") as index:
             for example in corpus.examples:
-                audio = corpus.recording(example)
-                speech = _prepare(audio, settings, None if copy is None else random)
-                states = _encode(speech, settings.model)
-                row = replace(example, start=start, samples=len(states))
+                recordings = [corpus.recording(example)]
+                if corpus.parallel_audio is not None:
+                    recordings.append(corpus.parallel_recording(example))
+                speech = _prepare(recordings, settings, None if copy is None else random)
+                states = [_encode(one, settings.model) for one in speech]
+                positions = len(states[0])
+                row = replace(example, start=start, samples=positions)
                 index.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
-                rows.append(states)
-                start += len(states)
-        np.save(partial / STATES_FILE, np.concatenate(rows))
+                for parts, one in zip(rows.values(), states, strict=True):
+                    parts.append(one)
+                start += positions
+        for name, parts in rows.items():
+            np.save(partial / name, np.concatenate(parts))
 
 
 def _prepare(
-    audio: Float32Array, settings: CacheSettings, random: Generator | None
-) -> Float32Array:
-    """Augment if there is a generator, pass through the front end, and add a tail of zeros."""
-    audio = np.pad(audio, (round(_LEAD * SAMPLE_RATE), round(_TAIL * SAMPLE_RATE)))
+    recordings: list[Float32Array], settings: CacheSettings, random: Generator | None
+) -> Sequence[Float32Array]:
+    """Augment if there is a generator, pass through the front end, and add a tail of zeros.
+
+    Args:
+        recordings: an utterance, and perhaps the same by the reference voice, which is neither
+            augmented nor cut otherwise than the utterance.
+        settings: kinds and strengths.
+        random: generator of the draws, if any.
+    """
+    padding = round(_LEAD * SAMPLE_RATE), round(_TAIL * SAMPLE_RATE)
+    audio, *parallel = (np.pad(one, padding) for one in recordings)
     tail = settings.held_out_extra_tail
     if random is not None:
-        audio = augment(audio, settings.augmentation, random)
+        augmentation = settings.augmentation
+        if parallel:  # another speed would end the parallel timing
+            augmentation = augmentation.model_copy(update={"speed": 0.0})
+        audio = augment(audio, augmentation, random)
         tail = random.uniform(0, settings.longest_extra_tail)
-    speech = trim_and_level(audio, DEFAULT_SETTINGS)
-    return np.pad(speech, (0, round(tail * SAMPLE_RATE)))
+    speech = trim_pair(audio, *parallel) if parallel else [trim_and_level(audio, DEFAULT_SETTINGS)]
+    return [np.pad(one, (0, round(tail * SAMPLE_RATE))) for one in speech]
 
 
 @torch.inference_mode()

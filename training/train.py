@@ -14,6 +14,7 @@ import typer
 from esrt.cli import VersionOption, run
 from esrt.cores import MAX_THREADS, usable_cores
 from training.corpus.build import CORPUS, load
+from training.corpus.corpus_settings import PAIRS
 from training.recipe import read_recipe
 from training.state_corpus import STATISTICS_FILE, load_states, load_statistics
 
@@ -46,8 +47,10 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     if settings.states:
         statistics = load_statistics(settings.states / STATISTICS_FILE)
-        run = TrainingRun(settings, load_states(settings.states / "train", statistics), out)
-        run.run(load_states(settings.states / "validation", statistics))
+        names = ["train", PAIRS] if settings.speaker_invariance else ["train"]
+        parts = [settings.states / name for name in names]
+        run = TrainingRun(settings, load_states(*parts, statistics=statistics), out)
+        run.run(load_states(settings.states / "validation", statistics=statistics))
         return
     training = load_pairs(corpus) if settings.speaker_invariance else load(corpus, "train")
     TrainingRun(settings, training, out).run(load(corpus, "validation"))

@@ -79,7 +79,7 @@ class TrainingModel(nn.Module):
         """Compute the losses of a batch, and their weighted sum as ``total``.
 
         ``letters``, ``pieces`` and ``text`` are means in nats per symbol; ``voice`` is a share of
-        variance.
+        variance, of the items with parallel speech.
         """
         losses: dict[str, Tensor] = {}
         spoken = len(batch.frames)
@@ -106,10 +106,12 @@ class TrainingModel(nn.Module):
                 losses["pieces"] = _ctc(
                     self.pieces(features), batch.pieces, tokens, batch.piece_counts
                 )
-            if self.voice_weight:
+            if self.voice_weight and batch.paired.any():
+                paired = batch.paired
                 with torch.no_grad():
-                    expected = self.teacher.features(batch.parallel_mel, batch.frames)
-                losses["voice"] = _unexplained_variance(features, expected, tokens)
+                    expected = self.teacher.features(batch.parallel, batch.frames[paired])
+                own = features[paired][:, : expected.shape[1]]
+                losses["voice"] = _unexplained_variance(own, expected, tokens[paired])
             embeddings = self.edge.mlp(features)
             decoded.append(self._decode(embeddings, tokens, text[:spoken], batch.labels[:spoken]))
         if len(text) > spoken:

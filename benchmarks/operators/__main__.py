@@ -22,15 +22,17 @@ def main(
     checkpoint: CheckpointOption = bundled.CHECKPOINT,
     threads: ThreadsOption = 2,
     rounds: RoundsOption = 21,
-    quick: Annotated[bool, typer.Option("--quick", help="Profile nano alone.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Without the size of whisper-small.")
+    ] = False,
     version: VersionOption = False,
 ) -> None:
-    """Profile nano at 3 and 10 s, and the size of whisper-small at 30 s."""
+    """Profile a model at 3, 10 and 30 s, and the size of whisper-small at 30 s."""
     # Imported here: torch takes seconds, which --help need not.
     from benchmarks.encode.measures import (
-        NANO_SECONDS,
         SMALL,
         TOOLS,
+        cases,
     )
     from benchmarks.operators.profiles import (
         exported,
@@ -44,9 +46,8 @@ def main(
     all_rows: list[dict[str, Any]] = []
     opened = open_checkpoint(checkpoint)
     artifacts = exported(opened, folder)
-    for seconds in NANO_SECONDS:
-        measured = measure(opened, seconds, artifacts, threads, rounds)
-        all_rows += rows(f"nano_{seconds}s", measured)
+    for case, seconds in cases(opened.config).items():
+        all_rows += rows(case, measure(opened, seconds, artifacts, threads, rounds))
     if not quick:
         small = random_checkpoint(SMALL)
         artifacts = exported(small, folder)

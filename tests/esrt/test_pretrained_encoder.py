@@ -22,10 +22,11 @@ from esrt.config import WHISPER_BASE, EncoderWeights, named_config
 from esrt.errors import CheckpointError
 from esrt.features import SAMPLE_RATE, log_mel_features
 from esrt.fingerprint import tensors_sha256
+from esrt.languages import LANGUAGES
 from esrt.model import EdgeModel, SpeechEncoder
 from esrt.pretrained_encoder import encoder_tensors
-from tests.esrt.whisper_base import package_files, transcribe, whisper_base
 from tests.tiny_checkpoint import TINY
+from training.whisper_reference import WhisperReference, package_files
 
 # A clip of rhasspy/dataset-voice-kathleen, which is in the public domain (CC0 1.0).
 CLIP = Path(__file__).with_name("kathleen-arctic_a0172.opus")
@@ -41,8 +42,13 @@ def without_variable() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def whisper() -> WhisperForConditionalGeneration:
-    return whisper_base()
+def reference() -> WhisperReference:
+    return WhisperReference()
+
+
+@pytest.fixture(scope="module")
+def whisper(reference: WhisperReference) -> WhisperForConditionalGeneration:
+    return reference.model
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +90,10 @@ def saved(model: EdgeModel, tiny: Checkpoint, folder: Path) -> Checkpoint:
 # --- The weights ------------------------------------------------------------------------------
 
 
-def test_the_packages_transcribe_human_speech(
-    whisper: WhisperForConditionalGeneration, mel: Float32Array
-) -> None:
-    assert transcribe(whisper, mel) == " Gregson had left the outer door slightly ajar."
+def test_the_packages_transcribe_human_speech(reference: WhisperReference) -> None:
+    audio, _ = soundfile.read(CLIP, dtype="float32")
+    found = reference.transcribe(audio, LANGUAGES["eng"])
+    assert found == "Gregson had left the outer door slightly ajar."
 
 
 @torch.inference_mode()

@@ -14,10 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from training.corpus.clips import SPLITS
-from training.corpus.engines import ENGINES, EngineError, open_engine, pace
+from training.corpus.engines import ENGINES, EngineError, PairedEngine, open_engine, pace
 from training.corpus.engines.dequantize import dequantize
 from training.corpus.engines.human import TEST, VALIDATION, Human
-from training.corpus.engines.kokoro import VOICES, blend
+from training.corpus.engines.kokoro import VOICES, blend, change_tract
 from training.corpus.engines.mandarin import mandarin
 from training.corpus.engines.phonemes import phonemes
 
@@ -84,6 +84,17 @@ def test_speech_follows_from_text_and_voice() -> None:
     assert np.array_equal(one, open_engine("espeak", Path()).speak("Goedemorgen.", "nld", "drawn5"))
     other = engine.speak("Goedemorgen.", "nld", "drawn6")
     assert len(one) != len(other) or not np.allclose(one, other, atol=1e-2)
+
+
+@needs_espeak
+@pytest.mark.parametrize("voice", ["drawn5", "f2"])
+def test_the_reference_voice_speaks_at_the_same_times(voice: str) -> None:
+    engine = open_engine("espeak", Path())
+    assert isinstance(engine, PairedEngine)
+    own, reference = engine.speak_pair("Goedemorgen.", "nld", voice)
+    assert own.shape == reference.shape
+    assert np.array_equal(own, engine.speak("Goedemorgen.", "nld", voice))
+    assert np.abs(own - reference).max() > 0.05
 
 
 @needs_espeak
@@ -160,6 +171,33 @@ def test_kokoro_speaks_with_a_blend() -> None:
     audio = engine.speak("Yes.", "eng", blend("af_alloy", "am_adam", 40))
     assert 0.3 < len(audio) / 16_000 < 3
     assert np.abs(audio).max() > 0.05
+
+
+@needs_kokoro
+def test_kokoro_speaks_pairs_of_one_timing() -> None:
+    engine = open_engine("kokoro", Path())
+    assert isinstance(engine, PairedEngine)
+    own, reference = engine.speak_pair("Good morning, how are you?", "eng", "am_adam")
+    assert own.shape == reference.shape
+
+    def loudness(audio: np.ndarray) -> np.ndarray:
+        frames = audio[: len(audio) // 800 * 800].reshape(-1, 800)
+        return np.log(np.square(frames).mean(1) + 1e-6)
+
+    assert np.corrcoef(loudness(own), loudness(reference))[0, 1] > 0.8
+    assert np.abs(np.corrcoef(own, reference)[0, 1]) < 0.5
+
+
+@needs_kokoro
+@pytest.mark.parametrize("factor", [0.8, 1.0, 1.25])
+def test_another_vocal_tract_changes_pitch_and_keeps_time(factor: float) -> None:
+    times = np.arange(16_000) / 16_000
+    tone = np.sin(2 * np.pi * 400 * times).astype(np.float32) * (times > 0.5)
+    changed = change_tract(tone.astype(np.float32), factor)
+    assert changed.shape == tone.shape
+    assert np.abs(changed[:7200]).max() < 0.05
+    spectrum = np.abs(np.fft.rfft(changed[8800:15200]))
+    assert 2.5 * spectrum.argmax() == pytest.approx(400 * factor, abs=5)
 
 
 @needs_piper

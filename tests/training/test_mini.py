@@ -4,23 +4,32 @@ import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from accelerate.state import AcceleratorState
 
+from esrt.bundled import REPOSITORY
 from esrt.checkpoint import open_checkpoint
 from training import state_writer, translation
 from training.corpus import splits
-from training.corpus.build import NON_SPEECH, OPEN
+from training.corpus.build import NON_SPEECH, OPEN, Example
 from training.corpus.clips import ClipsError, load_shard, shards_of, write_clips
-from training.corpus.corpus_settings import CacheSettings, SpeechSettings, read_corpus_settings
+from training.corpus.corpus_settings import (
+    PAIRS,
+    CacheSettings,
+    SpeechSettings,
+    read_corpus_settings,
+)
 from training.corpus.domain import MINI
+from training.corpus.engines import EngineError
 from training.corpus.plan import Plan, open_sentences
-from training.engine_evaluation import evaluate_states
+from training.engine_evaluation import evaluate_states, whisper_rates
 from training.recipe import RecipeError, read_recipe
 from training.state_corpus import STATISTICS_FILE, CacheError, load_states, load_statistics
 from training.state_edge import split_edge
@@ -32,6 +41,7 @@ pytestmark = pytest.mark.skipif(
     shutil.which("espeak-ng") is None, reason="espeak-ng is not installed"
 )
 
+CLIP = REPOSITORY / "tests/esrt/kathleen-arctic_a0172.opus"
 SPEECH = SpeechSettings(
     sentences={"train": 30, "validation": 2, "test": 2},
     utterances={
@@ -39,6 +49,7 @@ SPEECH = SpeechSettings(
         "validation": {"espeak": 1},
         "test": {"espeak": 1, "non-speech": 1},
     },
+    pairs={"espeak": 2},
     open_sentences=1,
 )
 CACHE = CacheSettings(copies={"non-speech": 2}, bound_gb=1)
@@ -110,7 +121,7 @@ def test_finished_shards_stay(clips: Path, states: Path) -> None:
         return {path: path.stat().st_mtime_ns for path in folder.glob("*/*/*.npy")}
 
     before = times(clips) | times(states)
-    assert len(before) == 5 + 6
+    assert len(before) == 5 + 2 + 6 + 2
     removed = next(states.glob("test/non-speech-*"))
     shutil.rmtree(removed)
     write_clips(SPEECH, clips)
@@ -119,6 +130,32 @@ def test_finished_shards_stay(clips: Path, states: Path) -> None:
     assert before.keys() == after.keys()
     changed = {path.parent for path in after if after[path] != before[path]}
     assert changed == {removed}
+
+
+def test_pairs_are_of_one_length_and_have_states_of_one_length(clips: Path, states: Path) -> None:
+    (shard,) = shards_of(clips / PAIRS)
+    corpus = load_shard(shard)
+    assert {one.variant for one in corpus.examples}.isdisjoint(
+        clip.voice for clip in Plan(SPEECH).clips("test")["espeak"]
+    )
+    pairs = load_states(states / PAIRS)
+    joined = load_states(states / "train", states / PAIRS)
+    assert len(joined.examples) == len(load_states(states / "train").examples) + 2
+    assert all(joined.parallel_speech(one) is None for one in joined.examples[:-2])
+    for example, of_states in zip(corpus.examples, pairs.examples, strict=True):
+        own, reference = corpus.recording(example), corpus.parallel_recording(example)
+        assert own.shape == reference.shape
+        assert np.abs(own - reference).max() > 0.05
+        parallel = pairs.parallel_speech(of_states)
+        assert parallel is not None
+        assert parallel.shape == pairs.speech(of_states).shape
+        assert np.abs(parallel - pairs.speech(of_states)).max() > 0.1
+
+
+def test_an_engine_without_a_reference_voice_has_no_pairs() -> None:
+    settings = SPEECH.model_copy(update={"pairs": {"non-speech": 2}})
+    with pytest.raises(EngineError, match="The engine non-speech has no reference voice"):
+        Plan(settings).pairs()
 
 
 def test_clips_of_other_settings_are_refused(clips: Path) -> None:
@@ -143,7 +180,7 @@ def test_states_are_those_of_the_whole_model(states: Path, clips: Path) -> None:
     statistics = load_statistics(states / STATISTICS_FILE)
     rows = np.concatenate(
         [
-            load_states(states / "train", statistics).speech(example)
+            load_states(states / "train", statistics=statistics).speech(example)
             for example in load_states(states / "train").examples
         ]
     )
@@ -163,10 +200,10 @@ def test_a_run_writes_a_checkpoint_that_another_run_continues(
     path.write_text(yaml.safe_dump(settings), "utf-8")
     recipe = read_recipe(path)
     statistics = load_statistics(states / STATISTICS_FILE)
-    training = load_states(states / "train", statistics)
+    training = load_states(states / "train", statistics=statistics)
     (tmp_path / "run").mkdir()
     run = TrainingRun(recipe, training, tmp_path / "run")
-    run.run(load_states(states / "validation", statistics))
+    run.run(load_states(states / "validation", statistics=statistics))
     assert run.step == 20
     folder = tmp_path / "run" / "checkpoint"
     checkpoint = open_checkpoint(folder)
@@ -178,7 +215,9 @@ def test_a_run_writes_a_checkpoint_that_another_run_continues(
     raw = load_states(states / "test")
     example = raw.examples[0]
     states_of = torch.from_numpy(raw.speech(example))[None]
-    standardized = torch.from_numpy(load_states(states / "test", statistics).speech(example))[None]
+    standardized = torch.from_numpy(
+        load_states(states / "test", statistics=statistics).speech(example)
+    )[None]
     frames = torch.tensor([2 * example.samples])
     with torch.inference_mode():
         expected = run.model.edge.eval()(standardized, frames)
@@ -207,6 +246,18 @@ def test_a_run_writes_a_checkpoint_that_another_run_continues(
     test = [row for row in answers if row["split"] == "test"]
     assert len(test) == 13 * 12 + 13 + 13
     assert all(row["scores"]["minimum"] <= row["scores"]["mean"] <= 0 for row in test)
+
+
+def test_whisper_s_own_decoder_is_scored_on_the_recordings(tmp_path: Path) -> None:
+    audio, rate = soundfile.read(CLIP, dtype="int16")
+    texts = {"eng": "Gregson had left the outer door slightly open."}
+    shard = tmp_path / "human-0000"
+    shard.mkdir()
+    row = Example(0, len(audio), "eng", "kathleen", OPEN, texts, "human")
+    (shard / "index.jsonl").write_text(json.dumps(asdict(row)) + "\n", "utf-8")
+    np.save(shard / "audio.npy", audio)
+    assert rate == 16_000
+    assert whisper_rates(tmp_path) == {"eng": {"whisper_wer": 12.5}}
 
 
 def test_the_settings_of_esrt_mini_are_valid(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_parallel_speech_has_one_voice(paired: Corpus) -> None:
 @needs_espeak
 def test_the_reference_voice_takes_over_the_rhythm() -> None:
     voice = voices.draw_voice(Random(1))
-    reference = voices.with_rhythm_of(voice, "m3")
+    reference = voices.reference_voice(voice)
     rhythm = [line for line in voice.splitlines() if line.startswith("stressAdd")]
     assert [line for line in reference.splitlines() if line.startswith("stressAdd")] == rhythm
     assert "pitch 80 122" in reference

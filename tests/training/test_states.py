@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from esrt.checkpoint import save_checkpoint
 from esrt.config import CONFIGS
 from esrt.model import EdgeModel
 from esrt.pretrained_encoder import encoder_tensors
@@ -152,6 +153,32 @@ def test_a_model_learns_from_states(states: StateCorpus, tmp_path: Path) -> None
         run.model.edge.eval(), run.model.decoder.eval(), run.model.tokenizer, states, directions=1
     )
     assert len(predictions) == len(states.examples)
+
+
+def test_the_voice_loss_is_of_the_paired_states(states: StateCorpus, tmp_path: Path) -> None:
+    """The reference voice's features are those of the model that the run starts from."""
+    first = TrainingRun(recipe(states="unused"), states, tmp_path)
+    edge = EdgeModel(SMALL)
+    for name in ("q_former", "mlp"):
+        getattr(edge, name).load_state_dict(getattr(first.model.edge, name).state_dict())
+    standardize(edge.q_former, UNEQUAL)
+    save_checkpoint(
+        tmp_path / "initial", edge, first.model.decoder, first.model.tokenizer, torch.float32
+    )
+    settings = recipe(
+        states="unused", initial=tmp_path / "initial", speaker_invariance=1.0, letter_ctc=0
+    )
+    paired = replace(states, parallel_shards={0: states.shards[0]})
+    model = TrainingModel(settings, paired)
+    stage = settings.stages[0]
+    batch = next(iter(Stream(paired, settings, stage, model.collator, 1)))
+    assert batch.paired.all()
+    assert batch.parallel.shape == batch.speech.shape
+    # Nothing is augmented, so the parallel states are the states.
+    assert model.eval()(batch)["voice"] < 1e-4
+    batch = next(iter(Stream(states, settings, stage, model.collator, 1)))
+    assert not batch.paired.any()
+    assert "voice" not in model(batch)
 
 
 def test_a_run_on_states_resumes(states: StateCorpus, tmp_path: Path) -> None:

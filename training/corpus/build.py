@@ -100,19 +100,13 @@ class Corpus:
         return trim_and_level(self.recording(example), DEFAULT_SETTINGS)
 
     def parallel_speech(self, example: Example) -> Float32Array:
-        """Audio of an utterance by the reference voice, cut as `speech`; needs ``parallel_audio``.
+        """Audio by the reference voice, cut as `speech`; needs ``parallel_audio``."""
+        return trim_pair(self.recording(example), self.parallel_recording(example))[1]
 
-        The offset and the gain are those of the reference voice.
-        """
+    def parallel_recording(self, example: Example) -> Float32Array:
+        """Audio by the reference voice as recorded; needs ``parallel_audio``."""
         assert self.parallel_audio is not None
-        settings = DEFAULT_SETTINGS
-        bounds = find_speech(_cut(self.audio, example), settings)
-        audio = _cut(self.parallel_audio, example)
-        own = find_speech(audio, settings)
-        if bounds is None or own is None:
-            return audio
-        place = {"start": bounds.start, "stop": bounds.stop}
-        return msgspec.structs.replace(own, **place).apply(audio)
+        return _cut(self.parallel_audio, example)
 
     def in_languages(self, languages: Collection[str]) -> "Corpus":
         """Select the utterances and the texts in some languages."""
@@ -124,6 +118,25 @@ class Corpus:
                 if example.language in languages
             ],
         )
+
+
+def trim_pair(audio: Float32Array, parallel: Float32Array) -> tuple[Float32Array, Float32Array]:
+    """Pass an utterance through the front end, and parallel audio through one that cuts alike.
+
+    The offset and the gain of the parallel audio are its own.
+
+    Args:
+        audio: shape (samples,).
+        parallel: shape (samples,).
+
+    Returns:
+        Two arrays of one shape, (speech samples,).
+    """
+    bounds, own = (find_speech(one, DEFAULT_SETTINGS) for one in (audio, parallel))
+    if bounds is None or own is None:
+        return audio, parallel
+    own = msgspec.structs.replace(own, start=bounds.start, stop=bounds.stop)
+    return bounds.apply(audio), own.apply(parallel)
 
 
 def _cut(audio: Samples, example: Example) -> Float32Array:

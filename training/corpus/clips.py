@@ -1,4 +1,4 @@
-"""Speaks a planned corpus: one folder for each split, in it one for each shard of clips.
+"""Speaks a planned corpus: one folder for each split and for the pairs, in it shards of clips.
 
 A shard is written as a whole or not at all, so that a killed run goes on where it was.
 """
@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
+from esrt.arrays import Float32Array
 from esrt.cores import usable_cores
 from esrt.errors import EsrtError
 from esrt.features import SAMPLE_RATE
 from esrt.files import replace_folder
-from training.corpus.build import Corpus, Example
-from training.corpus.corpus_settings import SpeechSettings, Split
-from training.corpus.engines import Engine, open_engine
+from training.corpus.build import PARALLEL_AUDIO, Corpus, Example
+from training.corpus.corpus_settings import PAIRS, SpeechSettings, Split
+from training.corpus.engines import Engine, PairedEngine, open_engine
 from training.corpus.plan import Clip, Plan
 from training.corpus.speech import Samples
 
@@ -46,10 +47,11 @@ def write_clips(settings: SpeechSettings, folder: Path) -> None:
     """
     claim_folder(folder, settings.model_dump_json())
     plan = Plan(settings)
+    parts = {split: plan.clips(split) for split in SPLITS} | {PAIRS: plan.pairs()}
     jobs = [
-        (folder / split / f"{engine}-{number:04}", list(clips))
-        for split in SPLITS
-        for engine, planned in plan.clips(split).items()
+        (folder / part / f"{engine}-{number:04}", list(clips))
+        for part, by_engine in parts.items()
+        for engine, planned in by_engine.items()
         for number, clips in enumerate(_shards(engine, planned))
     ]
     jobs = [(place, clips) for place, clips in jobs if not place.exists()]
@@ -84,7 +86,12 @@ def load_shard(folder: Path) -> Corpus:
     """Load a shard."""
     lines = (folder / INDEX).read_text("utf-8").splitlines()
     examples = [Example(**json.loads(line)) for line in lines]
-    return Corpus(np.load(folder / AUDIO, mmap_mode="r"), examples)
+    parallel = folder / PARALLEL_AUDIO
+    return Corpus(
+        np.load(folder / AUDIO, mmap_mode="r"),
+        examples,
+        np.load(parallel, mmap_mode="r") if parallel.exists() else None,
+    )
 
 
 def shards_of(folder: Path) -> list[Path]:
@@ -112,18 +119,21 @@ def _engine(name: str, recordings: Path) -> Engine:
 
 
 def _speak_shard(folder: Path, clips: list[Clip], settings: SpeechSettings) -> None:
-    audio: list[Samples] = [np.zeros(0, np.int16)]
+    empty = np.zeros(0, np.int16)
+    audio: dict[str, list[Samples]] = {AUDIO: [empty]}
+    if folder.parent.name == PAIRS:
+        audio[PARALLEL_AUDIO] = [empty]
     start = 0
     with replace_folder(folder) as partial:
         with (partial / INDEX).open("w", encoding="utf-8") as index:
             for clip in clips:
-                engine = _engine(clip.engine, settings.recordings)
-                spoken = np.clip(engine.speak(clip.text, clip.language, clip.voice), -1, 1)
-                if len(spoken) > settings.longest_seconds * SAMPLE_RATE:
+                spoken = _speak(clip, settings, paired=PARALLEL_AUDIO in audio)
+                samples = len(spoken[0])
+                if samples > settings.longest_seconds * SAMPLE_RATE:
                     continue
                 row = Example(
                     start,
-                    len(spoken),
+                    samples,
                     clip.language,
                     clip.voice,
                     clip.kind,
@@ -131,6 +141,18 @@ def _speak_shard(folder: Path, clips: list[Clip], settings: SpeechSettings) -> N
                     clip.engine,
                 )
                 index.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
-                audio.append(np.round(spoken * 32767).astype(np.int16))
-                start += len(spoken)
-        np.save(partial / AUDIO, np.concatenate(audio))
+                for parts, one in zip(audio.values(), spoken, strict=True):
+                    parts.append(np.round(np.clip(one, -1, 1) * 32767).astype(np.int16))
+                start += samples
+        for name, parts in audio.items():
+            np.save(partial / name, np.concatenate(parts))
+
+
+def _speak(clip: Clip, settings: SpeechSettings, *, paired: bool) -> tuple[Float32Array, ...]:
+    """Audio of a clip; if it is paired, also by the reference voice."""
+    engine = _engine(clip.engine, settings.recordings)
+    words = clip.text, clip.language, clip.voice
+    if not paired:
+        return (engine.speak(*words),)
+    assert isinstance(engine, PairedEngine)
+    return engine.speak_pair(*words)

@@ -8,6 +8,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from training.recipe import Augmentation, Settings, read_settings
 
 Split = Literal["test", "validation", "train"]
+# Parallel speech is a part of the corpus beside its splits.
+PAIRS = "pairs"
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -21,6 +23,8 @@ class SpeechSettings(Settings):
         utterances: by split and engine: utterances in training; in a held-out split sentences,
             each in every language of the engine. For human recordings it is the most recordings of
             a language.
+        pairs: by engine: utterances of parallel speech by the reference voice, for speaker
+            invariance.
         open_sentences: sentences of Tatoeba in each language, which espeak-ng speaks for training.
         longest_seconds: longer utterances are left out.
         seed: seed of the draws.
@@ -30,6 +34,7 @@ class SpeechSettings(Settings):
     recordings: Path = Path("build/recordings")
     sentences: dict[Split, PositiveInt]
     utterances: dict[Split, dict[str, Count]]
+    pairs: dict[str, Count] = Field(default_factory=dict)
     open_sentences: Count = 0
     longest_seconds: PositiveFloat = 12.0
     seed: int = 17

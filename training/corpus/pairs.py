@@ -10,17 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-import numpy as np
-import soxr
-
 from training.corpus.build import PARALLEL_AUDIO, SEED, Corpus, load, sentences, write_split
-from training.corpus.speech import VARIANTS, Samples, Utterance, make_utterance
-from training.corpus.voices import builtin_voice, draw_voice, speak_all, with_rhythm_of
+from training.corpus.speech import VARIANTS, Utterance, make_utterance, stretch
+from training.corpus.voices import builtin_voice, draw_voice, reference_voice, speak_all
 
 PAIRS = "pairs"
 VOICES, SENTENCES = 800, 1200
-# The voice of the parallel audio: the plainest of espeak-ng's voices in the training split.
-_REFERENCE_VARIANT = "m3"
 # Share of the speech by espeak-ng's own voices, the voices of the training split.
 _BUILTIN_SHARE = 0.25
 
@@ -49,13 +44,13 @@ def build_pairs(folder: Path, voices: int = VOICES, count: int = SENTENCES) -> N
         for utterance in utterances
     ]
     files = drawn | builtin
-    files |= {
-        _reference_name(name): with_rhythm_of(text, _REFERENCE_VARIANT)
-        for name, text in files.items()
-    }
+    files |= {_reference_name(name): reference_voice(text) for name, text in files.items()}
     audio = speak_all([*utterances, *parallel], files)
     original, reference = audio[: len(utterances)], audio[len(utterances) :]
-    parallel_audio = [_stretch(*pair) for pair in zip(reference, original, strict=True)]
+    # Voices differ in pace by a percent or less.
+    parallel_audio = [
+        stretch(audio, len(own)) for audio, own in zip(reference, original, strict=True)
+    ]
     write_split(folder / PAIRS, spoken, original, parallel_audio)
 
 
@@ -76,12 +71,3 @@ def _draw_utterance(language: str, text: str, voices: list[str], random: Random)
 def _reference_name(variant: str) -> str:
     """Make the name of the reference voice with the rhythm of a variant."""
     return f"{variant}-reference"
-
-
-def _stretch(audio: Samples, original: Samples) -> Samples:
-    """Resample the audio to the original's length.
-
-    Voices differ in pace by a percent or less, so the pitch hardly changes.
-    """
-    stretched = soxr.resample(audio, len(audio), len(original))[: len(original)]
-    return np.pad(stretched, (0, len(original) - len(stretched)))

@@ -7,9 +7,9 @@ from pathlib import Path
 from random import Random
 
 from training.corpus.build import NON_SPEECH, OPEN
-from training.corpus.corpus_settings import SpeechSettings, Split
+from training.corpus.corpus_settings import PAIRS, SpeechSettings, Split
 from training.corpus.domain import DOMAINS, Domain
-from training.corpus.engines import Engine, open_engine
+from training.corpus.engines import Engine, EngineError, PairedEngine, open_engine
 from training.corpus.engines.human import Human
 from training.corpus.splits import draw_splits
 from training.corpus.text import Sentence, Texts
@@ -60,8 +60,28 @@ class Plan:
             planned.setdefault("espeak", []).extend(self._open(self._settings.open_sentences))
         return planned
 
-    def _by_engine(self, name: str, count: int, split: Split) -> list[Clip]:
-        random = Random(f"{self._settings.seed} {split} {name}")
+    def pairs(self) -> dict[str, list[Clip]]:
+        """Utterances of parallel speech, by engine: training sentences by voices of the training.
+
+        Raises:
+            EngineError: an engine is not installed, or has no reference voice.
+        """
+        for name in self._settings.pairs:
+            if not isinstance(self._engine(name), PairedEngine):
+                raise EngineError(
+                    f"The engine {name} has no reference voice.",
+                    "Leave it out of the setting pairs.",
+                )
+        return {
+            name: self._by_engine(name, count, "train", PAIRS)
+            for name, count in self._settings.pairs.items()
+        }
+
+    def _by_engine(
+        self, name: str, count: int, split: Split, draw: str | None = None
+    ) -> list[Clip]:
+        """Utterances of an engine; ``draw`` names a draw of its own."""
+        random = Random(f"{self._settings.seed} {draw or split} {name}")
         engine = self._engine(name)
         if isinstance(engine, Human):
             return self._recordings(engine, count, split, random)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 import numpy as np
 import soundfile
@@ -25,6 +26,7 @@ from training.corpus.synthesis_languages import SYNTHESIS_LANGUAGES
 
 # Audio as stored in a corpus.
 Samples = NDArray[np.int16]
+_Sound = TypeVar("_Sound", Samples, Float32Array)
 
 # espeak-ng's voice variants; only the test split has the unseen ones.
 VARIANTS = ("m1", "m3", "m4", "m6", "m7", "f1", "f2", "f4")
@@ -85,6 +87,12 @@ def speak(utterance: Utterance, data: Path | None = None) -> Float32Array:
     audio, rate = soundfile.read(io.BytesIO(wave), dtype="float32")
     resampled: Float32Array = soxr.resample(audio, rate, SAMPLE_RATE)
     return resampled
+
+
+def stretch(audio: _Sound, samples: int) -> _Sound:
+    """Resample to a number of samples; a small change in length hardly changes the pitch."""
+    stretched: _Sound = soxr.resample(audio, len(audio), samples)[:samples]
+    return np.pad(stretched, (0, samples - len(stretched)))
 
 
 def speak_samples(utterance: Utterance, data: Path | None = None) -> Samples:

@@ -12,6 +12,8 @@ from training.corpus.speech import Samples, Utterance, espeak_data, speak_parall
 
 # The line of a voice file that lengthens syllables by their stress.
 _STRESS = "stressAdd "
+# The reference voice of parallel speech: the plainest of espeak-ng's voices in the training split.
+_REFERENCE_VARIANT = "m3"
 # espeak-ng fails if its data folder has more than 349 voices.
 _VOICES_PER_FOLDER = 100
 
@@ -56,9 +58,10 @@ def builtin_voice(variant: str) -> str:
     return (espeak_data() / "voices" / "!v" / variant).read_text("ascii")
 
 
-def with_rhythm_of(voice: str, variant: str) -> str:
-    """Combine one of espeak-ng's own voices with the syllable lengths of another voice file."""
-    builtin = [line for line in builtin_voice(variant).splitlines() if not line.startswith(_STRESS)]
+def reference_voice(voice: str) -> str:
+    """Combine the reference voice with the syllable lengths of another voice file."""
+    builtin = builtin_voice(_REFERENCE_VARIANT).splitlines()
+    builtin = [line for line in builtin if not line.startswith(_STRESS)]
     rhythm = [line for line in voice.splitlines() if line.startswith(_STRESS)]
     return "\n".join([*builtin, *rhythm, ""])
 

@@ -6,7 +6,7 @@ Their packages are optional: ``make voices`` installs them.
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from esrt.arrays import Float32Array
 from esrt.errors import EsrtError
@@ -30,6 +30,21 @@ class Engine(Protocol):
 
     def speak(self, text: str, language: str, voice: str) -> Float32Array:
         """Speak a text, mono at 16 kHz, the same for the same arguments.
+
+        Raises:
+            EngineError: the engine cannot speak it.
+        """
+
+
+@runtime_checkable
+class PairedEngine(Engine, Protocol):
+    """Synthesizer of parallel speech, for speaker invariance."""
+
+    def speak_pair(self, text: str, language: str, voice: str) -> tuple[Float32Array, Float32Array]:
+        """Speak a text with a voice, and with the reference voice at the same times.
+
+        Returns:
+            Two arrays of one shape, (samples,) at 16 kHz.
 
         Raises:
             EngineError: the engine cannot speak it.

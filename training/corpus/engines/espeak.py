@@ -7,9 +7,9 @@ from random import Random
 
 from esrt.arrays import Float32Array
 from training.corpus.engines import pace, split_of_number
-from training.corpus.speech import UNSEEN_VARIANTS, Utterance, espeak_data, speak
+from training.corpus.speech import UNSEEN_VARIANTS, Utterance, espeak_data, speak, stretch
 from training.corpus.synthesis_languages import SYNTHESIS_LANGUAGES
-from training.corpus.voices import draw_voice, install_voices
+from training.corpus.voices import builtin_voice, draw_voice, install_voices, reference_voice
 
 DRAWN_VOICES = 1000
 _SLOWEST, _FASTEST = 140, 215  # words a minute
@@ -45,15 +45,28 @@ class Espeak:
     def speak(self, text: str, language: str, voice: str) -> Float32Array:
         """Speak a text."""
         speed = round(pace(text, voice, _SLOWEST, _FASTEST))
-        data = self._data(voice) if voice.startswith(_DRAWN) else None
+        data = self._data(voice, _voice_file(voice)) if voice.startswith(_DRAWN) else None
         return speak(Utterance(language, text, voice, speed, 50), data)
 
-    def _data(self, voice: str) -> Path:
-        """Folder of espeak-ng's data with one drawn voice."""
+    def speak_pair(self, text: str, language: str, voice: str) -> tuple[Float32Array, Float32Array]:
+        """Speak a text with a voice, and with the reference voice in the rhythm of that voice."""
+        own = self.speak(text, language, voice)
+        speed = round(pace(text, voice, _SLOWEST, _FASTEST))
+        name = f"{voice}-reference"
+        data = self._data(name, reference_voice(_voice_file(voice)))
+        reference = speak(Utterance(language, text, name, speed, 50), data)
+        return own, stretch(reference, len(own))
+
+    def _data(self, voice: str, file: str) -> Path:
+        """Folder of espeak-ng's data with one voice file."""
         folder = Path(self._temporary.name, voice)
         if not folder.exists():
-            install_voices({voice: draw_voice(Random(voice))}, folder)
+            install_voices({voice: file}, folder)
         return folder
+
+
+def _voice_file(voice: str) -> str:
+    return draw_voice(Random(voice)) if voice.startswith(_DRAWN) else builtin_voice(voice)
 
 
 def _split(voice: str) -> str:

@@ -7,6 +7,8 @@ A voice is a table of style vectors; a weighted mean of two voices is a new voic
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
+from fractions import Fraction
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -14,6 +16,8 @@ from random import Random
 
 import numpy as np
 import soxr
+from av import AudioFrame
+from av.filter import Graph
 from onnxruntime import InferenceSession
 
 from esrt.arrays import Float32Array
@@ -39,6 +43,9 @@ _STYLE = 256
 # Blends for each voice.
 _BLENDS = 3
 _SLOWEST, _FASTEST = 0.85, 1.2
+# Timbre of the reference voice of parallel speech, and factors of the other voice's vocal tract.
+_REFERENCE = "af_bella"
+_TRACTS = (0.8, 1.25)
 # espeak-ng's voice of each language, and the first letters of the voices that speak it. Russian and
 # Indonesian have no voices of their own; those that Whisper understood best speak them.
 _SPEAKERS = {
@@ -95,6 +102,25 @@ class Kokoro:
             EngineError: no phoneme of the text is known.
             CheckFailed: the model is damaged.
         """
+        return self._speak(text, language, voice, pace(text, voice, _SLOWEST, _FASTEST))
+
+    def speak_pair(self, text: str, language: str, voice: str) -> tuple[Float32Array, Float32Array]:
+        """Speak a text with the timbres of a voice and of the reference voice.
+
+        Both have the prosody of one voice of the language. The first then gets a random vocal
+        tract, so that its pitch differs as well.
+
+        Raises:
+            EngineError: no phoneme of the text is known.
+            CheckFailed: the model is damaged.
+        """
+        prosody = self.voices(language, "train")[0]
+        pair = [with_prosody(timbre, prosody) for timbre in (voice, _REFERENCE)]
+        speed = pace(text, voice, _SLOWEST, _FASTEST)
+        own, reference = (self._speak(text, language, name, speed) for name in pair)
+        return change_tract(own, pace(voice, text, *_TRACTS)), reference
+
+    def _speak(self, text: str, language: str, voice: str, speed: float) -> Float32Array:
         voice_of_espeak = _SPEAKERS[language][0]
         marks = mandarin(text) if language == "cmn" else phonemes(text, voice_of_espeak)
         tokens = [self._vocabulary[mark] for mark in marks if mark in self._vocabulary]
@@ -105,11 +131,16 @@ class Kokoro:
             {
                 "tokens": np.array([[0, *tokens, 0]], np.int64),
                 "style": _style(voice)[min(len(tokens), 510) - 1][None],
-                "speed": np.array([pace(text, voice, _SLOWEST, _FASTEST)], np.float32),
+                "speed": np.array([speed], np.float32),
             },
         )
         spoken: Float32Array = soxr.resample(audio, _RATE, SAMPLE_RATE)
         return spoken
+
+
+def with_prosody(timbre: str, prosody: str) -> str:
+    """Name of a voice or blend that speaks with the durations and the pitch of another voice."""
+    return f"{timbre}/{prosody}"
 
 
 def blend(first: str, second: str, percent: int) -> str:
@@ -117,9 +148,37 @@ def blend(first: str, second: str, percent: int) -> str:
     return f"{first}*{percent}+{second}*{100 - percent}"
 
 
+def change_tract(audio: Float32Array, factor: float) -> Float32Array:
+    """Raise pitch and formants by a factor, as of a shorter vocal tract; the length stays."""
+    faster = soxr.resample(audio, SAMPLE_RATE * factor, SAMPLE_RATE)
+    graph = Graph()
+    source = graph.add_abuffer(
+        sample_rate=SAMPLE_RATE, format="flt", layout="mono", time_base=Fraction(1, SAMPLE_RATE)
+    )
+    tempo, sink = graph.add("atempo", f"{1 / factor:.6f}"), graph.add("abuffersink")
+    graph.link_nodes(source, tempo, sink).configure()
+    frame = AudioFrame.from_ndarray(faster[None], format="flt", layout="mono")
+    frame.sample_rate = SAMPLE_RATE
+    graph.push(frame)
+    graph.push(None)
+    parts = []
+    with suppress(EOFError):
+        while True:
+            parts.append(graph.pull().to_ndarray()[0])
+    changed = np.concatenate(parts)[: len(audio)]
+    return np.pad(changed, (0, len(audio) - len(changed)))
+
+
 @cache
 def _style(voice: str) -> Float32Array:
-    """Style vectors by number of phonemes, shape (510, 256)."""
+    """Style vectors by number of phonemes, shape (510, 256).
+
+    Their first half determines the timbre, the second the prosody: durations and pitch.
+    """
+    timbre, _, prosody = voice.partition("/")
+    if prosody:
+        halves = _style(timbre)[:, : _STYLE // 2], _style(prosody)[:, _STYLE // 2 :]
+        return np.concatenate(halves, axis=1)
     total = np.zeros((510, _STYLE), np.float32)
     for part in voice.split("+"):
         name, _, percent = part.partition("*")
