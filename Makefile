@@ -19,7 +19,7 @@ INITIAL := build/initial/models/esrt-nano
 UNIT_TESTS := tests/test_code_quality.py tests/docs tests/esrt tests/edge_runtime tests/cloud_vllm
 CROSS := cmake g++ g++-aarch64-linux-gnu qemu-user-static
 
-.PHONY: help demo test check setup espeak nginx promtool cross corpus voices train train-mini codec evaluate evaluate-mini ablation export runner clean
+.PHONY: help demo test check setup espeak nginx promtool cross corpus voices train train-mini codec codec-mini evaluate evaluate-mini ablation export runner clean
 
 # The lines at the head of this file.
 help:
@@ -133,6 +133,10 @@ train-mini: voices
 evaluate-mini: setup
 	$(RUN) -m training.evaluate --checkpoint models/esrt-mini --states build/mini/states \
 	  --clips build/mini/clips --json models/esrt-mini/evaluation.json --answers build/mini/answers.jsonl
+
+# Tables of the transform codecs, for the features of esrt-mini.
+codec-mini: setup
+	$(RUN) -m training.codec --checkpoint models/esrt-mini --states build/mini/states
 
 # The recipe starts from the edge weights of an earlier commit, a nano of four languages.
 $(INITIAL):

@@ -19,6 +19,13 @@ def main(
         ),
     ] = bundled.CHECKPOINT,
     corpus: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the corpus.")] = CORPUS,
+    states: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Cached states of the encoder (training.cache), in place of a corpus.",
+        ),
+    ] = None,
     utterances: Annotated[
         int, typer.Option(min=100, metavar="COUNT", help="Number of training utterances.")
     ] = 2400,
@@ -34,9 +41,14 @@ def main(
         fit_tables,
         write,
     )
+    from training.state_corpus import load_states
 
     opened = open_checkpoint(checkpoint)
-    training = load(corpus, "train").in_languages(opened.config.languages)
+    training = (
+        load_states(states / "train")
+        if states
+        else load(corpus, "train").in_languages(opened.config.languages)
+    )
     block = BLOCK if opened.config.q_former.stride else 1
     sample = collect_statistics(opened, training, utterances)
     by_codec = {codec: fit_tables(sample, target, block) for codec, target in RATE_TARGETS.items()}

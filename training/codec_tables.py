@@ -23,15 +23,17 @@ from transformers import AutoTokenizer, Gemma3ForCausalLM
 
 from esrt.arrays import Float32Array
 from esrt.checkpoint import Checkpoint
-from esrt.features import SAMPLE_RATE
+from esrt.features import FRAMES_PER_SECOND, SAMPLE_RATE
 from esrt.files import replace_file
 from esrt.model import join_features_and_text
 from esrt.wire import CODEC_TABLES_FILE, Codec, Split, TransformTables
 from esrt.wire.transform_codec import FREQUENCY_BITS, cosine
-from training.corpus.build import Corpus, Example
+from training.corpus.build import NON_SPEECH, OPEN, Corpus, Example
 from training.data import IGNORE, Collator, alphabet_of
 from training.recipe import Task
 from training.sampling import Item
+from training.state_corpus import StateCorpus
+from training.state_edge import split_edge
 
 
 @dataclass(frozen=True)
@@ -77,24 +79,30 @@ class FeatureSample:
     seconds: float
 
 
-def collect_statistics(checkpoint: Checkpoint, corpus: Corpus, utterances: int) -> FeatureSample:
+def collect_statistics(
+    checkpoint: Checkpoint, corpus: Corpus | StateCorpus, utterances: int
+) -> FeatureSample:
     """Compute Q-Former features, and the gradients of the decoder's text with respect to them.
 
     Each token of the text is sampled from the decoder's prediction under teacher forcing.
 
     Args:
         checkpoint: edge model and decoder.
-        corpus: a training split.
+        corpus: a training split, as audio or as states of the checkpoint's encoder. Only its
+            sentences with translations are used.
         utterances: number of utterances, drawn at random, each with one target language.
     """
     random, generator = Random(0), torch.Generator().manual_seed(0)
-    edge = checkpoint.edge_model().requires_grad_(False)
+    on_states = isinstance(corpus, StateCorpus)
+    whole = checkpoint.edge_model()
+    edge = (split_edge(whole).eval() if on_states else whole).requires_grad_(False)
     decoder = Gemma3ForCausalLM.from_pretrained(
         checkpoint.decoder, dtype=torch.float32, attn_implementation="eager"
     ).requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.decoder)
-    collator = Collator(edge.config, tokenizer, alphabet_of(corpus.examples))
-    examples = random.sample(corpus.examples, min(utterances, len(corpus.examples)))
+    collator = Collator(edge.config, tokenizer, alphabet_of(corpus.examples), on_states)
+    translated = [one for one in corpus.examples if one.kind not in (OPEN, NON_SPEECH)]
+    examples = random.sample(translated, min(utterances, len(translated)))
     examples.sort(key=lambda example: example.samples)
     starts = range(0, len(examples), _BATCH)
     all_features, all_gradients = [], []
@@ -117,7 +125,8 @@ def collect_statistics(checkpoint: Checkpoint, corpus: Corpus, utterances: int) 
         for row, count in enumerate(tokens.tolist()):
             all_features.append(features[row, :count].detach().numpy())
             all_gradients.append(features.grad[row, :count].double().numpy())
-    seconds = sum(example.samples for example in examples) / SAMPLE_RATE
+    rate = FRAMES_PER_SECOND // 2 if on_states else SAMPLE_RATE
+    seconds = sum(example.samples for example in examples) / rate
     return FeatureSample(all_features, np.concatenate(all_gradients), seconds)
 
 

@@ -26,7 +26,7 @@ NOT_RUN = {
     r"(pip|.* -m pip|uv) .*": "downloads packages",
     r".*YOUR-.*": "has a placeholder for the reader's own host or key",
     r"make demo CLIP=.*": "the same target with other variables; `make -n` is run",
-    r"make (corpus|(train|evaluate)(-mini)?|codec|ablation)|.* -m training\.codec": "takes up to"
+    r"make (corpus|(train|evaluate|codec)(-mini)?|ablation)|.* -m training\.codec": "takes up to"
     " hours; tests/training runs the modules on a small corpus",
     r"make runner|(build/runner/|qemu-aarch64-static ).*": "tests/benchmarks/test_runner.py builds"
     " the runner and runs it with an artifact",

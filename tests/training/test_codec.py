@@ -1,5 +1,6 @@
 """Codec tables of the transform codecs: statistics, fitting, writing, reading, and use."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ from esrt.checkpoint import Checkpoint, save_checkpoint
 from esrt.errors import CheckpointError
 from esrt.model import EdgeModel
 from esrt.wire import Codec, Split
-from tests.training.helpers import SMALL
+from tests.training.helpers import SMALL, state_corpus
 from training import codec_tables as codec
 from training.codec_tables import FeatureSample, RateTarget
 from training.corpus.build import Corpus
+from training.corpus.text import Sentence
+from training.state_corpus import Statistics
 from training.training_model import decoder_config
 
 
@@ -111,6 +114,21 @@ def test_codec_tables_are_computed_for_a_checkpoint(checkpoint: Checkpoint, corp
     # The statistics are repeatable.
     again = codec.collect_statistics(checkpoint, corpus, 30)
     np.testing.assert_allclose(again.gradients, sample.gradients, atol=1e-5)
+
+
+def test_statistics_of_states_are_those_of_sentences_with_translations(
+    checkpoint: Checkpoint, splits: dict[str, list[Sentence]]
+) -> None:
+    width = SMALL.encoder.width
+    ones = Statistics(np.zeros(width, np.float32), np.ones(width, np.float32))
+    states = replace(state_corpus(splits["train"], 26, ones), statistics=None)
+    sample = codec.collect_statistics(checkpoint, states, 100)
+    translated = [one for one in states.examples if len(one.texts) > 1]
+    assert len(sample.features) == len(translated) < 26
+    assert sample.seconds == pytest.approx(sum(one.samples for one in translated) / 50)
+    tokens = sorted(one.samples // 4 for one in translated)
+    assert [len(features) for features in sample.features] == tokens
+    assert sample.gradients.std() > 0
 
 
 def test_new_weights_invalidate_codec_tables(

@@ -19,7 +19,7 @@ from esrt.checkpoint import open_checkpoint
 from training import state_writer, translation
 from training.corpus import splits
 from training.corpus.build import NON_SPEECH, OPEN, Example
-from training.corpus.clips import ClipsError, load_shard, shards_of, write_clips
+from training.corpus.clips import ClipsError, load_shard, shards_of, write_clips, write_samples
 from training.corpus.corpus_settings import (
     PAIRS,
     CacheSettings,
@@ -130,6 +130,19 @@ def test_finished_shards_stay(clips: Path, states: Path) -> None:
     assert before.keys() == after.keys()
     changed = {path.parent for path in after if after[path] != before[path]}
     assert changed == {removed}
+
+
+def test_samples_are_test_clips_of_each_language(clips: Path, tmp_path: Path) -> None:
+    write_samples(clips, tmp_path, 1)
+    index = json.loads((tmp_path / "index.json").read_text("utf-8"))
+    assert [row["language"] for row in index] == sorted(MINI.languages)
+    test = [load_shard(shard) for shard in shards_of(clips / "test") if "espeak" in shard.name]
+    recordings = [corpus.recording(one) for corpus in test for one in corpus.examples]
+    for row in index:
+        assert set(row["texts"]) == set(MINI.languages)
+        audio, rate = soundfile.read(tmp_path / row["file"], dtype="float32")
+        assert rate == 16_000
+        assert any(np.array_equal(audio, one) for one in recordings)
 
 
 def test_pairs_are_of_one_length_and_have_states_of_one_length(clips: Path, states: Path) -> None:

@@ -11,7 +11,7 @@ from esrt import bundled
 from esrt.cli import application, run
 from esrt.features import SAMPLE_RATE
 from training.corpus.build import CORPUS, SPLITS, build, utterances
-from training.corpus.clips import CLIPS, write_clips
+from training.corpus.clips import CLIPS, write_clips, write_samples
 from training.corpus.corpus_settings import read_corpus_settings
 from training.corpus.domain import NANO
 from training.corpus.speech import speak
@@ -27,8 +27,8 @@ def build_command(out: Out = CORPUS) -> None:
         build(out, name)
 
 
-@app.command()
-def clips(
+@app.command("clips")
+def clips_command(
     settings: Annotated[
         Path, typer.Argument(metavar="SETTINGS", help="Settings of the corpus, a YAML file.")
     ],
@@ -42,8 +42,15 @@ def clips(
 def samples(
     out: Out = bundled.SAMPLES,
     count: Annotated[int, typer.Option(metavar="COUNT", help="Clips in each language.")] = 2,
+    clips: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Take test clips of this corpus of many voices."),
+    ] = None,
 ) -> None:
     """Write test phrases as FLAC, with an index of their texts."""
+    if clips:
+        write_samples(clips, out, count)
+        return
     out.mkdir(parents=True, exist_ok=True)
     phrases = (pair for pair in utterances("test") if pair[0].kind == "phrase")
     index = []

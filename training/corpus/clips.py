@@ -11,8 +11,10 @@ from dataclasses import asdict
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from random import Random
 
 import numpy as np
+import soundfile
 from rich.progress import track
 
 from esrt.arrays import Float32Array
@@ -32,6 +34,8 @@ INDEX, AUDIO, SETTINGS = "index.jsonl", "audio.npy", "settings.json"
 # Clips of a shard: few where an engine is slow.
 _SHARD = 200
 _SLOW_SHARD = {"kokoro": 20}
+# Engines of the samples.
+_MOST_HUMAN = ("piper", "kokoro", "espeak")
 
 
 class ClipsError(EsrtError):
@@ -104,6 +108,40 @@ def shards_of(folder: Path) -> list[Path]:
     if not found:
         raise ClipsError(f"{folder} has no clips.", "Run: python -m training.corpus clips.")
     return found
+
+
+def write_samples(clips: Path, out: Path, count: int) -> None:
+    """Write test clips of each language as FLAC, by its most human engine, with an index.
+
+    Args:
+        clips: the corpus.
+        out: folder of the samples.
+        count: clips in each language.
+
+    Raises:
+        ClipsError: there are no clips.
+    """
+    shards = [(path.name.rpartition("-")[0], path) for path in shards_of(clips / "test")]
+    ranked = sorted(shard for shard in shards if shard[0] in _MOST_HUMAN)
+    ranked.sort(key=lambda shard: _MOST_HUMAN.index(shard[0]))
+    chosen: dict[str, list[tuple[Corpus, Example]]] = {}
+    for engine, path in ranked:
+        corpus = load_shard(path)
+        for example in corpus.examples:
+            group = chosen.setdefault(example.language, [])
+            if not group or group[0][1].engine == engine:
+                group.append((corpus, example))
+    out.mkdir(parents=True, exist_ok=True)
+    index = []
+    for code, group in sorted(chosen.items()):
+        phrases = [one for one in group if one[1].kind == "phrase"] or group
+        for number, (corpus, example) in enumerate(Random(code).sample(phrases, count), 1):
+            name = f"{code}-{number}.flac"
+            audio = corpus.audio[example.start : example.start + example.samples]
+            soundfile.write(out / name, audio, SAMPLE_RATE, subtype="PCM_16")
+            speaker = {"engine": example.engine, "voice": example.variant}
+            index.append({"file": name, "language": code, **speaker, "texts": example.texts})
+    (out / "index.json").write_text(json.dumps(index, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
 def _shards(engine: str, clips: list[Clip]) -> Iterator[list[Clip]]:
