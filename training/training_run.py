@@ -54,6 +54,7 @@ class TrainingRun:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds = state["step"], state["seconds"]
+        self._saved = self.seconds
         self.distributed_model, self.optimizer = self.accelerator.prepare(
             self.model, self.optimizer
         )
@@ -138,7 +139,7 @@ class TrainingRun:
         loader = iter(DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=8))
         tasks = " ".join(f"{task} {weight:g}" for task, weight in stage.tasks.items())
         mean: dict[str, float] = {}
-        saved, began, first = self.seconds, self.seconds, self.step
+        began, first = self.seconds, self.step
         while self.progress < stage.until:
             started = time.monotonic()
             losses = self.train_step(next(loader))
@@ -153,8 +154,8 @@ class TrainingRun:
                 completed=self.progress,
                 description=f"{tasks}: step {self.step} {text} {rate:.0f}/s",
             )
-            if self.seconds - saved > SAVE_EVERY_SECONDS or self.progress >= 1:
-                saved = self.seconds
+            if self.seconds - self._saved > SAVE_EVERY_SECONDS or self.progress >= 1:
+                self._saved = self.seconds
                 self.save()
                 if self.accelerator.is_main_process:  # other processes wait at their next step
                     row = {"step": self.step, "seconds": round(self.seconds), "tasks": tasks}

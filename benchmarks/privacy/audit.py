@@ -19,6 +19,7 @@ from benchmarks.privacy.attackers import (
     train_tdnn,
 )
 from benchmarks.privacy.inversion import Inversion, invert
+from benchmarks.privacy.pretrained import attack_pretrained
 from benchmarks.privacy.representations import Sequences
 from benchmarks.privacy.speakers import SpeakerSet, Speech
 from benchmarks.privacy.trials import Estimate, accuracy, enrolled, pairs
@@ -95,19 +96,22 @@ class EvaluationSplit:
 def attack_all(
     representations: Mapping[str, Path],
     networks: Collection[str],
+    log_mels: Collection[str],
     evaluation: EvaluationSplit,
     budget: Budget,
 ) -> dict[str, dict[str, Strength]]:
     """Run the attackers; return their strengths by representation and attacker.
 
     LDA on statistics is quick and attacks all representations. Networks are trained on those in
-    ``networks`` only.
+    ``networks`` only. The pretrained encoder attacks those in ``log_mels``.
     """
     strengths: dict[str, dict[str, Strength]] = {name: {} for name in representations}
     with _pool(budget.processes) as pool:
         jobs = {}
         for name, path in representations.items():
             jobs[pool.submit(_statistics, path, evaluation.split)] = name
+            if name in log_mels:
+                jobs[pool.submit(_pretrained, path, evaluation.split)] = name
             for seed in range(budget.seeds if name in networks else 0):
                 jobs[pool.submit(_tdnn, path, evaluation.split, budget.steps, seed)] = name
         for done in track(as_completed(jobs), description="attacking", total=len(jobs)):
@@ -165,6 +169,10 @@ def _pool(processes: int) -> ProcessPoolExecutor:
 
 def _statistics(path: Path, split: AttackSplit) -> dict[str, Attack]:
     return attack_statistics(Sequences.load(path), split)
+
+
+def _pretrained(path: Path, split: AttackSplit) -> dict[str, Attack]:
+    return attack_pretrained(Sequences.load(path), split)
 
 
 def _tdnn(path: Path, split: AttackSplit, steps: int, seed: int) -> dict[str, Attack]:

@@ -22,7 +22,7 @@ from benchmarks.privacy.representations import (
     model_states,
     packet_codecs,
 )
-from benchmarks.privacy.speakers import SpeakerSet
+from benchmarks.privacy.speakers import Engine, SpeakerSet
 from esrt.benchmark_report import BenchmarkReport, Threshold
 from esrt.checkpoint import Checkpoint
 from esrt.cores import usable_cores
@@ -30,11 +30,16 @@ from esrt.wire import Codec
 from training.plots import save
 
 FOLDER = Path("build/privacy")
-FULL = (
-    SpeakerSet(known=200, unseen=60, training=24, test=12),
-    Budget(500, 600, 1, usable_cores()),
-)
-QUICK = SpeakerSet(known=16, unseen=8, training=6, test=7), Budget(20, 20, 1, usable_cores())
+FULL = {
+    Engine.ESPEAK: SpeakerSet(known=200, unseen=60, training=24, test=12),
+    # Two utterances a second on two cores.
+    Engine.KOKORO: SpeakerSet(known=120, unseen=40, training=12, test=10, engine=Engine.KOKORO),
+}
+QUICK = {
+    Engine.ESPEAK: SpeakerSet(known=16, unseen=8, training=6, test=7),
+    Engine.KOKORO: SpeakerSet(known=6, unseen=4, training=3, test=7, engine=Engine.KOKORO),
+}
+FULL_BUDGET, QUICK_BUDGET = Budget(500, 600, 1, usable_cores()), Budget(20, 20, 1, usable_cores())
 EER_MEL, EER_PACKET = 5.0, 35.0
 CHANCE = 50.0
 INVERTED = f"log-mel guessed from packet, {DEFAULT_CODEC}"

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
@@ -22,12 +23,20 @@ from benchmarks.privacy.attackers import (
     train_tdnn,
 )
 from benchmarks.privacy.inversion import invert
+from benchmarks.privacy.pretrained import SpeakerEncoder
 from benchmarks.privacy.representations import Sequences, packet_codecs
-from benchmarks.privacy.speakers import SpeakerSet, draw_sentences, draw_speaker
+from benchmarks.privacy.speakers import (
+    Engine,
+    SpeakerSet,
+    draw_kokoro_speakers,
+    draw_sentences,
+    draw_speaker,
+)
 from benchmarks.privacy.trials import Trials, accuracy, enrolled, pairs
 from esrt import wire
 from esrt.bundled import CHECKPOINT, REPOSITORY, SAMPLES
 from esrt.checkpoint import open_checkpoint
+from esrt.features import log_mel
 from training.data import mel_batch
 
 KNOWN, UNSEEN, SENTENCES = 12, 8, 10
@@ -196,6 +205,45 @@ def test_lda_finds_the_direction_that_depends_on_the_speaker() -> None:
     attack = lda(values[::2], speaker[::2], values[1::2])
     first = np.abs(np.corrcoef(attack.embedding[:, 0], values[1::2, 3])[0, 1])
     assert first > 0.95
+
+
+def test_kokoro_speakers_are_different_and_the_unseen_have_unseen_voices() -> None:
+    voices = ["af_bella", "af_heart", "af_sky", "am_adam", "am_michael", "bf_emma"]
+    speakers = SpeakerSet(known=20, unseen=10, training=2, test=2, engine=Engine.KOKORO)
+    drawn = draw_kokoro_speakers(speakers, voices)
+    assert len(drawn) == len(set(drawn)) == 30
+    assert drawn == draw_kokoro_speakers(speakers, voices)
+    unseen = {"af_heart", "am_michael", "bf_emma"}
+    for number, speaker in enumerate(drawn):
+        parts = {part.partition("*")[0] for part in speaker.voice.split("+")}
+        assert parts <= unseen if number >= 20 else not parts & unseen
+
+
+needs_encoder = pytest.mark.skipif(
+    find_spec("resemblyzer") is None, reason="resemblyzer is not installed"
+)
+
+
+@needs_encoder
+def test_the_pretrained_encoder_tells_people_apart() -> None:
+    """Two halves of a human clip are more alike than a half and a synthetic clip."""
+    human, _ = soundfile.read(REPOSITORY / "tests/esrt/kathleen-arctic_a0172.opus", dtype="float32")
+    synthetic, _ = soundfile.read(SAMPLES / "eng-1.flac", dtype="float32")
+    encoder = SpeakerEncoder()
+    half = len(human) // 2
+    one, other, robot = (
+        encoder.embed(log_mel(audio, 128).T) for audio in (human[:half], human[half:], synthetic)
+    )
+    assert one @ one == pytest.approx(1)
+    assert one @ other > one @ robot + 0.1
+
+
+@needs_encoder
+def test_the_encoder_s_mel_bins_are_found_in_whisper_s() -> None:
+    audio, _ = soundfile.read(SAMPLES / "eng-1.flac", dtype="float32")
+    encoder = SpeakerEncoder()
+    few, many = (encoder.embed(log_mel(audio, bins).T) for bins in (80, 128))
+    assert few @ many > 0.95
 
 
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
