@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from esrt.config import ModelConfig, named_config
 from esrt.languages import LANGUAGES
 from esrt.model import EdgeModel, join_features_and_text
 from training.corpus.build import Corpus
+from training.ctc_heads import load_heads
 from training.data import IGNORE, Batch, Collator, alphabet_of
 from training.recipe import Recipe, RecipeError
 from training.state_corpus import StateCorpus, Statistics
@@ -53,11 +55,13 @@ class TrainingModel(nn.Module):
         if recipe.speaker_invariance:
             self.teacher = deepcopy(self.edge).requires_grad_(False)
         self.decoder = _decoder(recipe, self.config, self.tokenizer)
-        alphabet = alphabet_of(corpus.examples)
+        self.alphabet = alphabet = alphabet_of(corpus.examples)
         on_states = self.statistics is not None
         self.collator = Collator(self.config, self.tokenizer, alphabet, on_states)
         self.letter_weight, self.piece_weight = recipe.letter_ctc, recipe.piece_ctc
         self.voice_weight = recipe.speaker_invariance
+        self.letters: nn.Linear | None = None
+        self.pieces: nn.Linear | None = None
         if recipe.letter_ctc:
             self.letters = (
                 nn.Linear(self.config.q_former.width, _LETTER_FRAMES * (1 + len(alphabet)))
@@ -66,6 +70,12 @@ class TrainingModel(nn.Module):
             )
         if recipe.piece_ctc:
             self.pieces = nn.Linear(self.config.q_former.width, len(self.tokenizer))
+        if recipe.initial:
+            same_tokens = recipe.decoder is not None and Path(recipe.decoder).parent == (
+                recipe.initial
+            )
+            pieces = self.pieces if same_tokens else None
+            load_heads(recipe.initial, self.letters, pieces, alphabet)
         for part in recipe.frozen:
             (self.decoder if part == "decoder" else getattr(self.edge, part)).requires_grad_(False)
         if not torch.cuda.is_available():  # the backward pass of SDPA is slow on a CPU
@@ -95,14 +105,14 @@ class TrainingModel(nn.Module):
             stride = self.config.q_former.stride
             tokens = torch.full_like(positions, features.shape[1])
             tokens = tokens if stride is None else positions // stride
-            if self.letter_weight:
+            if self.letters is not None:
                 if isinstance(self.edge, EdgeModel):
                     logits, lengths = self.letters(states), positions
                 else:
                     logits = self.letters(features).unflatten(-1, (_LETTER_FRAMES, -1))
                     logits, lengths = logits.flatten(1, 2), _LETTER_FRAMES * tokens
                 losses["letters"] = _ctc(logits, batch.letters, lengths, batch.letter_counts)
-            if self.piece_weight:
+            if self.pieces is not None:
                 losses["pieces"] = _ctc(
                     self.pieces(features), batch.pieces, tokens, batch.piece_counts
                 )

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from esrt.checkpoint import save_checkpoint
 from esrt.files import replace_file
 from training.corpus.build import NON_SPEECH, OPEN, Corpus
+from training.ctc_heads import save_heads
 from training.data import Batch, Stream
 from training.plots import curves
 from training.recipe import Recipe, Stage
@@ -93,6 +94,8 @@ class TrainingRun:
             self.model.tokenizer,
             getattr(torch, self.recipe.stored_as),
         )
+        model = self.model
+        save_heads(self.folder / "checkpoint", model.letters, model.pieces, model.alphabet)
 
     def train_step(self, batch: Batch) -> dict[str, float]:
         """Run one optimizer step; return the losses."""

@@ -243,6 +243,11 @@ def test_a_run_writes_a_checkpoint_that_another_run_continues(
         torch.testing.assert_close(
             continued.edge.eval()(standardized, frames), actual, rtol=0, atol=2e-3
         )
+    for head, saved in ((continued.letters, run.model.letters),
+                        (continued.pieces, run.model.pieces)):  # fmt: skip
+        assert head is not None
+        assert saved is not None
+        torch.testing.assert_close(head.weight, saved.weight.half().float(), rtol=0, atol=0)
     for name, tensor in continued.decoder.state_dict().items():
         torch.testing.assert_close(
             tensor, run.model.decoder.state_dict()[name].half().float(), rtol=0, atol=0
