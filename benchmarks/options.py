@@ -37,6 +37,14 @@ CheckpointOption = Annotated[
     Path,
     typer.Option(metavar="FOLDER", help="Checkpoint folder.", show_default="the bundled esrt-nano"),
 ]
+ClipsOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Clips of a corpus of many voices (training.corpus clips), in place of esrt-nano's"
+        " corpus.",
+    ),
+]
 RoundsOption = Annotated[
     int, typer.Option(metavar="COUNT", min=1, help="Rounds of the measurement.")
 ]

@@ -11,6 +11,7 @@ import typer
 
 from benchmarks.options import (
     CheckpointOption,
+    ClipsOption,
     JsonOption,
     ReportOption,
     RoundsOption,
@@ -20,12 +21,14 @@ from esrt import bundled
 from esrt.benchmark_report import BenchmarkReport
 from esrt.cli import VersionOption, run
 from training.corpus.build import CORPUS, load
+from training.corpus.clips import load_sentences
 
 
 def main(
     json_file: JsonOption,
     report: ReportOption = None,
     checkpoint: CheckpointOption = bundled.CHECKPOINT,
+    clips: ClipsOption = None,
     threads: ThreadsOption = 2,
     rounds: RoundsOption = 41,
     quick: Annotated[
@@ -59,8 +62,10 @@ def main(
         case: medians(bind_input(runs, log_mel_speech(opened.config, seconds)), rounds)
         for case, seconds in cases(opened.config).items()
     }
-    held_out = None if quick else load(CORPUS, "test").in_languages(opened.config.languages)
-    scores = {} if held_out is None else quality(runs, opened, held_out)
+    scores = {}
+    if not quick:
+        held_out = load_sentences(clips / "test") if clips else load(CORPUS, "test")
+        scores = quality(runs, opened, held_out.in_languages(opened.config.languages))
     length = None
     if not quick:
         measured["small_30s"], length, more = measure_small(folder, threads, max(3, rounds // 8))

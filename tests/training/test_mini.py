@@ -19,7 +19,14 @@ from esrt.checkpoint import open_checkpoint
 from training import state_writer, translation
 from training.corpus import splits
 from training.corpus.build import NON_SPEECH, OPEN, Example
-from training.corpus.clips import ClipsError, load_shard, shards_of, write_clips, write_samples
+from training.corpus.clips import (
+    ClipsError,
+    load_sentences,
+    load_shard,
+    shards_of,
+    write_clips,
+    write_samples,
+)
 from training.corpus.corpus_settings import (
     PAIRS,
     CacheSettings,
@@ -143,6 +150,14 @@ def test_samples_are_test_clips_of_each_language(clips: Path, tmp_path: Path) ->
         audio, rate = soundfile.read(tmp_path / row["file"], dtype="float32")
         assert rate == 16_000
         assert any(np.array_equal(audio, one) for one in recordings)
+
+
+def test_sentences_of_all_shards_are_one_corpus(clips: Path) -> None:
+    corpus = load_sentences(clips / "test")
+    (shard,) = (load_shard(path) for path in shards_of(clips / "test") if "espeak" in path.name)
+    assert [one.language for one in corpus.examples] == list(MINI.languages)
+    for one, alone in zip(corpus.examples, shard.examples, strict=True):
+        assert np.array_equal(corpus.recording(one), shard.recording(alone))
 
 
 def test_pairs_are_of_one_length_and_have_states_of_one_length(clips: Path, states: Path) -> None:

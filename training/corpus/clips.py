@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +22,7 @@ from esrt.cores import usable_cores
 from esrt.errors import EsrtError
 from esrt.features import SAMPLE_RATE
 from esrt.files import replace_folder
-from training.corpus.build import PARALLEL_AUDIO, Corpus, Example
+from training.corpus.build import NON_SPEECH, OPEN, PARALLEL_AUDIO, Corpus, Example
 from training.corpus.corpus_settings import PAIRS, SpeechSettings, Split
 from training.corpus.engines import Engine, PairedEngine, open_engine
 from training.corpus.plan import Clip, Plan
@@ -96,6 +96,26 @@ def load_shard(folder: Path) -> Corpus:
         examples,
         np.load(parallel, mmap_mode="r") if parallel.exists() else None,
     )
+
+
+def load_sentences(folder: Path) -> Corpus:
+    """Load the utterances with translations of a split as one corpus.
+
+    Raises:
+        ClipsError: the split has no clips.
+    """
+    parts: list[Samples] = []
+    examples: list[Example] = []
+    start = 0
+    for shard in map(load_shard, shards_of(folder)):
+        examples += [
+            replace(one, start=start + one.start)
+            for one in shard.examples
+            if one.kind not in (OPEN, NON_SPEECH)
+        ]
+        parts.append(shard.audio)
+        start += len(shard.audio)
+    return Corpus(np.concatenate(parts), examples)
 
 
 def shards_of(folder: Path) -> list[Path]:
