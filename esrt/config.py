@@ -41,6 +41,10 @@ class QFormerConfig:
     and to ``overlap`` more on either side, so the number of tokens follows the length of the
     speech (window-level Q-Former, SALMONN, arXiv 2310.13289). A query then is one learned vector
     (``queries`` is 1) plus the sinusoid of its position.
+
+    With ``offset_bias``, a learned number of each head and each offset within the window is added
+    to the scores (relative position bias, T5, arXiv 1910.10683, shared by the layers). Heads can
+    then read single states from the start of the training.
     """
 
     width: int
@@ -50,6 +54,7 @@ class QFormerConfig:
     queries: int
     stride: int | None = None
     overlap: int = 0
+    offset_bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,10 +130,13 @@ class ModelConfig:
         return self.q_former.width if split == Split.QFORMER else self.decoder_width
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form; without ``encoder_weights`` if it is ``None``."""
+        """The JSON form; without ``encoder_weights`` and ``offset_bias`` if they are not set."""
         data = dataclasses.asdict(self)
         if self.encoder_weights is None:
             del data["encoder_weights"]
+        # Fingerprints of models from before the option stay as they are.
+        if not self.q_former.offset_bias:
+            del data["q_former"]["offset_bias"]
         return data
 
     @classmethod
@@ -185,7 +193,14 @@ CONFIGS: dict[str, ModelConfig] = {
             name="esrt-mini",
             encoder=_BASE,
             q_former=QFormerConfig(
-                width=256, layers=2, heads=4, inner_width=1024, queries=1, stride=4, overlap=4
+                width=256,
+                layers=2,
+                heads=4,
+                inner_width=1024,
+                queries=1,
+                stride=4,
+                overlap=4,
+                offset_bias=True,
             ),
             decoder_width=256,
             projector_width=512,

@@ -68,6 +68,7 @@ class QFormerAdapter(nn.Module):
         super().__init__()
         self.config = config
         self.query = nn.Parameter(torch.randn(1, config.queries, config.width) * 0.02)
+        self.offset_bias = nn.Parameter(_first_offset_bias(config)) if config.offset_bias else None
         self.qformer = Blip2QFormerModel(
             Blip2QFormerConfig(
                 hidden_size=config.width,
@@ -96,18 +97,21 @@ class QFormerAdapter(nn.Module):
         readable = None if positions is None else _valid(positions, length)[:, None]
         valid = None
         queries = self.queries(length)
-        window = self.window(length)
+        window, bias = self.window(length), self.bias(length)
         if stride is not None and window is not None:
             readable = window[None] if readable is None else window & readable
             if positions is not None:
                 valid = _valid(positions // stride, queries.shape[1])
                 # Attention with a fully masked row would give NaN.
                 readable = readable | ~valid[:, :, None]
+        mask = None if readable is None else additive_mask(readable[:, None])
+        if mask is not None and bias is not None:
+            mask = mask + bias
         adapted: Tensor = self.qformer.encoder(
             self.qformer.layernorm(queries.expand(states.shape[0], -1, -1)),
             attention_mask=None if valid is None else additive_mask(valid[:, None, None]),
             encoder_hidden_states=states,
-            encoder_attention_mask=None if readable is None else additive_mask(readable[:, None]),
+            encoder_attention_mask=mask,
             query_length=queries.shape[1],
         ).last_hidden_state
         return adapted
@@ -122,12 +126,23 @@ class QFormerAdapter(nn.Module):
 
     def window(self, length: int) -> Tensor | None:
         """Mask (tokens, length): states that each token attends to; ``None`` without stride."""
-        stride, device = self.config.stride, self.query.device
-        if stride is None:
+        if self.config.stride is None:
             return None
+        offset = self._offset(length, self.config.stride)
+        return (offset >= 0) & (offset < self.config.stride + 2 * self.config.overlap)
+
+    def bias(self, length: int) -> Tensor | None:
+        """Numbers (heads, tokens, length) to add to the scores within the window, if any."""
+        if self.offset_bias is None or self.config.stride is None:
+            return None
+        offset = self._offset(length, self.config.stride)
+        return self.offset_bias[:, offset.clamp(0, self.offset_bias.shape[1] - 1)]
+
+    def _offset(self, length: int, stride: int) -> Tensor:
+        """Place of each state in each token's window, (tokens, length); outside of it as well."""
+        device = self.query.device
         start = stride * torch.arange(length // stride, device=device)[:, None]
-        offset = torch.arange(length, device=device) - start
-        return (offset >= -self.config.overlap) & (offset < stride + self.config.overlap)
+        return torch.arange(length, device=device) - start + self.config.overlap
 
 
 class Projector(nn.Module):
@@ -266,6 +281,14 @@ def _valid(lengths: Tensor, total: int) -> Tensor:
 def additive_mask(mask: Tensor) -> Tensor:
     """Values to add to attention scores: 0 where the mask is true, -1e9 elsewhere."""
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -1e9)
+
+
+def _first_offset_bias(config: QFormerConfig) -> Tensor:
+    """Numbers (heads, window) by which the heads first read different states of a token's own."""
+    assert config.stride is not None, "only windows have offsets"
+    place = torch.arange(config.stride + 2 * config.overlap)
+    own = (torch.arange(config.heads) + 0.5) * config.stride / config.heads - 0.5
+    return -((place - config.overlap - own[:, None]) ** 2).clamp(max=8)
 
 
 def _sinusoids(positions: int, width: int) -> Tensor:

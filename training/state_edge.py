@@ -22,6 +22,11 @@ class StateEdge(nn.Module):
         self.config = config
         self.q_former = QFormerAdapter(config.q_former, config.encoder.width)
         self.mlp = Projector(config.q_former.width, config.projector_width, config.decoder_width)
+        # transformers' first values are so small that hardly anything of the states passes.
+        for layer in self.q_former.qformer.encoder.layer:
+            cross = layer.crossattention
+            for linear in (cross.attention.value, cross.output.dense):
+                nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
 
     def features(self, states: Tensor, frames: Tensor) -> Tensor:
         """States (batch, frames / 2, width) to Q-Former output (batch, tokens, width).

@@ -33,7 +33,11 @@ class CoreMLGraph(nn.Module):
         window = model.q_former.window(positions)
         with torch.no_grad():
             queries = model.q_former.qformer.layernorm(model.q_former.queries(positions))
-        mask = None if window is None else additive_mask(window)[None, None].clamp(min=_MASKED)
+            bias = model.q_former.bias(positions)
+            mask = None if window is None else additive_mask(window)[None, None]
+            if mask is not None and bias is not None:
+                mask = mask + bias
+            mask = None if mask is None else mask.clamp(min=_MASKED)
         self.register_buffer("queries", queries)
         self.register_buffer("mask", mask)
         self.eval()

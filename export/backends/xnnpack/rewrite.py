@@ -92,7 +92,7 @@ class Attention(nn.Module):
         self.key, self.value = key, value
 
     def forward(self, rows: Tensor, columns: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend; ``mask`` (rows, columns) is added to the scores of each head."""
+        """Attend; ``mask``, (1 or heads, rows, columns), is added to the scores."""
         keys = self._heads(self.key(columns)).permute(1, 2, 0)
         scores = torch.bmm(self._heads(self.query(rows)).transpose(0, 1), keys)
         if mask is not None:
@@ -211,8 +211,12 @@ class _QFormer(nn.Module):
         window = adapter.window(positions)
         with torch.no_grad():
             queries = adapter.qformer.layernorm(adapter.queries(positions))[0]
+            mask = None if window is None else additive_mask(window)[None]
+            bias = adapter.bias(positions)
+            if mask is not None and bias is not None:
+                mask = mask + bias
         self.register_buffer("queries", queries)
-        self.register_buffer("mask", None if window is None else additive_mask(window))
+        self.register_buffer("mask", mask)
         if window is None or config.padded:
             self._fold_queries(layers[0])
         self.multiple = config.frame_multiple
@@ -221,7 +225,7 @@ class _QFormer(nn.Module):
         rows, mask = self.queries, self.mask
         if mask is not None:
             tokens = frames // self.multiple
-            rows, mask = rows[:tokens], mask[:tokens, : frames // 2]
+            rows, mask = rows[:tokens], mask[:, :tokens, : frames // 2]
         for layer in self.layers:
             rows = layer(rows, states, mask)
         return rows
