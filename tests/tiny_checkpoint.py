@@ -25,7 +25,14 @@ TINY = ModelConfig(
     name="esrt-tiny",
     encoder=EncoderConfig(width=32, layers=1, heads=2, inner_width=64, max_positions=200),
     q_former=QFormerConfig(
-        width=24, layers=1, heads=2, inner_width=48, queries=1, stride=4, overlap=4
+        width=24,
+        layers=1,
+        heads=2,
+        inner_width=48,
+        queries=1,
+        stride=4,
+        overlap=4,
+        offset_bias=True,
     ),
     decoder_width=64,
     projector_width=48,

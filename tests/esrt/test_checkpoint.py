@@ -153,8 +153,8 @@ def test_every_shape_of_the_configuration_changes_the_fingerprint(tiny: Checkpoi
         *(dataclasses.replace(TINY, q_former=q_former) for q_former in variants(TINY.q_former)),
     ]
     # Four fields of ModelConfig (padded + 1 equals True in Python, not in JSON), padded=True, six
-    # fields of the encoder, seven of the Q-Former.
-    assert len(configs) == 4 + 1 + 6 + 7
+    # fields of the encoder, eight of the Q-Former.
+    assert len(configs) == 4 + 1 + 6 + 8
     found = {fingerprint(config, weights) for config in configs}
     assert len(found) == len(configs)
     assert tiny.fingerprint not in found

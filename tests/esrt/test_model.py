@@ -16,7 +16,14 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from esrt.checkpoint import Checkpoint, random_checkpoint
 from esrt.config import ModelConfig, named_config
 from esrt.languages import direction
-from esrt.model import EdgeModel, Projector, SpeechEncoder, generate_greedy, join_features_and_text
+from esrt.model import (
+    EdgeModel,
+    Projector,
+    QFormerAdapter,
+    SpeechEncoder,
+    generate_greedy,
+    join_features_and_text,
+)
 from esrt.prompt import separator, target_text
 from tests.tiny_checkpoint import DIRECTIONS, SENTENCES, TINY, features
 
@@ -40,9 +47,10 @@ def mixed_batch(seed: int = 0) -> tuple[Tensor, Tensor]:
     return torch.randn(len(MIXED), 128, max(MIXED), generator=random), frames
 
 
-@pytest.fixture(scope="module")
-def model() -> EdgeModel:
-    return lively(dataclasses.replace(TINY, q_former=dataclasses.replace(TINY.q_former, layers=2)))
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "offset bias"])
+def model(request: pytest.FixtureRequest) -> EdgeModel:
+    q_former = dataclasses.replace(TINY.q_former, layers=2, offset_bias=request.param)
+    return lively(dataclasses.replace(TINY, q_former=q_former))
 
 
 @torch.inference_mode()
@@ -99,6 +107,27 @@ def test_a_token_reads_its_window_of_states_and_no_other() -> None:
         read = set(gradient[0].abs().amax(-1).nonzero().flatten().tolist())
         first, last = stride * token - overlap, stride * token + stride + overlap
         assert read == set(range(max(0, first), min(40, last)))
+
+
+def test_heads_begin_with_different_states_of_a_token() -> None:
+    q_former = dataclasses.replace(TINY.q_former, width=32, heads=4, offset_bias=True)
+    bias = QFormerAdapter(q_former, 8).bias(40)
+    assert bias is not None
+    assert bias.shape == (4, 10, 40)
+    for head in range(4):
+        assert bias[head, 5].argmax() == 4 * 5 + head
+
+
+def test_an_offset_bias_decides_which_states_are_read() -> None:
+    q_former = dataclasses.replace(TINY.q_former, offset_bias=True)
+    adapter = lively(dataclasses.replace(TINY, q_former=q_former)).q_former
+    assert adapter.offset_bias is not None
+    with torch.no_grad():
+        adapter.offset_bias.fill_(-1e4)
+        adapter.offset_bias[:, 6] = 0  # the third state of the four, after an overlap of four
+    states = torch.randn(1, 40, TINY.encoder.width, requires_grad=True)
+    (gradient,) = torch.autograd.grad(adapter(states)[0, 5].square().sum(), states)
+    assert gradient[0].abs().amax(-1).nonzero().flatten().tolist() == [4 * 5 + 2]
 
 
 @torch.inference_mode()
