@@ -176,7 +176,11 @@ def _layer_errors(
     graph = recipe.graph(model, Settings(Precision.INT8, manifest.split, activations))
     weights, unmatched = quantization_error.match_weights(graph, inspection.weights())
     errors = quantization_error.layer_errors(
-        graph, clips, activations, lambda name, weight: weights.get(name, weight)
+        graph,
+        clips,
+        activations,
+        lambda name, weight: weights.get(name, weight),
+        token_ranges=recipe.token_ranges,
     )
     return {name: error for name, error in errors.items() if name in weights}, unmatched
 

@@ -44,11 +44,16 @@ class QuantizationPlan:
 
 
 def select_fp_layers(
-    graph: nn.Module, config: ModelConfig, activations: Activations, lengths: Sequence[int]
+    graph: nn.Module,
+    config: ModelConfig,
+    activations: Activations,
+    lengths: Sequence[int],
+    *,
+    token_ranges: bool,
 ) -> QuantizationPlan:
     """Measure a graph's linear layers on speech, and select those to keep in floating point."""
     mels = list(parity.sample_mels(config, lengths))
-    errors = layer_errors(graph, mels[:CLIPS], activations)
+    errors = layer_errors(graph, mels[:CLIPS], activations, token_ranges=token_ranges)
     return QuantizationPlan(mels, errors, sensitive_layers(errors))
 
 
@@ -83,6 +88,8 @@ def layer_errors(
     mels: Iterable[Float32Array],
     activations: Activations,
     quantize_weight: WeightQuantizer = per_channel,
+    *,
+    token_ranges: bool = True,
 ) -> dict[str, float]:
     """Measure the error that int8 causes in each linear layer's output.
 
@@ -93,6 +100,7 @@ def layer_errors(
         mels: log-mels of speech, (mel bins, frames) each; they also set the ranges of ``static``.
         activations: quantization of the layers' inputs.
         quantize_weight: quantization of the weights.
+        token_ranges: ``dynamic`` has a range for each token; otherwise for each input.
 
     Returns:
         RMS of the error, relative to the RMS of the output, by layer.
@@ -107,7 +115,8 @@ def layer_errors(
             weight = quantize_weight(name, layer.weight)  # here, to hold one layer's at a time
             (states,) = inputs
             if activations is Activations.DYNAMIC:
-                low, high = states.amin(-1, keepdim=True), states.amax(-1, keepdim=True)
+                axes = (-1,) if token_ranges else tuple(range(states.dim()))
+                low, high = states.amin(axes, keepdim=True), states.amax(axes, keepdim=True)
                 states = _round_to_int8(states, low, high)
             elif activations is Activations.STATIC:
                 states = _round_to_int8(states, *ranges[name])

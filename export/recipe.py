@@ -65,6 +65,8 @@ class ExportRecipe:
         load_runner: loads a file and returns the function that runs it.
         inspect: lists what a file computes. Takes the file, the manifest and a log-mel
             (mel bins, frames) of the longest input.
+        token_ranges: with dynamic activations each token of an input has its own range; otherwise
+            the whole input has one.
         native: the artifact runs here on the runtime that devices use. Otherwise, delegation and
             memory cannot be measured.
     """
@@ -78,6 +80,7 @@ class ExportRecipe:
     lower: Callable[[nn.Module, ModelConfig, Settings, QuantizationPlan, Path], Notes]
     load_runner: Callable[[Path], Runner]
     inspect: Callable[[Path, Manifest, Float32Array], Inspection]
+    token_ranges: bool = True
     native: bool = True
 
 
@@ -162,6 +165,12 @@ def _lower(
     if settings.precision is not Precision.INT8:
         return recipe.lower(graph, model.config, settings, QuantizationPlan(), path), None
     report_progress("measuring the int8 error of each layer")
-    plan = select_fp_layers(graph, model.config, settings.activations, settings.lengths)
+    plan = select_fp_layers(
+        graph,
+        model.config,
+        settings.activations,
+        settings.lengths,
+        token_ranges=recipe.token_ranges,
+    )
     notes = recipe.lower(graph, model.config, settings, plan, path)
     return notes, Quantization(settings.activations, plan.kept, plan.errors)

@@ -78,11 +78,11 @@ def _export(kind: str, checkpoint: Checkpoint, out: Path, form: Form) -> str:
             patch.setattr(
                 quantization_error,
                 "layer_errors",
-                lambda *arguments: {
+                lambda *arguments, **options: {
                     name: 2 * quantization_error.MAX_RELATIVE_ERROR
                     if name.endswith(layer)
                     else error
-                    for name, error in layer_errors(*arguments).items()
+                    for name, error in layer_errors(*arguments, **options).items()
                 },
             )
         exported = export(

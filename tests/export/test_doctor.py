@@ -249,10 +249,16 @@ def test_errors_are_those_of_the_layers_alone() -> None:
         errors = quantization_error.layer_errors(graph, [mel], activations)
         assert all(0.002 < error < 0.03 for error in errors.values())
     mel[0, 0] = 100  # an outlier widens a fixed range, but only its own row of a dynamic one
-    assert (
-        quantization_error.layer_errors(graph, [mel], Activations.STATIC)["first"]
-        > 1.5 * quantization_error.layer_errors(graph, [mel], Activations.DYNAMIC)["first"]
+    fixed, per_token, per_input = (
+        quantization_error.layer_errors(graph, [mel], activations, token_ranges=token_ranges)
+        for activations, token_ranges in (
+            (Activations.STATIC, True),
+            (Activations.DYNAMIC, True),
+            (Activations.DYNAMIC, False),
+        )
     )
+    assert fixed["first"] > 1.5 * per_token["first"]
+    assert per_input["first"] == pytest.approx(fixed["first"])  # one clip makes both ranges
 
 
 def test_weights_are_matched_by_direction() -> None:

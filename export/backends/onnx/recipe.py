@@ -17,4 +17,5 @@ RECIPE = ExportRecipe(
     lower=lower,
     load_runner=load_runner,
     inspect=inspect,
+    token_ranges=False,
 )
