@@ -81,9 +81,9 @@ def _check_size(settings: CacheSettings, shards: list[Path]) -> None:
     slowest = 1 / (1 - settings.augmentation.speed)
     tail = _LEAD + _TAIL + max(settings.longest_extra_tail, settings.held_out_extra_tail)
     seconds = sum(
-        one.samples / SAMPLE_RATE * slowest + tail
-        for shard in shards
-        for one in load_shard(shard).examples
+        (one.samples / SAMPLE_RATE * slowest + tail) * (1 if corpus.parallel_audio is None else 2)
+        for corpus in map(load_shard, shards)
+        for one in corpus.examples
     )
     gigabytes = seconds * FRAMES_PER_SECOND / 2 * config.encoder.width * 2 / 1e9
     if gigabytes > settings.bound_gb:
@@ -144,8 +144,8 @@ def _prepare(
     """Augment if there is a generator, pass through the front end, and add a tail of zeros.
 
     Args:
-        recordings: an utterance, and perhaps the same by the reference voice, which is neither
-            augmented nor cut otherwise than the utterance.
+        recordings: an utterance, and perhaps the same by the reference voice, which is not
+            augmented and is cut where the utterance is.
         settings: kinds and strengths.
         random: generator of the draws, if any.
     """
