@@ -45,6 +45,9 @@ class QFormerConfig:
     With ``offset_bias``, a learned number of each head and each offset within the window is added
     to the scores (relative position bias, T5, arXiv 1910.10683, shared by the layers). Heads can
     then read single states from the start of the training.
+
+    Raises:
+        ValueError: ``offset_bias`` without ``stride``.
     """
 
     width: int
@@ -55,6 +58,11 @@ class QFormerConfig:
     stride: int | None = None
     overlap: int = 0
     offset_bias: bool = False
+
+    def __post_init__(self) -> None:
+        """Check rules that concern several fields."""
+        if self.offset_bias and self.stride is None:
+            raise ValueError("offset_bias needs stride")
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,7 @@ class ModelConfig:
         """Read the JSON form.
 
         Raises:
-            CheckpointError: a key is missing or unknown.
+            CheckpointError: a key is missing or unknown, or a value does not fit.
         """
         try:
             parts: dict[str, Any] = {
@@ -155,7 +163,7 @@ class ModelConfig:
             if "encoder_weights" in data:
                 parts["encoder_weights"] = EncoderWeights(**data["encoder_weights"])
             return cls(**{**data, **parts})
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"The model configuration is not valid: {error}.",
                 f"Compare its keys with those of {cls.__name__} in esrt/config.py.",

@@ -285,7 +285,7 @@ def additive_mask(mask: Tensor) -> Tensor:
 
 def _first_offset_bias(config: QFormerConfig) -> Tensor:
     """Numbers (heads, window) by which the heads first read different states of a token's own."""
-    assert config.stride is not None, "only windows have offsets"
+    assert config.stride is not None
     place = torch.arange(config.stride + 2 * config.overlap)
     own = (torch.arange(config.heads) + 0.5) * config.stride / config.heads - 0.5
     return -((place - config.overlap - own[:, None]) ** 2).clamp(max=8)

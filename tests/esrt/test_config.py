@@ -17,7 +17,9 @@ from tests.tiny_checkpoint import TINY
 # A small model in the form of the released ones: learned queries over a padded input.
 QUERIES = dataclasses.replace(
     TINY,
-    q_former=dataclasses.replace(TINY.q_former, queries=5, stride=None, overlap=0),
+    q_former=dataclasses.replace(
+        TINY.q_former, queries=5, stride=None, overlap=0, offset_bias=False
+    ),
     padded=True,
     max_seconds=2.0,
 )
@@ -50,6 +52,13 @@ def test_missing_keys_are_refused_by_name(part: str | None, key: str) -> None:
     data = TINY.to_dict()
     del (data if part is None else data[part])[key]
     with pytest.raises(CheckpointError, match=key):
+        ModelConfig.from_dict(data)
+
+
+def test_an_offset_bias_without_windows_is_refused() -> None:
+    data = TINY.to_dict()
+    del data["q_former"]["stride"]
+    with pytest.raises(CheckpointError, match="offset_bias needs stride"):
         ModelConfig.from_dict(data)
 
 

@@ -67,7 +67,9 @@ def test_each_row_of_a_mixed_batch_is_as_alone(model: EdgeModel) -> None:
 
 @torch.inference_mode()
 def test_learned_queries_in_a_mixed_batch_are_as_alone() -> None:
-    q_former = dataclasses.replace(TINY.q_former, queries=5, stride=None, overlap=0)
+    q_former = dataclasses.replace(
+        TINY.q_former, queries=5, stride=None, overlap=0, offset_bias=False
+    )
     model = lively(dataclasses.replace(TINY, q_former=q_former))
     mel, frames = mixed_batch()
     together = model(mel, frames)

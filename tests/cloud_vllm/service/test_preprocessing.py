@@ -20,7 +20,9 @@ from tests.tiny_checkpoint import TINY
 def test_models_with_a_fixed_number_of_tokens_reject_other_numbers(
     settings: Settings, checkpoint: Checkpoint, packet: Packets
 ) -> None:
-    config = replace(TINY, q_former=replace(TINY.q_former, stride=None, queries=8))
+    config = replace(
+        TINY, q_former=replace(TINY.q_former, stride=None, queries=8, offset_bias=False)
+    )
     preprocessor = PacketPreprocessor(replace(checkpoint, config=config), settings)
     assert asyncio.run(preprocessor.preprocess(packet(0, 8))).embeddings.shape == (8, 64)
     for tokens in (7, 9):

@@ -27,7 +27,9 @@ RECIPE = get_recipe("onnx")
 PADDED = dataclasses.replace(
     TINY,
     encoder=dataclasses.replace(TINY.encoder, max_positions=100),
-    q_former=dataclasses.replace(TINY.q_former, queries=5, stride=None, overlap=0),
+    q_former=dataclasses.replace(
+        TINY.q_former, queries=5, stride=None, overlap=0, offset_bias=False
+    ),
     padded=True,
     max_seconds=2.0,
 )
