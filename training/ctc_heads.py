@@ -1,4 +1,7 @@
-"""Auxiliary CTC heads of a run, kept beside its checkpoint for runs that continue it."""
+"""Auxiliary CTC heads of a run, kept beside its checkpoint.
+
+Runs that continue the checkpoint start from them. The head of characters also scores transcripts.
+"""
 
 import json
 from pathlib import Path
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 from esrt.files import replace_file
 
 HEADS_FILE = "ctc_heads.safetensors"
+_LEAST_AGREEMENT = -1e4
 
 
 def save_heads(
@@ -68,6 +72,50 @@ def load_heads(
         _by_frame(letters.bias, alphabet)[:, new] = _by_frame(saved["letters.bias"], known)[:, old]
     if pieces is not None and "pieces.weight" in saved:
         pieces.load_state_dict({key: saved[f"pieces.{key}"] for key in ("weight", "bias")})
+
+
+class TranscriptCtc:
+    """Head of characters that scores a transcript against the features that it came from.
+
+    Args:
+        folder: folder of a checkpoint with a head of characters on the Q-Former's output.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        with safe_open(folder / HEADS_FILE, "pt") as file:
+            self._weight = file.get_tensor("letters.weight").float()
+            self._bias = file.get_tensor("letters.bias").float()
+            alphabet: str = json.loads(file.metadata()["alphabet"])
+        self._places = {character: 1 + number for number, character in enumerate(alphabet)}
+
+    def frames(self, features: Tensor) -> Tensor:
+        """Log-probabilities (frames, 1 + alphabet) of an utterance's features (tokens, width)."""
+        logits = nn.functional.linear(features, self._weight, self._bias)
+        return logits.view(-1, 1 + len(self._places)).log_softmax(-1)
+
+    def agreement(self, frames: Tensor, transcript: str) -> float:
+        """Log-probability of a transcript, minus that of the best path, for each character.
+
+        Characters outside of the alphabet are left out. An empty transcript has one character.
+
+        Args:
+            frames: what `frames` returns.
+            transcript: text of an answer.
+
+        Returns:
+            At most about 0, in nats; lower for a transcript that the features contradict.
+        """
+        target = [self._places[one] for one in transcript if one in self._places]
+        loss = nn.functional.ctc_loss(
+            frames[:, None],
+            torch.tensor(target, dtype=torch.long),
+            torch.tensor([len(frames)]),
+            torch.tensor([len(target)]),
+            reduction="sum",
+        )
+        best = frames.max(-1).values.sum()
+        # More characters than frames have no path.
+        return float((-loss - best).clamp(min=_LEAST_AGREEMENT)) / max(1, len(target))
 
 
 def _by_frame(tensor: Tensor, alphabet: str) -> Tensor:

@@ -17,6 +17,7 @@ from esrt.checkpoint import Checkpoint
 from esrt.languages import LANGUAGES
 from training.corpus.build import Example
 from training.corpus.clips import load_shard, shards_of
+from training.ctc_heads import TranscriptCtc
 from training.engine_scoring import WRONG_LANGUAGE, answer_row, engine_report, plain_error_rate
 from training.scoring import Prediction, grouped
 from training.state_corpus import StateCorpus, load_states
@@ -79,11 +80,15 @@ def _answers(
     edge = split_edge(checkpoint.edge_model()).eval()
     decoder = Gemma3ForCausalLM.from_pretrained(checkpoint.decoder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.decoder)
+    scorer = TranscriptCtc(checkpoint.folder)
     answers = {}
     for split, corpus in corpora.items():
-        whole = translate(edge, decoder, tokenizer, corpus)
-        mixed = replace(corpus, examples=_with_wrong_language(corpus, checkpoint.config.languages))
-        answers[split] = [*whole, *translate(edge, decoder, tokenizer, mixed)]
+        others = _with_wrong_language(corpus, checkpoint.config.languages)
+        answers[split] = [
+            prediction
+            for part in (corpus, replace(corpus, examples=others))
+            for prediction in translate(edge, decoder, tokenizer, part, transcript_ctc=scorer)
+        ]
     return answers
 
 

@@ -17,11 +17,14 @@ class Scores:
         mean: the lower of the mean log-probabilities of transcript and translation.
         minimum: lowest log-probability of a token.
         margin: smallest difference of the log-probabilities of a token and its closest rival.
+        agreement: how well the transcript fits the features (`training.ctc_heads.TranscriptCtc`);
+            0 without that head.
     """
 
     mean: float
     minimum: float
     margin: float
+    agreement: float = 0.0
 
 
 @dataclass(frozen=True)

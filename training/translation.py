@@ -1,6 +1,7 @@
 """Translation of a corpus with a checkpoint, and its scores."""
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,13 +18,16 @@ from esrt.checkpoint import Checkpoint
 from esrt.config import ModelConfig
 from esrt.errors import CheckFailed
 from esrt.languages import LANGUAGES
+from esrt.model import EdgeModel
 from esrt.prompt import separator, split_target
 from training.augment import add_noise, limit_bandwidth, reverberate
 from training.corpus.build import Corpus
+from training.ctc_heads import TranscriptCtc
 from training.data import mel_batch, state_batch
 from training.scored_generation import generate_scored
 from training.scoring import Prediction, report, score
 from training.state_corpus import StateCorpus
+from training.state_edge import StateEdge
 
 MAX_NEW_TOKENS = 128
 
@@ -60,6 +64,7 @@ def translate(
     directions: int | None = None,
     sound: Sound = unchanged,
     batch: int = 96,
+    transcript_ctc: TranscriptCtc | None = None,
 ) -> list[Prediction]:
     """Translate a split by greedy decoding. Each utterance is encoded once.
 
@@ -73,6 +78,7 @@ def translate(
         directions: number of target languages of each utterance, in rotation; ``None`` for all.
         sound: change to the audio.
         batch: approximate number of translations in a batch.
+        transcript_ctc: scores the transcripts; ``edge`` then is the torch model.
     """
     device = next(decoder.parameters()).device
     tasks = []
@@ -89,7 +95,18 @@ def translate(
         arrays = [sound(corpus.speech(example)) for example, _ in part]
         batch_of = state_batch if isinstance(corpus, StateCorpus) else mel_batch
         speech, frames = batch_of(edge.config, arrays)
-        embeddings = edge(speech.to(device), frames.to(device))
+        inputs = speech.to(device), frames.to(device)
+        log_probabilities: list[Tensor] = []
+        if transcript_ctc is None:
+            embeddings = edge(*inputs)
+        else:
+            assert isinstance(edge, EdgeModel | StateEdge)
+            features = edge.features(*inputs)
+            embeddings = edge.mlp(features)
+            log_probabilities = [
+                transcript_ctc.frames(row[: edge.config.tokens(count)].cpu())
+                for row, count in zip(features, frames.tolist(), strict=True)
+            ]
         tokens = torch.tensor([edge.config.tokens(count) for count in frames.tolist()])
         outputs = [
             (row, example, target)
@@ -106,8 +123,12 @@ def translate(
             [separator(*pair) for pair in pairs],
             MAX_NEW_TOKENS,
         )
-        for (_, example, target), pair, answer in zip(outputs, pairs, answers, strict=True):
+        for (row, example, target), pair, answer in zip(outputs, pairs, answers, strict=True):
             transcript, translation = split_target(answer.text, *pair)
+            scores = answer.scores
+            if transcript_ctc is not None:
+                agreement = transcript_ctc.agreement(log_probabilities[row], transcript)
+                scores = replace(scores, agreement=agreement)
             predictions.append(
                 Prediction(
                     source=example.language,
@@ -119,7 +140,7 @@ def translate(
                     reference_translation=example.texts.get(target, ""),
                     kind=example.kind,
                     engine=example.engine,
-                    scores=answer.scores,
+                    scores=scores,
                 )
             )
     return predictions

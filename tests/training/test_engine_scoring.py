@@ -103,5 +103,5 @@ def test_error_rates_ignore_case_and_punctuation() -> None:
 
 def test_a_row_of_the_answers_has_all_scores() -> None:
     row = answer_row(answer(-0.1, right=False, minimum=-2))
-    assert row["scores"] == {"mean": -0.1, "minimum": -2, "margin": 3}
+    assert row["scores"] == {"mean": -0.1, "minimum": -2, "margin": 3, "agreement": 0}
     assert row["right"] is False

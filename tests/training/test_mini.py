@@ -279,6 +279,7 @@ def test_a_run_writes_a_checkpoint_that_another_run_continues(
     test = [row for row in answers if row["split"] == "test"]
     assert len(test) == 13 * 12 + 13 + 13
     assert all(row["scores"]["minimum"] <= row["scores"]["mean"] <= 0 for row in test)
+    assert len({row["scores"]["agreement"] for row in test}) > 13
 
 
 def test_whisper_s_own_decoder_is_scored_on_the_recordings(tmp_path: Path) -> None:
