@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.options import DEFAULT_CODEC, CheckpointOption, JsonOption, ReportOption
-from benchmarks.privacy.speakers import Engine
+from benchmarks.privacy.engine import Engine
 from esrt import bundled
 from esrt.benchmark_report import BenchmarkReport
 from esrt.cli import VersionOption, run

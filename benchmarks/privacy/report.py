@@ -14,6 +14,7 @@ from benchmarks.privacy.audit import (
     EvaluationSplit,
     Sizes,
 )
+from benchmarks.privacy.engine import Engine
 from benchmarks.privacy.representations import (
     LOG_MEL,
     Q_FORMER,
@@ -22,7 +23,7 @@ from benchmarks.privacy.representations import (
     model_states,
     packet_codecs,
 )
-from benchmarks.privacy.speakers import Engine, SpeakerSet
+from benchmarks.privacy.speakers import SpeakerSet
 from esrt.benchmark_report import BenchmarkReport, Threshold
 from esrt.checkpoint import Checkpoint
 from esrt.cores import usable_cores

@@ -13,7 +13,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
+from benchmarks.privacy.engine import Engine
 from esrt.files import replace_folder
 from training.corpus import text
 from training.corpus.clips import worker_pool
@@ -43,13 +43,6 @@ _PITCH = 50
 _TRACTS = (0.85, 1.18)
 # Part of the cache's name. Raise it when the same settings give other speech.
 _VERSION = 1
-
-
-class Engine(StrEnum):
-    """Synthesizers of the speakers."""
-
-    ESPEAK = "espeak"
-    KOKORO = "kokoro"
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from benchmarks.privacy.attackers import (
     nearest_centroid,
     train_tdnn,
 )
+from benchmarks.privacy.engine import Engine
 from benchmarks.privacy.inversion import invert
 from benchmarks.privacy.pretrained import SpeakerEncoder
 from benchmarks.privacy.representations import Sequences, packet_codecs
 from benchmarks.privacy.speakers import (
-    Engine,
     SpeakerSet,
     draw_kokoro_speakers,
     draw_sentences,
