@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, Gemma3ForCausalLM
 
 from esrt.checkpoint import Checkpoint
 from esrt.model import generate_greedy
-from tests.tiny_checkpoint import TINY, tiny_checkpoint
+from tests.tiny_checkpoint import TINY, features, tiny_checkpoint
 from tests.training.helpers import first_examples, save_split
 from training.corpus import build
 from training.corpus.build import Corpus
@@ -163,8 +163,10 @@ def test_scored_answers_are_those_of_the_reference(tiny: Checkpoint) -> None:
     """Scores follow from the log-probabilities of a pass over the finished answer."""
     decoder = Gemma3ForCausalLM.from_pretrained(tiny.decoder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(tiny.decoder)
-    torch.manual_seed(0)
-    embeddings = torch.randn(2, 6, tiny.config.decoder_width)
+    # Features that the decoder was trained on: the text of other answers has several tokenizations.
+    spoken = [torch.from_numpy(features(sentence, 6)) for sentence in (0, 3)]
+    with torch.inference_mode():
+        embeddings = tiny.projector()(torch.stack(spoken))
     tokens, prompts = torch.tensor([6, 4]), ["<|eng|><|deu|>", "<|deu|><|eng|>"]
     answers = generate_scored(decoder, tokenizer, embeddings, tokens, prompts, 8)
     texts = generate_greedy(decoder, tokenizer, embeddings, tokens, prompts, 8)

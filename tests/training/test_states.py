@@ -67,7 +67,7 @@ def test_a_standardized_q_former_reads_raw_states_as_before_standardized_ones(
         unlike = edge.features(raw, frames)
         standardize(edge.q_former, UNEQUAL)
         actual = edge.features(raw, frames)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=5e-4)
     assert (unlike - expected).abs().max() > 0.1
 
 
