@@ -1,5 +1,5 @@
 # make demo    speech in, translation out, on the bundled model
-# make test    every check and every test, in about 36 minutes on two cores
+# make test    every check and every test, in 15 to 36 minutes on two cores
 # make check   lint, types, import rules and the unit tests, in less than 3 minutes
 # make runner  the C++ runner of .pte files, for this machine and for ARM
 #
