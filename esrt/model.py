@@ -138,6 +138,14 @@ class QFormerAdapter(nn.Module):
         offset = self._offset(length, self.config.stride)
         return self.offset_bias[:, offset.clamp(0, self.offset_bias.shape[1] - 1)]
 
+    def window_scores(self, length: int) -> Tensor | None:
+        """Numbers (1 or heads, tokens, length) to add to the scores: mask and bias, if any."""
+        window, bias = self.window(length), self.bias(length)
+        if window is None:
+            return None
+        mask = additive_mask(window)[None]
+        return mask if bias is None else mask + bias
+
     def _offset(self, length: int, stride: int) -> Tensor:
         """Place of each state in each token's window, (tokens, length); outside of it as well."""
         device = self.query.device

@@ -62,12 +62,10 @@ def main(
         case: medians(bind_input(runs, log_mel_speech(opened.config, seconds)), rounds)
         for case, seconds in cases(opened.config).items()
     }
-    scores = {}
+    scores, length = {}, None
     if not quick:
         held_out = load_sentences(clips / "test") if clips else load(CORPUS, "test")
         scores = quality(runs, opened, held_out.in_languages(opened.config.languages))
-    length = None
-    if not quick:
         measured["small_30s"], length, more = measure_small(folder, threads, max(3, rounds // 8))
         failed |= more
     times = {case: ms for case, (ms, _) in measured.items()}

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from esrt.model import EdgeModel, additive_mask
+from esrt.model import EdgeModel
 from esrt.wire import Split
 
 # Added to the scores of masked positions. The -1e9 of `esrt.model` is infinite in fp16.
@@ -30,14 +30,10 @@ class CoreMLGraph(nn.Module):
         self.model = model
         self.split = split
         positions = model.config.max_frames // 2
-        window = model.q_former.window(positions)
         with torch.no_grad():
             queries = model.q_former.qformer.layernorm(model.q_former.queries(positions))
-            bias = model.q_former.bias(positions)
-            mask = None if window is None else additive_mask(window)[None, None]
-            if mask is not None and bias is not None:
-                mask = mask + bias
-            mask = None if mask is None else mask.clamp(min=_MASKED)
+            scores = model.q_former.window_scores(positions)
+        mask = None if scores is None else scores[None].clamp(min=_MASKED)
         self.register_buffer("queries", queries)
         self.register_buffer("mask", mask)
         self.eval()

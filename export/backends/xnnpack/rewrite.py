@@ -12,7 +12,7 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerAttention, Bl
 from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoderLayer
 
 from esrt.config import ModelConfig
-from esrt.model import EdgeModel, Projector, QFormerAdapter, SpeechEncoder, additive_mask
+from esrt.model import EdgeModel, Projector, QFormerAdapter, SpeechEncoder
 from esrt.wire import Split
 from export.backends.xnnpack import fp16_convert_ops
 
@@ -208,16 +208,12 @@ class _QFormer(nn.Module):
         layers = [_QFormerLayer(layer) for layer in adapter.qformer.encoder.layer]
         self.layers = nn.ModuleList(layers)
         positions = config.max_frames // 2
-        window = adapter.window(positions)
         with torch.no_grad():
             queries = adapter.qformer.layernorm(adapter.queries(positions))[0]
-            mask = None if window is None else additive_mask(window)[None]
-            bias = adapter.bias(positions)
-            if mask is not None and bias is not None:
-                mask = mask + bias
+            mask = adapter.window_scores(positions)
         self.register_buffer("queries", queries)
         self.register_buffer("mask", mask)
-        if window is None or config.padded:
+        if mask is None or config.padded:
             self._fold_queries(layers[0])
         self.multiple = config.frame_multiple
 
